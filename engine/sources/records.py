@@ -1,0 +1,121 @@
+"""What every source comes down to: images with their captions, in the order of the source."""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from engine.errors import StrataError, UsageError
+from engine.inputs import is_text, name_few
+
+__all__ = ["ImageRecord", "Source", "check_images", "check_root", "refuse_split", "relative_uri"]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a source.
+
+    Attributes
+    ----------
+    image_id
+        Unique within the source. May hold ``/``: a sample id is split at its last one.
+    uri
+        Path below the image root, with ``/`` between its parts.
+    references
+        Ground-truth captions, stripped; empty where the source has none.
+    """
+
+    image_id: str
+    uri: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """All images of a source, before any is chosen.
+
+    Attributes
+    ----------
+    kind
+        Name of the source in the registry.
+    root
+        Folder that every ``uri`` is relative to.
+    records
+        One per image, in the order of the annotation file or of the sorted paths.
+    annotations_sha256
+        Of the annotation file's bytes, in hexadecimal; None where there is no such file.
+    warnings
+        What the user should know and need not act on.
+    """
+
+    kind: str
+    root: Path
+    records: tuple[ImageRecord, ...]
+    annotations_sha256: str | None
+    warnings: tuple[str, ...]
+
+
+def relative_uri(name: object) -> str:
+    """Normalise a file name of an annotation file to a path below the image root.
+
+    Both separators count when looking for a way out of the root, so that a file is refused on every system alike.
+
+    Raises
+    ------
+    ValueError
+        If it is not text, is empty, is absolute or leaves the root; the message completes "… 'file_name' …".
+    """
+    if not isinstance(name, str) or not is_text(name) or "\0" in name:
+        raise ValueError(f"is {name!r}, not a path")
+    path = PurePosixPath(name)
+    windows = PureWindowsPath(name)
+    if path.is_absolute() or windows.anchor:
+        raise ValueError(f"is the absolute path {name!r}; it must be relative to the image root")
+    if ".." in windows.parts:
+        raise ValueError(f"is {name!r}, which leaves the image root")
+    if not path.parts:
+        raise ValueError(f"is {name!r}, not a path")
+    return str(path)
+
+
+def refuse_split(kind: str, split: str | None) -> None:
+    """Refuse ``--split`` for a kind of source that has none.
+
+    Raises
+    ------
+    UsageError
+        If ``split`` is not None.
+    """
+    if split is not None:
+        raise UsageError(f"the source '{kind}' has no splits, so --split {split} chooses nothing; leave it out")
+
+
+def check_root(root: Path) -> None:
+    """Refuse an image root that is no directory.
+
+    Raises
+    ------
+    StrataError
+        If it is something else, or nothing.
+    """
+    if not root.is_dir():
+        state = "is not a directory" if root.exists() else "does not exist"
+        raise StrataError(f"the image folder {root} {state}; check --images")
+
+
+def check_images(root: Path, records: tuple[ImageRecord, ...]) -> None:
+    """Refuse an image root that holds none of the images.
+
+    A single missing image is no reason to stop here, it is reported when its turn comes; all of them missing means
+    that the option points to another folder. Looks no further than the first image that exists.
+
+    Raises
+    ------
+    StrataError
+        If ``root`` is no directory, or no record's file exists below it.
+    """
+    check_root(root)
+    if not any((root / record.uri).is_file() for record in records):
+        missing = name_few(record.uri for record in records)
+        raise StrataError(
+            f"none of the {len(records)} images of the annotation file exists below {root} (looked for {missing}); "
+            "--images must be the folder that these paths start from"
+        )
