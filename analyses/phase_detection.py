@@ -1,0 +1,261 @@
+"""Phases of inference: where a curve over layers rises and falls, and how sure the images make us of it.
+
+Pure arrays in, records out; the boundaries come from `analyses.segmentation`, the names from Wei, Shi and Inoue
+(arXiv 2411.00646).
+
+Intervals resample images. The curve that chose the boundaries flatters them: on noise alone it finds a "rise" between
+its own lowest and highest layer in nearly every resample. So each resample chooses its boundaries on the images drawn
+and reads the change between them off the images left out; an interval that excludes 0 is then evidence, and noise stays
+"not supported". The price is a somewhat wider interval than the drawn images alone would claim.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.segmentation import MINIMUM_LENGTH, segment_all, segment_curves
+from engine.errors import UsageError
+
+__all__ = ["PATTERNS", "Detection", "Phase", "Shape", "choose_shape", "cut_each", "detect", "fixed_shape"]
+
+PATTERNS = ("four", "three", "auto")
+
+FOUR_PHASES = ("I Alignment", "II Intra-modal Encoding", "III Inter-modal Encoding", "IV Output Preparation")
+THREE_STAGES = ("I+II Early Alignment", "III Rise", "IV Decline")
+
+_MOST_SEGMENTS = 5
+_SPLITS = 50
+_PERCENTILES = (2.5, 97.5)
+
+
+class Shape(NamedTuple):
+    """How a curve is cut: how many alternating segments, which way the first goes, how they make up phases.
+
+    ``phases[p] = (name, first segment, last segment)``. ``scores`` is empty unless the shape was chosen by
+    `choose_shape`: there ``scores[k]`` is the held-out mean squared error of ``k + 1`` segments and ``errors[k]`` the
+    standard error of its distance to the best.
+    """
+
+    segments: int
+    first_rises: bool
+    phases: tuple[tuple[str, int, int], ...]
+    scores: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
+
+
+class Phase(NamedTuple):
+    """One phase of one curve; layers are the store's numbers, inclusive at both ends, intervals are 95 %."""
+
+    phase: int
+    name: str
+    start: int
+    start_low: int
+    start_high: int
+    end: int
+    end_low: int
+    end_high: int
+    change: float
+    change_low: float
+    change_high: float
+    supported: bool
+
+
+class Detection(NamedTuple):
+    """The phases of a mean curve and the shape they follow."""
+
+    shape: Shape
+    phases: tuple[Phase, ...]
+
+
+def fixed_shape(pattern: str) -> Shape:
+    """Return the shape of ``four`` (up, down, up, down) or ``three`` (the same cuts, the first two joined)."""
+    if pattern == "four":
+        return Shape(4, True, tuple((name, k, k) for k, name in enumerate(FOUR_PHASES)))
+    if pattern == "three":
+        return Shape(4, True, tuple(zip(THREE_STAGES, (0, 2, 3), (1, 2, 3), strict=True)))
+    raise UsageError(f"--pattern {pattern}: expected one of {', '.join(PATTERNS)}")
+
+
+def choose_shape(curves: NDArray[np.floating], seed: int) -> Shape:
+    """Choose the number of segments by how well half of the images predicts the other half.
+
+    For 1 to 5 segments the mean curve of a random half of the images is fitted, the fit is scored on the mean curve of
+    the other half, and the whole is repeated 50 times. The fewest segments win whose score is within one standard error
+    of the best. It is the error of the difference, so that what all fits share (images lie higher or lower as a whole)
+    does not blur it, and since repeats share their images it is the corrected one of Nadeau and Bengio (2003), for
+    halves about the standard deviation over repeats. Which way the first segment goes is decided on the fitted half
+    alone, by the lower cost, a rise on a tie; for the result, on all images.
+
+    Parameters
+    ----------
+    curves : array (image, layer), finite
+        With fewer than two images there is nothing to hold out and one segment is chosen.
+    seed : int
+    """
+    most = max(1, min(_MOST_SEGMENTS, curves.shape[1] // MINIMUM_LENGTH))
+    scores, errors, segments = np.full(most, np.nan), np.full(most, np.nan), 1
+    if len(curves) > 1:
+        held_out = _held_out_errors(curves, most, np.random.default_rng(seed))
+        scores = held_out.mean(axis=0)
+        best = int(np.argmin(scores))
+        errors = (held_out - held_out[:, [best]]).std(axis=0, ddof=1) * np.sqrt(1.0 + 1.0 / _SPLITS)
+        segments = int(np.flatnonzero(scores <= scores[best] + errors)[0]) + 1
+    mean = curves.mean(axis=0, keepdims=True)
+    up, down = (segment_curves(mean, segments, first_rises=rises).cost[0] for rises in (True, False))
+    first_rises = bool(up <= down)
+    if (segments, first_rises) == (4, True):
+        phases = fixed_shape("four").phases
+    else:
+        phases = tuple((("Rise", "Decline")[(k % 2 == 0) != first_rises], k, k) for k in range(segments))
+    return Shape(segments, first_rises, phases, tuple(scores.tolist()), tuple(errors.tolist()))
+
+
+def cut_each(
+    curves: NDArray[np.floating], layers: NDArray[np.integer], shape: Shape
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Boundaries of every curve by itself.
+
+    Parameters
+    ----------
+    curves : array (curve, layer), finite
+    layers : array (layer) of int
+        The layer numbers of the curve's points.
+    shape : Shape
+
+    Returns
+    -------
+    start, end : arrays (curve, phase), int64
+        Layer numbers, inclusive; a phase starts where the one before it ends.
+    """
+    _refuse_short(len(layers), shape.segments)
+    start, end = _phase_points(segment_curves(curves, shape.segments, first_rises=shape.first_rises).last, shape)
+    numbers = np.asarray(layers, np.int64)
+    return numbers[start], numbers[end]
+
+
+def detect(
+    curves: NDArray[np.floating], layers: NDArray[np.integer], pattern: str, *, bootstraps: int = 1000, seed: int = 0
+) -> Detection:
+    """Find the phases of the mean curve, with bootstrap intervals over images.
+
+    Parameters
+    ----------
+    curves : array (image, layer), finite, at least one image
+    layers : array (layer) of int
+    pattern : ``"four"``, ``"three"`` or ``"auto"``
+    bootstraps, seed : int
+
+    Returns
+    -------
+    Detection
+        ``change`` is the mean curve's value at ``end`` minus that at ``start``; its interval is read off images left
+        out (see the module's text), NaN with fewer than two images. A phase is supported where the interval of every
+        segment in it excludes 0 with the segment's sign.
+
+    Raises
+    ------
+    UsageError
+        An unknown pattern, or fewer layers than it needs.
+    """
+    curves = np.asarray(curves, np.float64)
+    _refuse_short(curves.shape[1], 1 if pattern == "auto" else fixed_shape(pattern).segments)
+    shape = choose_shape(curves, seed) if pattern == "auto" else fixed_shape(pattern)
+    mean = curves.mean(axis=0, keepdims=True)
+    found = segment_curves(mean, shape.segments, first_rises=shape.first_rises).last
+    drawn, left_out = _resample(curves, bootstraps, np.random.default_rng(seed))
+    resampled = segment_curves(drawn, shape.segments, first_rises=shape.first_rises).last
+    supported = _supported(left_out, resampled, shape.first_rises)
+
+    start, end = _phase_points(found, shape)
+    starts, ends = _phase_points(resampled, shape)
+    change = (_at(mean, end) - _at(mean, start))[0]
+    change_low, change_high = _interval(_at(left_out, ends) - _at(left_out, starts))
+    numbers = np.asarray(layers, np.int64)
+    (start_low, start_high), (end_low, end_high) = (
+        numbers[np.percentile(points, _PERCENTILES, axis=0, method="inverted_cdf").astype(np.intp)]
+        for points in (starts, ends)
+    )
+    phases = tuple(
+        Phase(
+            p + 1, name,
+            int(numbers[start[0, p]]), int(start_low[p]), int(start_high[p]),
+            int(numbers[end[0, p]]), int(end_low[p]), int(end_high[p]),
+            float(change[p]), float(change_low[p]), float(change_high[p]),
+            bool(supported[first : last + 1].all()),
+        )
+        for p, (name, first, last) in enumerate(shape.phases)
+    )  # fmt: skip
+    return Detection(shape, phases)
+
+
+def _refuse_short(points: int, segments: int) -> None:
+    if points < MINIMUM_LENGTH * segments:
+        raise UsageError(
+            f"{segments} segment(s) need at least {MINIMUM_LENGTH * segments} layers and the curve has {points}: "
+            "capture more layers" + (", or use --pattern auto" if segments > 1 else "")
+        )
+
+
+def _phase_points(last: NDArray[np.intp], shape: Shape) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """First and last point of every phase, from the last points of the segments."""
+    boundaries = np.concatenate([np.zeros((len(last), 1), np.intp), last], axis=1)
+    return boundaries[:, [first for _, first, _ in shape.phases]], boundaries[:, [k + 1 for _, _, k in shape.phases]]
+
+
+def _at(curves: NDArray[np.float64], points: NDArray[np.intp]) -> NDArray[np.float64]:
+    return np.take_along_axis(curves, points, axis=1)
+
+
+def _resample(
+    curves: NDArray[np.float64], bootstraps: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean curves of the images drawn and of those left out (NaN where none was), each (bootstrap, layer)."""
+    images = len(curves)
+    times = rng.multinomial(images, np.full(images, 1.0 / images), size=bootstraps)
+    unused = times == 0
+    some = unused.sum(axis=1, keepdims=True)
+    left_out = np.divide(unused @ curves, some, out=np.full((bootstraps, curves.shape[1]), np.nan), where=some > 0)
+    return times @ curves / images, left_out
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return (np.full(values.shape[1], np.nan),) * 2
+    low, high = np.percentile(values, _PERCENTILES, axis=0)
+    return low, high
+
+
+def _supported(left_out: NDArray[np.float64], last: NDArray[np.intp], first_rises: bool) -> NDArray[np.bool_]:
+    """Whether each segment's change on left-out images excludes 0 with the segment's sign."""
+    boundaries = np.concatenate([np.zeros((len(last), 1), np.intp), last], axis=1)
+    low, high = _interval(np.diff(_at(left_out, boundaries), axis=1))
+    rises = (np.arange(last.shape[1]) % 2 == 0) == first_rises
+    return np.where(rises, low > 0, high < 0)
+
+
+def _held_out_errors(curves: NDArray[np.floating], most: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Mean squared error (split, segments - 1) of fits to one half's mean curve on the other half's."""
+    images = len(curves)
+    halves = np.stack([rng.permutation(images) < images // 2 for _ in range(_SPLITS)])
+    fitted = halves @ curves / halves.sum(axis=1, keepdims=True)
+    scored = ~halves @ curves / (~halves).sum(axis=1, keepdims=True)
+    by_sign = [segment_all(fitted, most, first_rises=rises) for rises in (True, False)]
+    errors = np.empty((_SPLITS, most))
+    for k in range(most):
+        up, down = by_sign[0][k], by_sign[1][k]
+        for split in range(_SPLITS):
+            first_rises = bool(up.cost[split] <= down.cost[split])
+            last = (up if first_rises else down).last[split]
+            errors[split, k] = np.mean((scored[split] - _fit(fitted[split], last, first_rises)) ** 2)
+    return errors
+
+
+def _fit(curve: NDArray[np.float64], last: NDArray[np.intp], first_rises: bool) -> NDArray[np.float64]:
+    from scipy.optimize import isotonic_regression  # noqa: PLC0415  (a second of import that fixed patterns spare)
+
+    pieces = np.split(curve, last[:-1] + 1)
+    return np.concatenate(
+        [isotonic_regression(piece, increasing=(k % 2 == 0) == first_rises).x for k, piece in enumerate(pieces)]
+    )

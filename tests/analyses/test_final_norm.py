@@ -1,0 +1,42 @@
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from analyses.final_norm import FinalNorm
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_equals_torch_with_random_weights(kind: Literal["rms", "layer"], dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    states = (rng.standard_normal((7, 16)) * 3 + 1).astype(dtype)
+    weight = rng.standard_normal(16).astype(np.float32)
+    bias = rng.standard_normal(16).astype(np.float32) if kind == "layer" else None
+    tensor = torch.from_numpy(states.astype(np.float32))
+    if bias is not None:
+        expected = torch.nn.functional.layer_norm(tensor, (16,), torch.from_numpy(weight), torch.from_numpy(bias), 1e-3)
+    else:
+        expected = torch.nn.functional.rms_norm(tensor, (16,), torch.from_numpy(weight), 1e-3)
+    got = FinalNorm(kind, weight, bias, eps=1e-3, weight_offset=0.0)(states)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected.numpy(), atol=2e-6)
+
+
+def test_the_weight_offset_is_added() -> None:
+    states = np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32)
+    weight = np.linspace(-1, 1, 8, dtype=np.float32)
+    shifted = FinalNorm("rms", weight, None, 1e-6, 1.0)(states)
+    np.testing.assert_allclose(shifted, FinalNorm("rms", weight + 1, None, 1e-6, 0.0)(states), rtol=1e-6)
+
+
+def test_llamas_norm_is_this_norm() -> None:
+    modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
+    norm = modeling.LlamaRMSNorm(12, eps=1e-5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, 12))
+    states = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    got = FinalNorm("rms", norm.weight.detach().numpy(), None, 1e-5, 0.0)(states.numpy())
+    np.testing.assert_allclose(got, norm(states).detach().numpy(), atol=1e-6)
