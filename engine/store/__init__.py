@@ -1,0 +1,46 @@
+"""The store: writing immutable parts, and opening them without the model.
+
+``FORMAT.md`` beside this file is the public specification of what lies on disk.
+"""
+
+from engine.store.content import BadSample, Coordinate, PartArray, PartContent, layer_coordinate, role_coordinate
+from engine.store.dtypes import round_mantissa, widen_bfloat16
+from engine.store.layout import ArrayShape, PartSize, part_arrays, predict_size
+from engine.store.manifest import canonical_json
+from engine.store.model_tables import MODEL_ATTRIBUTES, ModelMatrix
+from engine.store.model_view import ModelTables
+from engine.store.part import Part, open_part
+from engine.store.reader import Store, open_store
+from engine.store.record import committed_parts, create_store, is_same_store
+from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, VOCABULARY_SCHEMA
+from engine.store.writer import write_part
+
+__all__ = [
+    "MODEL_ATTRIBUTES",
+    "PART_SAMPLES_SCHEMA",
+    "PLAN_SCHEMA",
+    "VOCABULARY_SCHEMA",
+    "ArrayShape",
+    "BadSample",
+    "Coordinate",
+    "ModelMatrix",
+    "ModelTables",
+    "Part",
+    "PartArray",
+    "PartContent",
+    "PartSize",
+    "Store",
+    "canonical_json",
+    "committed_parts",
+    "create_store",
+    "is_same_store",
+    "layer_coordinate",
+    "open_part",
+    "open_store",
+    "part_arrays",
+    "predict_size",
+    "role_coordinate",
+    "round_mantissa",
+    "widen_bfloat16",
+    "write_part",
+]

@@ -1,0 +1,130 @@
+"""From staged files to a store, so that a crash at any moment leaves a whole part or none.
+
+Everything is built under ``STORE/.staging/`` and made durable there (zarr syncs nothing). Then a part's folder and
+table are renamed into ``parts/`` and its manifest last of all: **a part exists if and only if its manifest does**. The
+few files that all writers share are deterministic bytes; they are linked into place one by one, which the first writer
+wins, and later writers compare. Requires a file system with atomic rename and hard links.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import StrataError
+from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
+from engine.store.manifest import hash_file
+
+__all__ = [
+    "commit_part",
+    "files_below",
+    "link_common",
+    "refuse_committed",
+    "remove_leftovers",
+    "staging_folder",
+    "sync_file",
+    "sync_folders",
+]
+
+
+@contextmanager
+def staging_folder(store: Path, name: str) -> Iterator[Path]:
+    """Make a fresh folder under ``STORE/.staging`` and remove it, with whatever is left inside, at the end."""
+    folder = store / STAGING_FOLDER / f"{name}-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(store: Path, name: str) -> None:
+    """Remove staging folders that a crash left; a part has one writer, so they are nobody's."""
+    for folder in (store / STAGING_FOLDER).glob(f"{name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, in path order."""
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's (or folder's) bytes durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folders(root: Path) -> None:
+    """Make the entries of a folder and of every folder below it durable."""
+    for folder, _, _ in os.walk(root):
+        sync_file(Path(folder))
+
+
+def refuse_committed(store: Path, name: str) -> None:
+    """Raise StrataError when the part is committed: a part never changes."""
+    if (store / PARTS_FOLDER / f"{name}.json").exists():
+        raise StrataError(
+            f"part {name} of {store} is already committed and never changes: "
+            "run strata extract again to add the parts that are missing"
+        )
+
+
+def commit_part(staged: Path, store: Path, name: str) -> None:
+    """Move one staged part into the store, its manifest last.
+
+    Parameters
+    ----------
+    staged
+        Holds ``NAME.zarr/``, ``NAME.parquet`` and ``NAME.json``, all of it durable.
+    store
+        The store's folder.
+    name
+        The part's name.
+
+    Raises
+    ------
+    StrataError
+        When the part is already committed: a part never changes.
+    """
+    parts = store / PARTS_FOLDER
+    parts.mkdir(exist_ok=True)
+    refuse_committed(store, name)
+    _discard(parts / f"{name}.zarr", staged)
+    os.rename(staged / f"{name}.zarr", parts / f"{name}.zarr")
+    os.replace(staged / f"{name}.parquet", parts / f"{name}.parquet")
+    sync_file(parts)
+    os.replace(staged / f"{name}.json", parts / f"{name}.json")
+    sync_file(parts)
+
+
+def _discard(leftover: Path, staged: Path) -> None:
+    """Move what a crash left without a manifest out of the way; it goes when the staging folder does."""
+    if leftover.exists():
+        os.rename(leftover, staged / "leftover.zarr")
+
+
+def link_common(staged: Path, store: Path, relative: str) -> None:
+    """Link one staged file into the store, or check that the file already there has the same bytes.
+
+    Raises
+    ------
+    StrataError
+        When another writer put different bytes there.
+    """
+    target = store / relative
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(staged / relative, target)
+    except FileExistsError:
+        if hash_file(staged / relative) != hash_file(target):
+            raise StrataError(
+                f"{target} was written by another run with different bytes: "
+                "use the same versions of strata and its libraries on every node, or another --out"
+            ) from None
+    sync_file(target.parent)

@@ -1,0 +1,111 @@
+"""What a writer is given: the arrays, coordinates and samples of one part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.store.layout import ArrayShape
+from engine.vocabulary import ROLES, role_flags
+
+__all__ = ["BadSample", "Coordinate", "PartArray", "PartContent", "layer_coordinate", "role_coordinate"]
+
+
+@dataclass(frozen=True)
+class PartArray:
+    """One data array, handed over one leading index at a time.
+
+    Attributes
+    ----------
+    path
+        Group and name: ``token/hidden_states``.
+    dims, shape
+        Dimension names and lengths.
+    dtype
+        Stored dtype: ``float16``, ``float32`` or ``int32``.
+    slab
+        ``slab(i)`` is the array at leading index ``i``: shape ``shape[1:]``, in ``dtype``, C-contiguous. Called once
+        per index, in order, and its result is not used after the next call, so a buffer may be reused.
+    attributes
+        JSON values: units, long_name, captured_dtype, …
+    mantissa_bits
+        When given, values are rounded to that many mantissa bits and the measured error joins the attributes.
+    """
+
+    path: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    slab: Callable[[int], np.ndarray]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    mantissa_bits: int | None = None
+
+    @property
+    def layout(self) -> ArrayShape:
+        """Path, dims, shape and dtype alone."""
+        return ArrayShape(self.path, self.dims, self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One coordinate: int32 ``values`` along the single dimension of ``dims``, under ``path``."""
+
+    path: str
+    dims: tuple[str]
+    values: np.ndarray
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> ArrayShape:
+        """Path, dims, shape and dtype alone."""
+        return ArrayShape(self.path, self.dims, self.values.shape, "int32")
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A planned sample that could not be stored, and why."""
+
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PartContent:
+    """Everything of one part.
+
+    Attributes
+    ----------
+    number
+        Part number of the plan.
+    arrays, coordinates
+        Data and coordinates; their axes may have length 0 when every sample is bad.
+    samples
+        Table of ``PART_SAMPLES_SCHEMA``.
+    bad_samples
+        Planned samples that are not in ``samples``.
+    run
+        JSON values: library versions, attention kernel, dtype, batch size, padding side, model revision.
+    seconds
+        How long the part took to extract.
+    """
+
+    number: int
+    arrays: tuple[PartArray, ...]
+    coordinates: tuple[Coordinate, ...]
+    samples: pa.Table
+    bad_samples: tuple[BadSample, ...]
+    run: Mapping[str, Any]
+    seconds: float
+
+
+def layer_coordinate(group: str, layers: Sequence[int]) -> Coordinate:
+    """Make the ``layer`` coordinate of a group (``token`` or ``sample``) from the stored layer numbers."""
+    attributes = {"long_name": "point of the residual stream; 0 enters block 1, l leaves block l"}
+    return Coordinate(f"{group}/layer", ("layer",), np.asarray(layers, np.int32), attributes)
+
+
+def role_coordinate(group: str = "sample") -> Coordinate:
+    """Make the ``role`` coordinate of pooled arrays: every role's code, in order."""
+    return Coordinate(f"{group}/role", ("role",), np.arange(len(ROLES), dtype=np.int32), role_flags())

@@ -1,0 +1,84 @@
+"""Floating point on its way to the disk: widening bfloat16 and rounding mantissas, both with known error.
+
+bfloat16 has no Zarr v3 specification that every reader knows, so it is stored as float32 whose low 16 bits are zero:
+exact, and the zeros compress away.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numcodecs.bitround import BitRound
+
+from engine.errors import StrataError
+
+__all__ = ["MantissaRounding", "round_mantissa", "widen_bfloat16"]
+
+
+def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Turn bfloat16 bit patterns into float32, exactly.
+
+    Parameters
+    ----------
+    raw
+        uint16 bit patterns, any shape (a torch tensor's ``.view(torch.uint16).numpy()``).
+    out
+        float32 array of the same shape to write into; a new one when None.
+
+    Returns
+    -------
+    np.ndarray
+        float32 of ``raw``'s shape; the low 16 bits of every value are zero.
+
+    Raises
+    ------
+    ValueError
+        When ``raw`` is not uint16 or ``out`` is not float32.
+    """
+    result = np.empty(raw.shape, np.float32) if out is None else out
+    if raw.dtype != np.uint16 or result.dtype != np.float32:
+        raise ValueError(f"widening takes uint16 bit patterns to float32, not {raw.dtype} to {result.dtype}")
+    np.left_shift(raw, np.uint32(16), out=result.view(np.uint32), dtype=np.uint32)
+    return result
+
+
+class MantissaRounding(NamedTuple):
+    """Rounded values and the largest errors against the input: absolute, and relative to a nonzero input."""
+
+    values: np.ndarray
+    max_absolute_error: float
+    max_relative_error: float
+
+
+def round_mantissa(values: np.ndarray, bits: int) -> MantissaRounding:
+    """Keep ``bits`` mantissa bits of each value, rounding to nearest, ties to even.
+
+    Parameters
+    ----------
+    values
+        float16 or float32, any shape, finite.
+    bits
+        Explicit mantissa bits to keep, at least 1; as many as the dtype has or more changes nothing.
+
+    Returns
+    -------
+    MantissaRounding
+        ``values`` of the same dtype and shape, contiguous.
+
+    Raises
+    ------
+    StrataError
+        When a value near the largest of its dtype rounds to infinity.
+    """
+    if bits >= np.finfo(values.dtype).nmant:
+        return MantissaRounding(np.ascontiguousarray(values), 0.0, 0.0)
+    codec = BitRound(keepbits=bits)
+    rounded = np.asarray(codec.decode(codec.encode(np.array(values)))).view(values.dtype).reshape(values.shape)
+    if not np.isfinite(rounded).all():
+        raise StrataError(
+            f"rounding {values.dtype} states to {bits} mantissa bits overflows to infinity: "
+            "keep more bits or leave --mantissa-bits out"
+        )
+    difference = np.abs(rounded.astype(np.float64) - values)
+    magnitude = np.abs(values.astype(np.float64))
+    relative = np.divide(difference, magnitude, out=np.zeros_like(difference), where=magnitude > 0)
+    return MantissaRounding(rounded, float(difference.max(initial=0.0)), float(relative.max(initial=0.0)))

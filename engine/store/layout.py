@@ -1,0 +1,206 @@
+"""Where everything in a store lies, and how its arrays are cut: pure numbers, no disk.
+
+A part's array is cut along one axis only, the part's axis (``token`` or ``sample``). The inner chunk is what one read
+must decode (1 to 4 MiB), the shard is what one file holds: one layer or block where that is at least 32 MiB, else the
+whole array. Zarr demands shards that are multiples of the inner chunk, so a shard may be longer than the array; the
+array keeps its true length.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "FORMAT_VERSION",
+    "INNER_CHUNK_BYTES",
+    "MODEL_GROUP",
+    "PARTS_FOLDER",
+    "PLAN_FILE",
+    "SHARD_BYTES",
+    "STAGING_FOLDER",
+    "STORE_FILE",
+    "VOCABULARY_FILE",
+    "ArrayShape",
+    "ChunkPlan",
+    "PartSize",
+    "part_arrays",
+    "part_name",
+    "plan_chunks",
+    "plan_row_blocks",
+    "predict_size",
+]
+
+FORMAT_VERSION = "0.1"
+STORE_FILE = "store.json"
+PLAN_FILE = "plan.parquet"
+VOCABULARY_FILE = "vocab.parquet"
+MODEL_GROUP = "model.zarr"
+PARTS_FOLDER = "parts"
+STAGING_FOLDER = ".staging"
+
+INNER_CHUNK_BYTES = 4 * 2**20
+SHARD_BYTES = 32 * 2**20
+
+LEADING_DIMS = ("layer", "block")
+PART_DIMS = ("token", "key", "sample")
+TOKEN_COORDINATES = ("token_id", "role", "position", "grid", "patch_row", "patch_col")
+
+
+def part_name(number: int) -> str:
+    """Name of a part's folder and files, without suffix: eight digits."""
+    return f"{number:08d}"
+
+
+class ChunkPlan(NamedTuple):
+    """How one array is cut.
+
+    ``shape``, ``inner`` and ``shard`` are array, inner chunk and shard lengths per axis. ``shard`` is None where the
+    array is not sharded.
+    """
+
+    shape: tuple[int, ...]
+    inner: tuple[int, ...]
+    shard: tuple[int, ...] | None
+
+    @property
+    def files(self) -> int:
+        """Number of data files: shards, or chunks where the array is not sharded; 0 for an empty array."""
+        return _grid_size(self.shape, self.shard or self.inner)
+
+    @property
+    def chunks(self) -> int:
+        """Number of inner chunks that hold at least one value of the array."""
+        return _grid_size(self.shape, self.inner)
+
+    @property
+    def shard_per_leading_index(self) -> bool:
+        """Whether each leading index has its own file."""
+        return self.shard is not None and self.shard[0] == 1 and len(self.shape) > 1
+
+
+def _grid_size(shape: tuple[int, ...], step: tuple[int, ...]) -> int:
+    return math.prod(-(-length // part) for length, part in zip(shape, step, strict=True))
+
+
+def plan_chunks(dims: tuple[str, ...], shape: tuple[int, ...], itemsize: int) -> ChunkPlan:
+    """Cut one data array of a part.
+
+    Parameters
+    ----------
+    dims
+        Dimension names; exactly one of them is the part's axis (``token``, ``key`` or ``sample``).
+    shape
+        Length of each dimension; the part's axis may be 0 (a part all of whose images were unreadable).
+    itemsize
+        Bytes per value.
+
+    Returns
+    -------
+    ChunkPlan
+        The inner chunk has length 1 along a leading ``layer`` or ``block``, is whole along every other axis but the
+        part's, and along that one has the largest near-equal pieces of at most 4 MiB (so never under 2 MiB where the
+        slab is larger than 4 MiB).
+    """
+    axis = next(index for index, dim in enumerate(dims) if dim in PART_DIMS)
+    leads = dims[0] in LEADING_DIMS
+    step = [max(length, 1) for length in shape]
+    if leads:
+        step[0] = 1
+    step[axis] = 1
+    entry_bytes = math.prod(step) * itemsize
+    longest = max(1, INNER_CHUNK_BYTES // entry_bytes)
+    pieces = max(1, -(-shape[axis] // longest))
+    step[axis] = max(1, -(-shape[axis] // pieces))
+
+    shard = list(step)
+    shard[axis] = step[axis] * -(-max(shape[axis], 1) // step[axis])
+    slab_bytes = entry_bytes * shape[axis]
+    if leads and slab_bytes < SHARD_BYTES:
+        shard[0] = max(shape[0], 1)
+    return ChunkPlan(shape, tuple(step), tuple(shard))
+
+
+def plan_row_blocks(shape: tuple[int, ...], itemsize: int) -> ChunkPlan:
+    """Cut a model matrix (rows first) into unsharded blocks of whole rows of at most 4 MiB."""
+    row_bytes = math.prod(shape[1:]) * itemsize
+    longest = max(1, INNER_CHUNK_BYTES // row_bytes)
+    blocks = max(1, -(-shape[0] // longest))
+    return ChunkPlan(shape, (max(1, -(-shape[0] // blocks)), *shape[1:]), None)
+
+
+class ArrayShape(NamedTuple):
+    """One array of a part before it exists: path in the part, dimension names, shape, stored dtype."""
+
+    path: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the values before compression."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunk_plan(self) -> ChunkPlan:
+        """How the array is cut; a one-dimensional array is a coordinate, hence one unsharded chunk."""
+        if len(self.shape) == 1:
+            return ChunkPlan(self.shape, (max(self.shape[0], 1),), None)
+        return plan_chunks(self.dims, self.shape, np.dtype(self.dtype).itemsize)
+
+
+def part_arrays(
+    *, tokens: int, samples: int, layers: int, dim: int, roles: int, dtype: str, residual: bool, pooled: bool
+) -> tuple[ArrayShape, ...]:
+    """List the arrays of one part from its counts alone.
+
+    Parameters
+    ----------
+    tokens, samples, layers, dim, roles
+        Stored positions, samples, captured layers, width of the residual stream, number of roles.
+    dtype
+        Stored dtype of the hidden states (``float16`` or ``float32``).
+    residual, pooled
+        Which captures are on. Token coordinates are there with either.
+    """
+    arrays = [ArrayShape(f"token/{name}", ("token",), (tokens,), "int32") for name in TOKEN_COORDINATES]
+    if residual:
+        arrays.append(
+            ArrayShape("token/hidden_states", ("layer", "token", "dim"), (layers, tokens, dim), dtype),
+        )
+        arrays.append(ArrayShape("token/layer", ("layer",), (layers,), "int32"))
+    if pooled:
+        pooled_dims, pooled_shape = ("layer", "role", "sample", "dim"), (layers, roles, samples, dim)
+        arrays += [
+            ArrayShape("sample/unit_mean", pooled_dims, pooled_shape, "float32"),
+            ArrayShape("sample/mean", pooled_dims, pooled_shape, "float32"),
+            ArrayShape("sample/normed_unit_mean", pooled_dims[1:], pooled_shape[1:], "float32"),
+            ArrayShape("sample/token_count", ("role", "sample"), (roles, samples), "int32"),
+            ArrayShape("sample/layer", ("layer",), (layers,), "int32"),
+            ArrayShape("sample/role", ("role",), (roles,), "int32"),
+        ]
+    return tuple(arrays)
+
+
+class PartSize(NamedTuple):
+    """What a part will take: raw bytes per array path, data files, and metadata files beside them."""
+
+    raw_bytes: dict[str, int]
+    data_files: int
+    metadata_files: int
+
+
+def predict_size(arrays: Iterable[ArrayShape]) -> PartSize:
+    """Sum up the arrays of one part, without touching a disk.
+
+    Metadata files are one ``zarr.json`` per array, per group and for the root, the sample table and the manifest.
+    """
+    arrays = tuple(arrays)
+    groups = {array.path.split("/")[0] for array in arrays}
+    return PartSize(
+        raw_bytes={array.path: array.raw_bytes for array in arrays},
+        data_files=sum(array.chunk_plan.files for array in arrays),
+        metadata_files=len(arrays) + len(groups) + 1 + 2,
+    )

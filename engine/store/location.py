@@ -1,0 +1,73 @@
+"""Where a store is, locally or behind any URL that fsspec knows, and reading from there."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from zarr.abc.store import Store as ZarrStore
+from zarr.storage import FsspecStore, LocalStore
+
+from engine.errors import StrataError
+
+__all__ = ["Location"]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A store's address; cheap to copy and to send to another process.
+
+    Attributes
+    ----------
+    url
+        A local path or an fsspec URL (``s3://bucket/store``, ``memory://store``), without trailing slash.
+    """
+
+    url: str
+
+    @classmethod
+    def of(cls, url: str | os.PathLike[str]) -> "Location":
+        """Take a URL, or a path with ``~``."""
+        text = os.fspath(url)
+        return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser()))
+
+    def read(self, relative: str) -> bytes:
+        """Read one file whole.
+
+        Raises
+        ------
+        StrataError
+            When it is not there.
+        """
+        filesystem, root = fsspec.url_to_fs(self.url)
+        try:
+            return bytes(filesystem.cat_file(f"{root}/{relative}"))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
+
+    def read_all(self, folder: str, suffix: str) -> dict[str, bytes]:
+        """Read all files of one folder whose names end in ``suffix``, by name, in name order."""
+        filesystem, root = fsspec.url_to_fs(self.url)
+        try:
+            listed = filesystem.ls(f"{root}/{folder}", detail=False)
+        except FileNotFoundError:
+            return {}
+        paths = sorted(path for path in listed if path.endswith(suffix))
+        if not paths:
+            return {}
+        contents = filesystem.cat(paths)
+        found = contents if isinstance(contents, dict) else {paths[0]: contents}
+        return {path.rsplit("/", 1)[-1]: bytes(found[path]) for path in sorted(found)}
+
+    def zarr_store(self, relative: str) -> ZarrStore:
+        """Open a Zarr store for reading."""
+        filesystem, root = fsspec.url_to_fs(self.url)
+        if isinstance(filesystem, LocalFileSystem):
+            return LocalStore(f"{root}/{relative}", read_only=True)
+        return FsspecStore.from_url(f"{self.url}/{relative}", read_only=True)
+
+    def open_group(self, relative: str, path: str = "") -> zarr.Group:
+        """Open a Zarr group for reading."""
+        return zarr.open_group(self.zarr_store(relative), path=path, mode="r")

@@ -1,0 +1,229 @@
+"""Opening stores: all parts of one or several, as labelled Dask arrays.
+
+Opening reads ``store.json`` and the manifests; a part without a manifest is never looked at.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from engine.errors import StrataError, UsageError
+from engine.store.differences import list_differences
+from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
+from engine.store.location import Location
+from engine.store.manifest import parse_json
+from engine.store.model_view import ModelTables
+from engine.store.part import Part
+from engine.store.record import parse_record
+
+__all__ = ["Store", "open_store"]
+
+_SHARED = ("model", "capture")
+
+
+def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Store":
+    """Open one store, or several of the same model and captures as one.
+
+    Parameters
+    ----------
+    url
+        A local path, any URL that fsspec knows, or a list of those.
+
+    Raises
+    ------
+    StrataError
+        When there is no store, it is damaged, or it has a newer major format.
+    UsageError
+        When several stores differ in model or captures, or none is named.
+    """
+    urls = [url] if isinstance(url, str | os.PathLike) else list(url)
+    if not urls:
+        raise UsageError("no store is named: give at least one path or URL")
+    locations = [Location.of(entry) for entry in urls]
+    records = [parse_record(location.read(STORE_FILE), location.url) for location in locations]
+    for location, record in zip(locations[1:], records[1:], strict=True):
+        left, right = ({key: entry.get(key) for key in _SHARED} for entry in (records[0], record))
+        if left != right:
+            lines = "\n".join(f"  {line}" for line in list_differences(left, right))
+            raise UsageError(
+                f"{locations[0].url} (stored) and {location.url} (asked) differ in model or captures:\n{lines}\n"
+                "open them one by one"
+            )
+    return Store(locations, records)
+
+
+def _parts(location: Location) -> list[Part]:
+    manifests = location.read_all(PARTS_FOLDER, ".json")
+    return [
+        Part(location, name.removesuffix(".json"), parse_json(content, f"{location.url}/{PARTS_FOLDER}/{name}"))
+        for name, content in manifests.items()
+    ]
+
+
+class Store:
+    """Committed parts of one or several stores; made by ``open_store``.
+
+    Attributes
+    ----------
+    record
+        ``store.json`` (of the first store).
+    parts
+        Committed parts, in order.
+    model
+        Unembedding, final norm and vocabulary.
+    """
+
+    def __init__(self, locations: list[Location], records: list[dict[str, Any]]) -> None:
+        self._locations = locations
+        self.record = records[0]
+        self.parts: tuple[Part, ...] = tuple(part for location in locations for part in _parts(location))
+        self.model = ModelTables(locations[0], self.record["sha256"])
+
+    def __repr__(self) -> str:
+        samples = sum(part.manifest["samples"] for part in self.parts)
+        more = f" and {len(self._locations) - 1} more" if len(self._locations) > 1 else ""
+        return (
+            f"<Store {self.url}{more}: {self.record['model'].get('id', 'unnamed model')}, {samples} samples in "
+            f"{len(self.parts)} parts, {len(self.layers)} layers>"
+        )
+
+    @property
+    def url(self) -> str:
+        """Address of the (first) store."""
+        return self._locations[0].url
+
+    @property
+    def layers(self) -> np.ndarray:
+        """Stored layer numbers, int32, ascending."""
+        return np.asarray(self.record["capture"]["layers"], np.int32)
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks L of the language model; layers run 0..L."""
+        return int(self.record["model"]["blocks"])
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """All committed samples in part order: the columns of ``Part.samples``, ``part``, and ``store`` (its URL)."""
+        frames = [part.samples.assign(part=part.number, store=part.url) for part in self.parts]
+        filled = [frame for frame in frames if len(frame)] or frames[:1]
+        if not filled:
+            raise StrataError(f"no part of {self.url} is committed yet: run strata extract until it has written one")
+        return pd.concat(filled, ignore_index=True)
+
+    @cached_property
+    def plan(self) -> pd.DataFrame:
+        """All planned samples: sample_id, image_id, prompt_id, part, and ``store`` (its URL)."""
+        return pd.concat(
+            [
+                pd.read_parquet(BytesIO(location.read(PLAN_FILE))).assign(store=location.url)
+                for location in self._locations
+            ],
+            ignore_index=True,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned part is committed."""
+        committed = {(part.url, part.number) for part in self.parts}
+        return all(pair in committed for pair in zip(self.plan["store"], self.plan["part"], strict=True))
+
+    @property
+    def hidden_states(self) -> xr.DataArray:
+        """(layer, token, dim), float16 or float32, over all parts; one Dask chunk per shard."""
+        return self._joined("token", "hidden_states")
+
+    @property
+    def unit_mean(self) -> xr.DataArray:
+        """(layer, role, sample, dim) float32: mean of unit vectors; NaN where ``token_count`` is 0."""
+        return self._joined("sample", "unit_mean")
+
+    @property
+    def mean(self) -> xr.DataArray:
+        """(layer, role, sample, dim) float32: mean of states; NaN where ``token_count`` is 0."""
+        return self._joined("sample", "mean")
+
+    @property
+    def normed_unit_mean(self) -> xr.DataArray:
+        """(role, sample, dim) float32: mean of unit vectors of the last layer after the final norm."""
+        return self._joined("sample", "normed_unit_mean")
+
+    @property
+    def token_count(self) -> xr.DataArray:
+        """(role, sample) int32."""
+        return self._joined("sample", "token_count")
+
+    def sample(self, sample_id: str) -> xr.Dataset:
+        """One sample's sequence, assembled from its segments.
+
+        Parameters
+        ----------
+        sample_id
+            As in ``samples``.
+
+        Returns
+        -------
+        xr.Dataset
+            The arrays of the ``token`` group with the sample's own tokens, in order, Dask-backed; the row of
+            ``samples`` is in the attributes.
+
+        Raises
+        ------
+        UsageError
+            When no sample, or more than one, has this id.
+        """
+        rows = np.flatnonzero(self.samples["sample_id"] == sample_id)
+        if len(rows) != 1:
+            raise UsageError(self._wrong_sample(sample_id, len(rows)))
+        row = self.samples.iloc[rows[0]]
+        part = next(part for part in self.parts if (part.url, part.number) == (row["store"], row["part"]))
+        tokens = part.open("token")
+        pieces = [tokens.isel(token=slice(segment["start"], segment["stop"])) for segment in row["segments"]]
+        joined = xr.concat(pieces, "token", data_vars="minimal", coords="minimal", compat="override", join="override")
+        return joined.assign_attrs(
+            {key: row[key] for key in ("sample_id", "image_id", "prompt_id", "prompt_kind", "prompt")}
+        )
+
+    def _wrong_sample(self, sample_id: str, found: int) -> str:
+        if found:
+            return f"{found} of these stores hold sample {sample_id!r}: open one of them alone"
+        known = list(self.samples["sample_id"])
+        close = difflib.get_close_matches(sample_id, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(close)}?" if close else "see the column sample_id of Store.samples"
+        return f"no committed sample of {self.url} is called {sample_id!r}: {hint}"
+
+    def _joined(self, axis: str, name: str) -> xr.DataArray:
+        """One array over all parts, with the axis's coordinates and the part number."""
+        path = f"{axis}/{name}"
+        parts = [part for part in self.parts if path in part.manifest["arrays"]]
+        if not parts:
+            raise StrataError(
+                f"no committed part of {self.url} holds {path}: "
+                f"captured was {self.record['capture'].get('tensors', 'something else')}"
+            )
+        first = parts[0].variable(path)
+        dims = [str(dim) for dim in first.dims]
+        position = dims.index(axis)
+        array = da.concatenate([part.variable(path).data for part in parts], axis=position)
+        coordinates: dict[str, Any] = {
+            dim: parts[0].variable(f"{axis}/{dim}") for dim in dims if f"{axis}/{dim}" in parts[0].manifest["arrays"]
+        }
+        for along in parts[0].coordinates(axis):
+            pieces = [part.variable(along) for part in parts]
+            lazy = da.concatenate([piece.data for piece in pieces])
+            coordinates[along.split("/")[1]] = xr.Variable((axis,), lazy, pieces[0].attrs)
+        coordinates["part"] = ((axis,), _part_numbers(parts, axis))
+        return xr.DataArray(array, coordinates, dims, name, first.attrs)
+
+
+def _part_numbers(parts: Iterable[Part], axis: str) -> np.ndarray:
+    length = {"token": "tokens", "sample": "samples"}[axis]
+    return np.concatenate([np.full(part.manifest[length], part.number, np.int32) for part in parts])

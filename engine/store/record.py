@@ -1,0 +1,175 @@
+"""``store.json`` and the other files that all writers of a store share.
+
+They are deterministic bytes, so any number of processes may create the same store at once: each builds them in its own
+staging folder and links them into place, ``store.json`` last. An existing store with the same plan is left alone, which
+is the resume.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import StrataError, UsageError
+from engine.store.commit import files_below, link_common, staging_folder, sync_file, sync_folders
+from engine.store.differences import list_differences
+from engine.store.layout import (
+    FORMAT_VERSION,
+    MODEL_GROUP,
+    PARTS_FOLDER,
+    PLAN_FILE,
+    STAGING_FOLDER,
+    STORE_FILE,
+    VOCABULARY_FILE,
+)
+from engine.store.manifest import hash_file, parse_json, seal_json
+from engine.store.model_tables import ModelMatrix, write_model_group
+from engine.store.schemas import PLAN_SCHEMA, VOCABULARY_SCHEMA
+
+__all__ = ["committed_parts", "create_store", "is_same_store", "parse_record"]
+
+OWN_FIELDS = ("format_version", "files", "sha256")
+_KNOWN = {STORE_FILE, PLAN_FILE, VOCABULARY_FILE, MODEL_GROUP, PARTS_FOLDER, STAGING_FOLDER}
+
+
+def create_store(
+    store: Path,
+    *,
+    record: Mapping[str, Any],
+    plan: pa.Table,
+    vocabulary: pa.Table,
+    unembedding: ModelMatrix | None,
+    final_norm_weight: np.ndarray,
+    final_norm_bias: np.ndarray | None,
+    attributes: Mapping[str, object],
+) -> None:
+    """Create a store, or find that it already is the one asked for.
+
+    Parameters
+    ----------
+    store
+        Folder; absent, empty, or a store of the same plan.
+    record
+        Everything of ``store.json`` except ``format_version``, ``files`` and ``sha256``. It must hold ``plan_sha256``,
+        ``model.blocks`` (number of blocks) and ``capture.layers`` (list of stored layers), which readers rely on.
+    plan, vocabulary
+        Tables of ``PLAN_SCHEMA`` and ``VOCABULARY_SCHEMA``.
+    unembedding, final_norm_weight, final_norm_bias, attributes
+        As for ``write_model_group``.
+
+    Raises
+    ------
+    UsageError
+        When the folder holds a store of another plan (each differing setting is listed) or is not a store at all.
+    StrataError
+        When the store has a newer major format, or the disk fails.
+    ValueError
+        When the record or a table lacks what it must hold.
+    """
+    store = Path(store)
+    _check_input(record, plan, vocabulary)
+    if is_same_store(store, record):
+        return
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with staging_folder(store, "store") as staged:
+            pq.write_table(plan, staged / PLAN_FILE, compression="zstd")
+            pq.write_table(vocabulary, staged / VOCABULARY_FILE, compression="zstd")
+            write_model_group(
+                staged / MODEL_GROUP,
+                unembedding=unembedding,
+                final_norm_weight=final_norm_weight,
+                final_norm_bias=final_norm_bias,
+                attributes=attributes,
+            )
+            files = [path.relative_to(staged).as_posix() for path in files_below(staged)]
+            hashes = {name: hash_file(staged / name) for name in files}
+            (staged / STORE_FILE).write_bytes(
+                seal_json({**record, "format_version": FORMAT_VERSION, "files": hashes}),
+            )
+            _link_all(staged, store, [*files, STORE_FILE])
+    except OSError as error:
+        raise StrataError(
+            f"the store {store} could not be created ({error}): make room or choose another --out"
+        ) from error
+
+
+def _check_input(record: Mapping[str, Any], plan: pa.Table, vocabulary: pa.Table) -> None:
+    if set(record) & set(OWN_FIELDS):
+        raise ValueError(f"a record may not hold {', '.join(OWN_FIELDS)}")
+    for path in ("plan_sha256", "model.blocks", "capture.layers"):
+        value: Any = record
+        for key in path.split("."):
+            if key not in value:
+                raise ValueError(f"the record lacks {path}")
+            value = value[key]
+    if not plan.schema.equals(PLAN_SCHEMA) or not vocabulary.schema.equals(VOCABULARY_SCHEMA):
+        raise ValueError("plan and vocabulary must have PLAN_SCHEMA and VOCABULARY_SCHEMA")
+
+
+def is_same_store(store: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the folder already holds the store that ``record`` describes.
+
+    Raises
+    ------
+    UsageError
+        When it holds a store of another plan, each differing setting listed, or something that is no store.
+    """
+    if not store.exists():
+        return False
+    if not store.is_dir():
+        raise UsageError(f"{store} is a file: choose a folder for --out")
+    if (store / STORE_FILE).exists():
+        stored = parse_record((store / STORE_FILE).read_bytes(), str(store))
+        if stored["plan_sha256"] == record["plan_sha256"]:
+            return True
+        differences = "\n".join(f"  {line}" for line in list_differences(_settings(stored), _settings(record)))
+        raise UsageError(
+            f"{store} was extracted with other settings:\n{differences}\nuse these settings again, or another --out"
+        )
+    foreign = sorted(path.name for path in store.iterdir() if path.name not in _KNOWN)
+    if foreign:
+        raise UsageError(
+            f"{store} is not empty and not a strata store (it holds {foreign[0]}): choose a new folder for --out"
+        )
+    return False
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in (*OWN_FIELDS, "plan_sha256")}
+
+
+def _link_all(staged: Path, store: Path, names: list[str]) -> None:
+    for name in names:
+        sync_file(staged / name)
+    sync_folders(staged)
+    (store / PARTS_FOLDER).mkdir(exist_ok=True)
+    for name in names:
+        link_common(staged, store, name)
+    sync_file(store)
+
+
+def parse_record(content: bytes, store: str) -> dict[str, Any]:
+    """Read ``store.json``.
+
+    Raises
+    ------
+    StrataError
+        When it is damaged or of a newer major format; unknown fields and newer minor formats are fine.
+    """
+    record = parse_json(content, f"{store}/{STORE_FILE}")
+    version = str(record.get("format_version"))
+    major = version.split(".", maxsplit=1)[0]
+    if not major.isdecimal():
+        raise StrataError(f"{store}/{STORE_FILE} has format_version {version!r}, not a version: the store is damaged")
+    if int(major) > int(FORMAT_VERSION.split(".", maxsplit=1)[0]):
+        raise StrataError(f"{store} has format {version}, this strata reads up to {FORMAT_VERSION}: upgrade strata")
+    return record
+
+
+def committed_parts(store: Path) -> set[int]:
+    """Return the numbers of the parts that have a manifest."""
+    return {int(path.stem) for path in (Path(store) / PARTS_FOLDER).glob("*.json") if path.stem.isdecimal()}

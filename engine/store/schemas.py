@@ -1,0 +1,56 @@
+"""Columns of a store's Parquet tables."""
+
+import pyarrow as pa
+
+__all__ = ["PART_SAMPLES_SCHEMA", "PLAN_SCHEMA", "VOCABULARY_SCHEMA"]
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("image_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("part", pa.int32()),
+    ]
+)
+"""``plan.parquet``: one row per planned sample, in plan order."""
+
+VOCABULARY_SCHEMA = pa.schema(
+    [
+        ("token_id", pa.int32()),
+        ("piece", pa.string()),
+        ("kind", pa.string()),
+        ("word_start", pa.bool_()),
+    ]
+)
+"""``vocab.parquet``: one row per row of the unembedding; kind is normal, special, byte or padding."""
+
+_SEGMENT = pa.struct([("start", pa.int64()), ("stop", pa.int64())])
+_GRID = pa.struct(
+    [
+        ("rows", pa.int32()),
+        ("cols", pa.int32()),
+        ("x0", pa.float64()),
+        ("y0", pa.float64()),
+        ("x1", pa.float64()),
+        ("y1", pa.float64()),
+        ("thumbnail", pa.bool_()),
+    ]
+)
+
+PART_SAMPLES_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("image_id", pa.string()),
+        ("image_uri", pa.string()),
+        ("image_sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("prompt_id", pa.string()),
+        ("prompt_kind", pa.string()),
+        ("prompt", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("segments", pa.list_(_SEGMENT)),
+        ("grids", pa.list_(_GRID)),
+    ]
+)
+"""``parts/NNNNNNNN.parquet``: one row per stored sample; segments count on the part's own token axis."""

@@ -1,0 +1,115 @@
+"""Writing shards front to back: each inner chunk is compressed on a thread, appended and hashed once.
+
+zarr's own sharding codec would join all compressed chunks in memory before it writes, and the file would have to be
+read again for its hash; measured on two cores, that takes 2.5 times as long. The files are plain ``sharding_indexed``
+shards, index at the end.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+
+from engine.store.codecs import append_checksum, encode_chunk, fill_value
+from engine.store.layout import ChunkPlan
+from engine.store.manifest import FileHash
+
+__all__ = ["write_shards"]
+
+
+def write_shards(
+    folder: Path, plan: ChunkPlan, dtype: str, slab: Callable[[int], np.ndarray], pool: Executor
+) -> Iterator[tuple[Path, FileHash]]:
+    """Write all shards of one array.
+
+    Parameters
+    ----------
+    folder
+        The array's folder, which already holds its ``zarr.json``.
+    plan
+        How the array is cut.
+    dtype
+        Stored dtype.
+    slab
+        ``slab(i)`` is the array at leading index ``i``, shape ``plan.shape[1:]``.
+    pool
+        Threads that compress.
+
+    Yields
+    ------
+    tuple of Path and FileHash
+        Each file once it is written; it is not yet durable.
+
+    Raises
+    ------
+    OSError
+        When the disk is full or fails.
+    """
+    if plan.files == 0:
+        return
+    assert plan.shard is not None
+    per_shard = tuple(long // step for long, step in zip(plan.shard, plan.inner, strict=True))
+    blocks = _blocks(plan, slab)
+    blocks_per_shard = plan.shard[0] // plan.inner[0]
+    for index in range(plan.files):
+        path = folder.joinpath("c", str(index), *["0"] * (len(plan.shape) - 1))
+        path.parent.mkdir(parents=True)
+        chunks = (chunk for _ in range(blocks_per_shard) for chunk in _encoded(next(blocks), plan, dtype, pool))
+        yield path, _write_shard(path, per_shard, chunks)
+
+
+def _blocks(plan: ChunkPlan, slab: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
+    """Blocks as long as the inner chunk along the leading axis: one slab, or the whole array."""
+    if plan.inner[0] == 1:
+        for index in range(plan.shape[0]):
+            yield slab(index)[np.newaxis]
+    else:
+        yield np.stack([slab(index) for index in range(plan.shape[0])])
+
+
+def _encoded(block: np.ndarray, plan: ChunkPlan, dtype: str, pool: Executor) -> Iterator[bytes]:
+    """Cut a block along the part's axis and encode the pieces, in order; all are done before the iterator ends."""
+    cut = [axis for axis in range(block.ndim) if axis > 0 and plan.inner[axis] < block.shape[axis]]
+    axis = cut[0] if cut else block.ndim - 1
+    step = plan.inner[axis]
+    pending: list[Future[bytes]] = []
+    for start in range(0, block.shape[axis], step):
+        piece = block[(slice(None),) * axis + (slice(start, start + step),)]
+        pending.append(pool.submit(_encode, piece, plan.inner, dtype))
+    for future in pending:
+        yield future.result()
+
+
+def _encode(piece: np.ndarray, inner: tuple[int, ...], dtype: str) -> bytes:
+    if piece.shape == inner:
+        return encode_chunk(np.ascontiguousarray(piece))
+    padded = np.full(inner, fill_value(dtype), dtype)
+    padded[tuple(slice(0, length) for length in piece.shape)] = piece
+    return encode_chunk(padded)
+
+
+def _write_shard(path: Path, per_shard: tuple[int, ...], chunks: Iterator[bytes]) -> FileHash:
+    """Append chunks in C order, then the index of (offset, length) pairs with its checksum."""
+    index = np.empty((math.prod(per_shard), 2), "<u8")
+    digest = hashlib.sha256()
+    position = 0
+    with path.open("xb") as file:
+        for number, chunk in enumerate(chunks):
+            index[number] = position, len(chunk)
+            position += file.write(chunk)
+            digest.update(chunk)
+        if number + 1 != len(index):
+            raise ValueError(f"shard {path} got {number + 1} of its {len(index)} chunks")
+        tail = append_checksum(index.tobytes())
+        file.write(tail)
+        digest.update(tail)
+    return {"sha256": digest.hexdigest(), "bytes": position + len(tail)}
+
+
+def compression_threads() -> int:
+    """Return how many threads compress one part: as many as there are cores, at most eight."""
+    return min(8, os.cpu_count() or 1)

@@ -1,0 +1,216 @@
+"""Writing one part: stage its Zarr group, table and manifest, make them durable, then commit.
+
+Each shard is written once, front to back. While the next one is being compressed, a helper thread makes the last one
+durable, so that the disk is not waited for at the end.
+"""
+
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import zarr
+from zarr.storage import LocalStore
+
+from engine.errors import StrataError
+from engine.store.codecs import create_array
+from engine.store.commit import (
+    commit_part,
+    files_below,
+    refuse_committed,
+    remove_leftovers,
+    staging_folder,
+    sync_file,
+    sync_folders,
+)
+from engine.store.consolidate import consolidate
+from engine.store.content import Coordinate, PartArray, PartContent
+from engine.store.dtypes import round_mantissa
+from engine.store.layout import FORMAT_VERSION, part_name, predict_size
+from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
+from engine.store.schemas import PART_SAMPLES_SCHEMA
+from engine.store.shards import compression_threads, write_shards
+
+__all__ = ["write_part"]
+
+
+def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[str, object]:
+    """Write and commit one part.
+
+    Parameters
+    ----------
+    store
+        Folder of a store made by ``create_store``.
+    content
+        Arrays, coordinates and samples of the part.
+    plan_sha256
+        The plan that the part belongs to.
+
+    Returns
+    -------
+    dict
+        The manifest, with its ``sha256``.
+
+    Raises
+    ------
+    StrataError
+        When the part is already committed, the disk is full, or the disk fails otherwise. Committed parts stay valid
+        and nothing of the new one is left behind.
+    ValueError
+        When a slab, coordinate or table is not what it was announced to be.
+    """
+    store, name = Path(store), part_name(content.number)
+    refuse_committed(store, name)
+    if not content.samples.schema.equals(PART_SAMPLES_SCHEMA):
+        raise ValueError(f"samples of part {name} have the schema\n{content.samples.schema}\nnot PART_SAMPLES_SCHEMA")
+    remove_leftovers(store, name)
+    try:
+        with staging_folder(store, name) as staged:
+            files = _write_zarr(staged, f"{name}.zarr", content)
+            pq.write_table(content.samples, staged / f"{name}.parquet", compression="zstd")
+            files[f"{name}.parquet"] = _seal(staged / f"{name}.parquet")
+            sealed = seal_json(_manifest(content, plan_sha256, staged / f"{name}.zarr", files))
+            (staged / f"{name}.json").write_bytes(sealed)
+            sync_file(staged / f"{name}.json")
+            sync_folders(staged)
+            commit_part(staged, store, name)
+    except OSError as error:
+        raise StrataError(_disk_message(store, content, error)) from error
+    return parse_json(sealed, f"{name}.json")
+
+
+def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, FileHash]:
+    """Write the part's Zarr group; return the hash of every file in it, all of them durable."""
+    root = staged / folder
+    part = zarr.create_group(LocalStore(root), zarr_format=3)
+    hashes: dict[Path, FileHash] = {}
+    with ThreadPoolExecutor(compression_threads()) as compress, ThreadPoolExecutor(1) as syncing:
+        synced: list[Future[None]] = []
+        for array in content.arrays:
+            layout = array.layout
+            create_array(
+                part,
+                array.path,
+                plan=layout.chunk_plan,
+                dtype=array.dtype,
+                dims=array.dims,
+                attributes=array.attributes,
+            )
+            source = _Slabs(array)
+            for path, digest in write_shards(root / array.path, layout.chunk_plan, array.dtype, source, compress):
+                hashes[path] = digest
+                synced.append(syncing.submit(sync_file, path))
+            if array.mantissa_bits is not None:
+                part[array.path].update_attributes(source.rounding())
+        _write_coordinates(part, content.coordinates)
+        consolidate(root)
+        for path in files_below(root):
+            if path not in hashes:
+                hashes[path] = _seal(path)
+        for done in synced:
+            done.result()
+    return {path.relative_to(staged).as_posix(): hashes[path] for path in sorted(hashes)}
+
+
+def _write_coordinates(part: zarr.Group, coordinates: tuple[Coordinate, ...]) -> None:
+    """Write coordinates and name them in their group, else xarray takes them for data."""
+    named: dict[str, list[str]] = {}
+    for coordinate in coordinates:
+        if coordinate.values.dtype != np.int32 or coordinate.values.ndim != 1:
+            raise ValueError(f"coordinate {coordinate.path} must be int32 along one dimension")
+        plan = coordinate.layout.chunk_plan
+        array = create_array(
+            part,
+            coordinate.path,
+            plan=plan,
+            dtype="int32",
+            dims=coordinate.dims,
+            attributes=coordinate.attributes,
+        )
+        if plan.files:
+            array[...] = coordinate.values
+        group, name = coordinate.path.split("/")
+        named.setdefault(group, []).append(name)
+    for group, names in named.items():
+        part[group].update_attributes({"coordinates": " ".join(names)})
+
+
+class _Slabs:
+    """A part array's slabs, checked, rounded where asked, with the rounding error measured on the way."""
+
+    def __init__(self, array: PartArray) -> None:
+        self._array = array
+        self._absolute = 0.0
+        self._relative = 0.0
+
+    def __call__(self, index: int) -> np.ndarray:
+        array = self._array
+        slab = array.slab(index)
+        if slab.shape != array.shape[1:] or slab.dtype != np.dtype(array.dtype):
+            raise ValueError(
+                f"{array.path}[{index}] is {slab.dtype}{slab.shape}, announced was {array.dtype}{array.shape[1:]}"
+            )
+        if array.mantissa_bits is None:
+            return slab
+        rounded = round_mantissa(slab, array.mantissa_bits)
+        self._absolute = max(self._absolute, rounded.max_absolute_error)
+        self._relative = max(self._relative, rounded.max_relative_error)
+        return rounded.values
+
+    def rounding(self) -> dict[str, Any]:
+        """Attributes that say how far the stored values are from the captured ones."""
+        return {
+            "mantissa_bits": self._array.mantissa_bits,
+            "rounding_max_absolute_error": self._absolute,
+            "rounding_max_relative_error": self._relative,
+        }
+
+
+def _seal(path: Path) -> FileHash:
+    entry = hash_file(path)
+    sync_file(path)
+    return entry
+
+
+def _manifest(content: PartContent, plan_sha256: str, root: Path, files: dict[str, FileHash]) -> dict[str, object]:
+    layouts = [entry.layout for entry in content.coordinates] + [entry.layout for entry in content.arrays]
+    tokens = {layout.shape[layout.dims.index("token")] for layout in layouts if "token" in layout.dims}
+    samples = {layout.shape[layout.dims.index("sample")] for layout in layouts if "sample" in layout.dims}
+    if len(tokens) != 1 or samples - {content.samples.num_rows}:
+        raise ValueError(f"part {content.number}: arrays disagree on tokens ({tokens}) or samples ({samples})")
+    coordinates = {coordinate.path for coordinate in content.coordinates}
+    part = zarr.open_group(LocalStore(root, read_only=True), mode="r", use_consolidated=False)
+    return {
+        "format_version": FORMAT_VERSION,
+        "part": content.number,
+        "plan_sha256": plan_sha256,
+        "samples": content.samples.num_rows,
+        "tokens": tokens.pop(),
+        "arrays": {
+            layout.path: {
+                "shape": list(layout.shape),
+                "dtype": layout.dtype,
+                "dims": list(layout.dims),
+                "shard": list(layout.chunk_plan.shard or layout.chunk_plan.inner),
+                "coordinate": layout.path in coordinates,
+                "attributes": dict(part[layout.path].attrs),
+            }
+            for layout in layouts
+        },
+        "files": files,
+        "bad_samples": [{"sample_id": bad.sample_id, "reason": bad.reason} for bad in content.bad_samples],
+        "run": dict(content.run),
+        "seconds": content.seconds,
+    }
+
+
+def _disk_message(store: Path, content: PartContent, error: OSError) -> str:
+    need = sum(predict_size(array.layout for array in content.arrays).raw_bytes.values())
+    free = shutil.disk_usage(store).free
+    return (
+        f"part {part_name(content.number)} could not be written to {error.filename or store} "
+        f"({error.strerror or error}): it needs at most {need:,} bytes and {free:,} are free; "
+        "finished parts are valid, make room and run the same command again"
+    )
