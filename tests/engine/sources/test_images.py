@@ -13,6 +13,7 @@ from PIL import Image
 
 from engine.sources import UnreadableImage, load_image
 
+ROOT = Path(__file__).parents[3]
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (6, 9, 4), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS[..., :3])
@@ -178,5 +179,5 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
 
 def test_pillow_waits_for_the_first_image() -> None:
     code = "import sys, engine.sources, engine.prompts; print({'PIL', 'torch', 'transformers'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "set()"
