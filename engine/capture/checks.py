@@ -1,0 +1,64 @@
+"""What must hold of a loaded model before a run may trust it, checked on the first image that can be read."""
+
+import numpy as np
+import torch
+
+from engine.capture.forward import BatchItem, Probe, capture_batch
+from engine.errors import StrataError
+from engine.models.load import LoadedModel
+from engine.models.prepare import PreparedImage
+from engine.vocabulary import ROLE_CODES
+
+__all__ = ["check_image_rows", "check_prompt_independence"]
+
+# Two runs differ by kernel noise; a prompt that really reaches the image moves states by far more than this.
+_SAME_COSINE = {"float16": 1 - 1e-3, "bfloat16": 1 - 1e-3, "float32": 1 - 1e-5}
+
+
+@torch.inference_mode()
+def check_image_rows(loaded: LoadedModel, prepared: PreparedImage) -> None:
+    """The projector must make as many rows as the processor makes image tokens.
+
+    Raises
+    ------
+    StrataError
+        With both numbers.
+    """
+    pixels = prepared.pixel_values.to(loaded.device, loaded.model.dtype)
+    rows = sum(len(features) for features in loaded.model.get_image_features(pixels).pooler_output)
+    tokens = int((prepared.layouts[0].role == ROLE_CODES["image"]).sum())
+    if rows != tokens:
+        raise StrataError(
+            f"the processor made {tokens} image tokens, the model expects {rows}: check patch_size, "
+            "num_additional_image_tokens and vision_feature_select_strategy in processor_config.json."
+        )
+
+
+def check_prompt_independence(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, *, pad_id: int) -> None:
+    """Image states must be the same under two prompts, else a shared prefix would be wrong.
+
+    Parameters
+    ----------
+    prepared
+        An image with at least two prompts.
+    probe
+        Its layers are compared.
+
+    Raises
+    ------
+    StrataError
+        Naming the worst layer and its cosine.
+    """
+    states = []
+    for layout in (prepared.layouts[0], prepared.layouts[-1]):
+        is_image = layout.role == ROLE_CODES["image"]
+        item = BatchItem("", layout, prepared.pixel_values, is_image, 0, int(is_image.sum()))
+        residual = Probe(probe.layers, residual=True, pooled=False, block_count=probe.block_count)
+        states.append([rows.float() for rows in capture_batch(loaded, [item], residual, pad_id=pad_id).states])
+    cosines = [float(torch.cosine_similarity(a, b, dim=-1).min()) for a, b in zip(*states, strict=True)]
+    worst = int(np.argmin(cosines))
+    if cosines[worst] < _SAME_COSINE[loaded.dtype]:
+        raise StrataError(
+            f"image states change with the prompt (layer {probe.layers[worst]}: cosine {cosines[worst]:.6f}), though "
+            "this family should read the image before the prompt; run again with --share-prefix off."
+        )

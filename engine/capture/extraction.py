@@ -1,0 +1,171 @@
+"""The extraction loop: images in, committed parts out.
+
+While the model runs over one batch, the next images are read on background threads and the last part is compressed and
+written on another; host memory holds the part that fills and the part that is written. A part that is already committed
+is skipped, which is the whole of resuming.
+"""
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from engine.capture.forward import Probe, capture_batch
+from engine.capture.part import PartCollector, SampleSource, batch_item
+from engine.capture.prefetch import prefetch
+from engine.capture.sink import BackgroundSink
+from engine.models.checkpoint import Checkpoint
+from engine.models.load import LoadedModel
+from engine.models.prepare import PreparedImage, Preparer
+from engine.plan import Plan, PlannedPart
+from engine.sources import ImageRecord, LoadedImage, UnreadableImage, load_image
+from engine.store import PartContent, write_part
+from engine.vocabulary import ROLE_CODES
+
+__all__ = ["Extraction", "Outcome", "Progress", "extract_parts"]
+
+
+class Progress(Protocol):
+    """What the command line wants to hear while an extraction runs."""
+
+    def batch_done(self, samples: int, state_bytes: int) -> None:
+        """One forward pass is finished."""
+
+    def part_done(self, manifest: Mapping[str, object]) -> None:
+        """One part is committed (called on the writer's thread)."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Everything a run needs.
+
+    Attributes
+    ----------
+    store
+        Folder of a store that was created for ``plan``.
+    plan, root
+        What to extract, and the folder image paths are relative to.
+    checkpoint, loaded, preparer
+        The model and what prepares its inputs.
+    batch_size
+        Samples per forward pass; does not change values.
+    """
+
+    store: Path
+    plan: Plan
+    root: Path
+    checkpoint: Checkpoint
+    loaded: LoadedModel
+    preparer: Preparer
+    batch_size: int
+
+    @property
+    def probe(self) -> Probe:
+        """What the plan captures."""
+        capture = self.plan.record["capture"]
+        return Probe(
+            layers=tuple(capture["layers"]),
+            residual="residual" in capture["tensors"],
+            pooled="pooled" in capture["tensors"],
+            block_count=self.checkpoint.block_count,
+        )
+
+    @property
+    def run(self) -> dict[str, object]:
+        """How this run computes, for the manifests."""
+        packages = ("activation-strata", "torch", "transformers", "zarr", "numcodecs", "numpy")
+        return {
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "attention_kernel": self.loaded.attention_kernel,
+            "dtype": self.loaded.dtype,
+            "device": self.loaded.device.type,
+            "batch_size": self.batch_size,
+            "padding_side": "left",
+            "model_revision": self.plan.record["model"]["revision"],
+        }
+
+
+class Outcome(NamedTuple):
+    """What a run left: parts and samples it stored, samples it could not store, seconds it waited for the writer."""
+
+    parts: int
+    samples: int
+    bad: tuple[tuple[str, str], ...]
+    seconds_waited: float
+
+
+def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress: Progress) -> Outcome:
+    """Extract and commit the given parts.
+
+    Raises
+    ------
+    StrataError
+        Where writing fails (the disk is full, say); parts committed before stay valid.
+    """
+    bad: list[tuple[str, str]] = []
+    stored = 0
+
+    def write(content: PartContent) -> None:
+        progress.part_done(write_part(extraction.store, content, plan_sha256=extraction.plan.sha256))
+
+    with BackgroundSink(write) as sink:
+        for part in parts:
+            content = _extract_part(extraction, part, progress)
+            bad += [(sample.sample_id, sample.reason) for sample in content.bad_samples]
+            stored += content.samples.num_rows
+            sink.put(content)
+            del content
+    return Outcome(len(parts), stored, tuple(bad), sink.seconds_waited)
+
+
+def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) -> PartContent:
+    capture = extraction.plan.record["capture"]
+    roles = None if capture["roles"] is None else [ROLE_CODES[name] for name in capture["roles"]]
+    collector = PartCollector(
+        part.number,
+        extraction.probe,
+        dtype=extraction.loaded.dtype,
+        dim=extraction.checkpoint.dim,
+        mantissa_bits=capture["mantissa_bits"],
+    )
+    pad_id = extraction.checkpoint.processor.tokenizer.pad_token_id or 0
+    for sources in _batches(_samples(extraction, part, collector), extraction.batch_size):
+        items = [batch_item(source, roles) for source in sources]
+        captured = capture_batch(extraction.loaded, items, extraction.probe, pad_id=pad_id)
+        collector.add_batch(sources, items, captured)
+        progress.batch_done(len(items), sum(rows.nbytes for rows in captured.states))
+    return collector.finish(extraction.run)
+
+
+def _samples(extraction: Extraction, part: PlannedPart, collector: PartCollector) -> Iterator[SampleSource]:
+    """Every sample of a part whose image can be read; the others are recorded as bad."""
+    plan = extraction.plan
+    records = plan.images[part.start : part.stop]
+
+    def ready(record: ImageRecord) -> tuple[LoadedImage, PreparedImage] | UnreadableImage:
+        try:
+            image = load_image(extraction.root / record.uri)
+        except UnreadableImage as error:
+            return error
+        return image, extraction.preparer.prepare(image.pixels)
+
+    prepared = prefetch(ready, records, ahead=max(2, extraction.batch_size))
+    for number, (record, outcome) in enumerate(zip(records, prepared, strict=True)):
+        for index, prompt in enumerate(plan.prompts):
+            if isinstance(outcome, UnreadableImage):
+                collector.add_bad(f"{record.image_id}/{prompt.prompt_id}", f"image {record.uri}: {outcome.reason}")
+            else:
+                yield SampleSource(number, record, *outcome, index, prompt)
+
+
+def _batches(samples: Iterator[SampleSource], size: int) -> Iterator[list[SampleSource]]:
+    batch: list[SampleSource] = []
+    for sample in samples:
+        batch.append(sample)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,194 @@
+"""One forward pass over a padded batch, and what is kept of it.
+
+Whole language sequences are left-padded with an attention mask and explicit positions; padding is dropped as soon as a
+layer's states leave the hook, so it never reaches the host.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from engine.capture.hooks import residual_hooks
+from engine.models.load import LoadedModel
+from engine.models.tokens import TokenLayout
+from engine.vocabulary import ROLES
+
+__all__ = ["BatchCapture", "BatchItem", "Pooled", "Probe", "capture_batch", "collate"]
+
+
+class BatchItem(NamedTuple):
+    """One sample of a batch.
+
+    ``kept`` is (token,) bool: the tokens whose states are stored with this sample. Of all its stored tokens,
+    ``prefix_rows`` lie in the prefix that it shares with its image's other samples, ``own_rows`` behind it.
+    """
+
+    sample_id: str
+    layout: TokenLayout
+    pixel_values: torch.Tensor
+    kept: np.ndarray
+    prefix_rows: int
+    own_rows: int
+
+
+class Probe(NamedTuple):
+    """What to capture: layer numbers, stored states, pooled states; ``block_count`` is L."""
+
+    layers: tuple[int, ...]
+    residual: bool
+    pooled: bool
+    block_count: int
+
+
+class Pooled(NamedTuple):
+    """Pooled states of one batch, float32, NaN where a sample has no token of a role.
+
+    Attributes
+    ----------
+    unit_mean, mean
+        (layer, role, sample, dim): mean of unit vectors, mean of states.
+    normed_unit_mean
+        (role, sample, dim): mean of unit vectors of layer L after the final norm; None where L is not captured.
+    token_count
+        (role, sample) int32.
+    """
+
+    unit_mean: np.ndarray
+    mean: np.ndarray
+    normed_unit_mean: np.ndarray | None
+    token_count: np.ndarray
+
+
+@dataclass(frozen=True)
+class BatchCapture:
+    """What one forward pass leaves.
+
+    Attributes
+    ----------
+    states
+        Per captured layer the kept rows of all samples, (row, dim) on the host; empty without ``residual``.
+    pooled
+        Pooled states, or None.
+    problems
+        Per sample a reason why its states are unusable, or None.
+    """
+
+    states: list[torch.Tensor]
+    pooled: Pooled | None
+    problems: tuple[str | None, ...]
+
+
+def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tensor]:
+    """Left-pad a batch: input_ids, attention_mask, position_ids (sample, position) and pixel_values."""
+    length = max(len(item.layout) for item in items)
+    input_ids = torch.full((len(items), length), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(items), length), dtype=torch.long)
+    for row, item in enumerate(items):
+        input_ids[row, length - len(item.layout) :] = torch.from_numpy(item.layout.token_id.astype(np.int64))
+        attention_mask[row, length - len(item.layout) :] = 1
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
+        "pixel_values": torch.cat([item.pixel_values for item in items]),
+    }
+
+
+@torch.inference_mode()
+def capture_batch(loaded: LoadedModel, items: Sequence[BatchItem], probe: Probe, *, pad_id: int) -> BatchCapture:
+    """Run the model once over a batch and keep what the probe asks for."""
+    inputs = collate(items, pad_id=pad_id)
+    collector = _Collector(loaded, items, probe, inputs["attention_mask"])
+    inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to(loaded.model.dtype)
+    with residual_hooks(loaded.language.blocks, probe.layers, collector.receive):
+        loaded.model(**inputs, use_cache=False, logits_to_keep=1)
+    return collector.finish()
+
+
+class _Collector:
+    """Turns hooked states into kept rows and pooled means, on the device the states are on."""
+
+    def __init__(
+        self, loaded: LoadedModel, items: Sequence[BatchItem], probe: Probe, attention_mask: torch.Tensor
+    ) -> None:
+        self._final_norm = loaded.language.final_norm
+        self._items = items
+        self._probe = probe
+        self._real = attention_mask.flatten().nonzero().squeeze(1)
+        kept = torch.from_numpy(np.concatenate([item.kept for item in items]))
+        self._kept = None if bool(kept.all()) else kept.nonzero().squeeze(1)
+        self._counts = torch.tensor(
+            [[int((item.layout.role == role).sum()) for item in items] for role in range(len(ROLES))]
+        )
+        self._averaging = self._averaging_matrix() if probe.pooled else None
+        self._states: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor] = []
+        self._unit_means: list[torch.Tensor] = []
+        self._means: list[torch.Tensor] = []
+        self._normed: torch.Tensor | None = None
+
+    def receive(self, layer: int, states: torch.Tensor) -> None:
+        """Keep the real rows of one layer's states (sample, position, dim)."""
+        rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.to(states.device))
+        if self._probe.residual:
+            self._states.append(rows if self._kept is None else rows.index_select(0, self._kept.to(rows.device)))
+        wide = rows.float()
+        norms = torch.linalg.vector_norm(wide, dim=-1)
+        self._norms.append(norms)
+        if self._averaging is not None:
+            averaging = self._averaging.to(rows.device)
+            self._means.append(averaging @ wide)
+            self._unit_means.append((averaging / norms) @ wide)
+            if layer == self._probe.block_count:
+                normed = self._final_norm(wide).float()
+                self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
+
+    def finish(self) -> BatchCapture:
+        """Bring everything to the host and look for unusable states."""
+        lengths = [len(item.layout) for item in self._items]
+        norms = torch.stack([norm.cpu() for norm in self._norms])
+        return BatchCapture(
+            states=[rows.cpu() for rows in self._states],
+            pooled=self._pooled() if self._probe.pooled else None,
+            problems=tuple(self._problem(part) for part in norms.split(lengths, dim=1)),
+        )
+
+    def _averaging_matrix(self) -> torch.Tensor:
+        """(role × sample, row) float32: row r of group g weighs 1/|g|, so that one product gives all means."""
+        group = torch.from_numpy(
+            np.concatenate([item.layout.role * len(self._items) + index for index, item in enumerate(self._items)])
+        )
+        matrix = torch.zeros(self._counts.numel(), len(group))
+        matrix[group, torch.arange(len(group))] = 1.0
+        return matrix / self._counts.flatten().clamp(min=1)[:, None]
+
+    def _pooled(self) -> Pooled:
+        def shaped(means: torch.Tensor) -> np.ndarray:
+            grouped = means.cpu().reshape(*self._counts.shape, -1)
+            grouped[self._counts == 0] = torch.nan
+            return grouped.numpy()
+
+        return Pooled(
+            unit_mean=np.stack([shaped(means) for means in self._unit_means]),
+            mean=np.stack([shaped(means) for means in self._means]),
+            normed_unit_mean=None if self._normed is None else shaped(self._normed),
+            token_count=self._counts.numpy().astype(np.int32),
+        )
+
+    def _problem(self, norms: torch.Tensor) -> str | None:
+        """Name the first unusable state of one sample; norms is (layer, position)."""
+        bad = ~torch.isfinite(norms)
+        if bad.any():
+            index, position = bad.nonzero()[0].tolist()
+            return (
+                f"layer {self._probe.layers[index]}, position {position} holds NaN or Inf; "
+                "try --dtype bfloat16 or float32"
+            )
+        if self._probe.pooled and (norms == 0).any():
+            index, position = (norms == 0).nonzero()[0].tolist()
+            return f"layer {self._probe.layers[index]}, position {position} is a zero vector, which has no direction"
+        return None

@@ -1,0 +1,254 @@
+"""Collects the captures of one part and lays them out as the store wants them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from engine.capture.assemble import CapturedSample, Segment, TokenAxis, lay_token_axis
+from engine.capture.forward import BatchCapture, BatchItem, Pooled, Probe
+from engine.models.prepare import PreparedImage
+from engine.prompts import Prompt
+from engine.sources import ImageRecord, LoadedImage
+from engine.store import (
+    PART_SAMPLES_SCHEMA,
+    BadSample,
+    Coordinate,
+    PartArray,
+    PartContent,
+    layer_coordinate,
+    role_coordinate,
+    widen_bfloat16,
+)
+from engine.vocabulary import ROLES, role_flags
+
+__all__ = ["STORED_DTYPES", "PartCollector", "SampleSource", "batch_item"]
+
+STORED_DTYPES = {"float16": "float16", "bfloat16": "float32", "float32": "float32"}
+"""On disk a bfloat16 state is the float32 of the same value, which every reader in every language understands."""
+
+_COORDINATES: dict[str, dict[str, object]] = {
+    "token_id": {"long_name": "token id in the model's vocabulary"},
+    "role": {"long_name": "role of the token", **role_flags()},
+    "position": {"long_name": "position in the sample's own token sequence"},
+    "grid": {"long_name": "index of the image grid; -1 for a token that is no patch"},
+    "patch_row": {"long_name": "row of the patch in its grid, from the top; -1 for none"},
+    "patch_col": {"long_name": "column of the patch in its grid, from the left; -1 for none"},
+}
+
+
+class SampleSource(NamedTuple):
+    """Where one sample comes from: its image (and that image's number), and which prompt of the plan."""
+
+    image_number: int
+    record: ImageRecord
+    image: LoadedImage
+    prepared: PreparedImage
+    prompt_index: int
+    prompt: Prompt
+
+    @property
+    def sample_id(self) -> str:
+        """``image_id/prompt_id``."""
+        return f"{self.record.image_id}/{self.prompt.prompt_id}"
+
+
+def batch_item(source: SampleSource, roles: Sequence[int] | None) -> BatchItem:
+    """The sample as the model gets it, and which of its tokens are stored with it.
+
+    Parameters
+    ----------
+    source
+        The sample. The shared prefix is stored with the first prompt of an image.
+    roles
+        Role codes to store; all where None.
+    """
+    layout = source.prepared.layouts[source.prompt_index]
+    kept = np.ones(len(layout), dtype=bool) if roles is None else np.isin(layout.role, roles)
+    prefix_rows = int(kept[: source.prepared.prefix].sum())
+    own_rows = int(kept.sum()) - prefix_rows
+    if source.prompt_index > 0:
+        kept[: source.prepared.prefix] = False
+    return BatchItem(source.sample_id, layout, source.prepared.pixel_values, kept, prefix_rows, own_rows)
+
+
+class PartCollector:
+    """Fills one part, batch by batch.
+
+    Parameters
+    ----------
+    number
+        The part's number.
+    probe
+        What is captured.
+    dtype
+        dtype of the residual stream: ``float16``, ``bfloat16`` or ``float32``.
+    dim
+        Its width.
+    mantissa_bits
+        Rounding of the stored states, or None.
+    """
+
+    def __init__(self, number: int, probe: Probe, *, dtype: str, dim: int, mantissa_bits: int | None) -> None:
+        self._number = number
+        self._probe = probe
+        self._dtype = dtype
+        self._dim = dim
+        self._mantissa_bits = mantissa_bits
+        self._began = time.perf_counter()
+        # Pixels are not kept: a part of pooled states alone can span thousands of images.
+        self._captured: list[CapturedSample] = []
+        self._rows: list[dict[str, Any]] = []
+        self._tokens: list[dict[str, np.ndarray]] = []
+        self._states: list[list[torch.Tensor]] = [[] for _ in probe.layers]
+        self._pooled: list[Pooled] = []
+        self._bad: list[BadSample] = []
+
+    def add_bad(self, sample_id: str, reason: str) -> None:
+        """Record a sample that cannot be stored."""
+        self._bad.append(BadSample(sample_id, reason))
+
+    def add_batch(self, sources: Sequence[SampleSource], items: Sequence[BatchItem], capture: BatchCapture) -> None:
+        """Take over what one forward pass left."""
+        for source, item, problem in zip(sources, items, capture.problems, strict=True):
+            good = problem is None
+            self._captured.append(CapturedSample(source.image_number, item.prefix_rows, item.own_rows, good))
+            self._tokens.append(_token_values(item))
+            if problem is None:
+                self._rows.append(_sample_row(source))
+            else:
+                self.add_bad(item.sample_id, problem)
+        for layer, rows in zip(self._states, capture.states, strict=False):
+            layer.append(rows)
+        if capture.pooled is not None:
+            self._pooled.append(capture.pooled)
+
+    def finish(self, run: Mapping[str, object]) -> PartContent:
+        """Lay out the part; the collector is used up, its states are freed as they are written."""
+        axis = lay_token_axis(self._captured)
+        return PartContent(
+            number=self._number,
+            arrays=(*self._state_arrays(axis), *self._pooled_arrays()),
+            coordinates=tuple(self._coordinates(axis)),
+            samples=_sample_table(self._rows, axis.segments),
+            bad_samples=tuple(self._bad),
+            run=run,
+            seconds=time.perf_counter() - self._began,
+        )
+
+    def _coordinates(self, axis: TokenAxis) -> list[Coordinate]:
+        coordinates = []
+        for name, attributes in _COORDINATES.items():
+            values = np.concatenate([np.empty(0, dtype=np.int32), *(tokens[name] for tokens in self._tokens)])
+            values = values if axis.rows is None else values[axis.rows]
+            coordinates.append(Coordinate(f"token/{name}", ("token",), values, attributes))
+        if self._probe.residual:
+            coordinates.append(layer_coordinate("token", self._probe.layers))
+        if self._probe.pooled:
+            coordinates += [layer_coordinate("sample", self._probe.layers), role_coordinate("sample")]
+        return coordinates
+
+    def _state_arrays(self, axis: TokenAxis) -> list[PartArray]:
+        if not self._probe.residual:
+            return []
+        return [
+            PartArray(
+                path="token/hidden_states",
+                dims=("layer", "token", "dim"),
+                shape=(len(self._probe.layers), axis.length, self._dim),
+                dtype=STORED_DTYPES[self._dtype],
+                slab=_slabs(self._states, axis, self._dtype, self._dim),
+                attributes={
+                    "long_name": "residual stream",
+                    "units": "1",
+                    "captured_dtype": self._dtype,
+                },
+                mantissa_bits=self._mantissa_bits,
+            )
+        ]
+
+    def _pooled_arrays(self) -> list[PartArray]:
+        if not self._probe.pooled:
+            return []
+        good = np.flatnonzero([sample.good for sample in self._captured])
+        layers, roles = len(self._probe.layers), len(ROLES)
+
+        def joined(name: str, empty: tuple[int, ...], sample_axis: int, dtype: str) -> np.ndarray:
+            pieces = [getattr(pooled, name) for pooled in self._pooled]
+            whole = np.concatenate(pieces, axis=sample_axis) if pieces else np.empty(empty, dtype=dtype)
+            return np.ascontiguousarray(whole.take(good, axis=sample_axis))
+
+        dims = ("layer", "role", "sample", "dim")
+        unit = {"units": "1"}
+        tables: list[tuple[str, tuple[str, ...], np.ndarray, dict[str, object]]] = [
+            (
+                name,
+                dims,
+                joined(name, (layers, roles, 0, self._dim), 2, "float32"),
+                {"long_name": long_name, **unit},
+            )
+            for name, long_name in (
+                ("unit_mean", "mean of the unit vectors of a role's tokens"),
+                ("mean", "mean of the states of a role's tokens"),
+            )
+        ]
+        if self._probe.block_count in self._probe.layers:
+            normed = joined("normed_unit_mean", (roles, 0, self._dim), 1, "float32")
+            long_name = "mean of the unit vectors of a role's tokens, last layer after the final norm"
+            tables.append(("normed_unit_mean", dims[1:], normed, {"long_name": long_name, **unit}))
+        counts = joined("token_count", (roles, 0), 1, "int32")
+        tables.append(("token_count", dims[1:3], counts, {"long_name": "tokens of a role", **unit}))
+        return [
+            PartArray(f"sample/{name}", names, values.shape, str(values.dtype), values.__getitem__, attributes)
+            for name, names, values, attributes in tables
+        ]
+
+
+def _token_values(item: BatchItem) -> dict[str, np.ndarray]:
+    """Coordinates of the tokens stored with a sample, (row,) int32 each."""
+    values = {name: getattr(item.layout, name)[item.kept] for name in _COORDINATES if name != "position"}
+    return {**values, "position": np.flatnonzero(item.kept).astype(np.int32)}
+
+
+def _sample_row(source: SampleSource) -> dict[str, Any]:
+    return {
+        "sample_id": source.sample_id,
+        "image_id": source.record.image_id,
+        "image_uri": source.record.uri,
+        "image_sha256": source.image.sha256,
+        "width": source.image.width,
+        "height": source.image.height,
+        "prompt_id": source.prompt.prompt_id,
+        "prompt_kind": source.prompt.kind,
+        "prompt": source.prompt.text,
+        "references": list(source.record.references),
+        "grids": [grid._asdict() for grid in source.prepared.grids],
+    }
+
+
+def _sample_table(rows: Sequence[dict[str, Any]], segments: Sequence[tuple[Segment, ...]]) -> pa.Table:
+    with_segments = [
+        {**row, "segments": [segment._asdict() for segment in own]} for row, own in zip(rows, segments, strict=True)
+    ]
+    return pa.Table.from_pylist(with_segments, schema=PART_SAMPLES_SCHEMA)
+
+
+def _slabs(states: list[list[torch.Tensor]], axis: TokenAxis, dtype: str, dim: int) -> Callable[[int], np.ndarray]:
+    """One layer after the other in the stored dtype; a layer's captured states are freed once they are laid out."""
+    stored = np.empty((axis.length, dim), dtype=STORED_DTYPES[dtype])
+    rows = None if axis.rows is None else torch.from_numpy(axis.rows)
+
+    def slab(index: int) -> np.ndarray:
+        if not states[index]:
+            return stored
+        captured = torch.cat(states[index])
+        states[index] = []
+        captured = captured if rows is None else captured.index_select(0, rows)
+        if dtype == "bfloat16":
+            return widen_bfloat16(captured.view(torch.uint16).numpy(), out=stored)
+        return captured.numpy()
+
+    return slab

@@ -1,0 +1,155 @@
+"""The options that ``extract`` and ``estimate`` share, and the TOML file that may hold any of them."""
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from engine.errors import UsageError
+from engine.sources import SOURCES
+
+__all__ = ["ByteSize", "RunOptions", "run_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a user asks of ``extract`` or ``estimate``; field names are option names."""
+
+    model: str
+    revision: str | None
+    source: str
+    annotations: Path | None
+    images: Path
+    split: str | None
+    prompts: tuple[str, ...]
+    limit: int | None
+    seed: int
+    capture: str
+    layers: str | None
+    roles: str | None
+    share_prefix: str
+    mantissa_bits: int | None
+    dtype: str
+    device: str | None
+    batch_size: int
+    part_bytes: int | None
+    samples_per_part: int | None
+    unembedding: bool
+
+    @classmethod
+    def from_click(cls, values: dict[str, Any]) -> "RunOptions":
+        """Pick this class's fields out of a command's parameters."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+class ByteSize(click.ParamType):
+    """Bytes with an optional unit: ``512MiB``, ``2GiB``, ``1.5GB``, ``1000000``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the text into a number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(value), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is no size; write for example 512MiB or 2GiB.", param, ctx)
+        number, unit, binary = match.groups()
+        power = " KMGT".index(unit.upper() or " ")
+        return int(float(number) * (1024 if binary or not unit else 1000) ** power)
+
+
+def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Make the TOML file's entries the defaults of the other options; the command line wins."""
+    if path is None:
+        return
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}; check --config.") from error
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    defaults = {name.replace("-", "_"): value for name, value in entries.items()}
+    unknown = sorted(set(defaults) - known)
+    if unknown:
+        raise UsageError(
+            f"{path} sets {unknown[0]!r}, which is no option of this command; known are "
+            f"{', '.join(sorted(name.replace('_', '-') for name in known if name))}."
+        )
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+_OPTIONS = (
+    click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_load_config,
+        help="TOML file with any of these options (names without the dashes); the command line wins.",
+    ),
+    click.option("--model", required=True, help="Hub id or local folder of a VLLM (safetensors only)."),
+    click.option("--revision", help="Commit, tag or branch of a hub id; the commit it means is recorded."),
+    click.option("--source", required=True, type=click.Choice(sorted(SOURCES)), help="Format of the image source."),
+    click.option(
+        "--annotations",
+        type=click.Path(path_type=Path),
+        help="coco: the captions JSON. folder: captions.jsonl, where it is not in the image folder.",
+    ),
+    click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder the image files are in."),
+    click.option("--split", help="Split of sources that have any."),
+    click.option(
+        "--prompts",
+        multiple=True,
+        default=("normal:1",),
+        show_default=True,
+        help="normal, question, noisy, empty (normal:2 the first two, noisy:10 ten), or a JSON file {id: text}. "
+        "Repeat for several.",
+    ),
+    click.option("--limit", type=int, help="Number of images; a fixed random subset, 600 are among 5000."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of image order and noisy prompts."),
+    click.option(
+        "--capture",
+        default="residual,pooled",
+        show_default=True,
+        help="residual: every hidden state. pooled: means per role, enough for contextualization and ~50x smaller.",
+    ),
+    click.option("--layers", help="Layers to keep, 0 (embeddings) to L: 0,8,16:32 (the end excluded). Default: all."),
+    click.option("--roles", help="Roles whose tokens are stored, such as image,instruction. Default: all."),
+    click.option(
+        "--share-prefix",
+        type=click.Choice(["auto", "off"]),
+        default="auto",
+        show_default=True,
+        help="Store the tokens that all prompts of an image share once, where the model allows it.",
+    ),
+    click.option("--mantissa-bits", type=click.IntRange(min=1), help="Round stored states to this many mantissa bits."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float16", "bfloat16", "float32"]),
+        default="auto",
+        show_default=True,
+        help="dtype the model runs in; auto is the checkpoint's.",
+    ),
+    click.option("--device", help="cpu, cuda, cuda:1, …  Default: the GPUs if there are any."),
+    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Samples per pass."),
+    click.option("--part-bytes", type=ByteSize(), help="Raw bytes per part, such as 512MiB.  [default: 2GiB]"),
+    click.option("--samples-per-part", type=int, help="Samples per part instead, rounded up to whole images."),
+    click.option(
+        "--unembedding/--no-unembedding",
+        default=True,
+        help="Store the unembedding matrix, which LogitLens needs.  [default: unembedding]",
+    ),
+)
+
+
+def run_options(command: Command) -> Command:
+    """Add the shared options to a click command, in their order."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,159 @@
+"""What a checkpoint says of itself before any weight is loaded: identity, configuration, processor.
+
+A hub id is pinned to the commit it resolves to; a local folder is identified by its name and a hash of its files, so
+that the same weights have the same identity wherever they lie. Remote code is never run.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from engine.errors import StrataError, UsageError
+from engine.models.families import Family, family_of
+
+__all__ = ["DTYPES", "Checkpoint", "content_revision", "open_checkpoint"]
+
+DTYPES = ("float16", "bfloat16", "float32")
+_HASHED_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".txt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint without its weights.
+
+    Attributes
+    ----------
+    location
+        What transformers loads from: a hub id or a folder.
+    model_id
+        The hub id, or the folder's name.
+    commit
+        The hub commit everything is loaded at; None for a folder.
+    family, config, processor
+        Its row of the family table, its configuration, its processor (images through the PIL back end, so that pixels
+        are the same on every machine).
+    """
+
+    location: str
+    model_id: str
+    commit: str | None
+    family: Family
+    config: Any
+    processor: Any
+
+    @property
+    def block_count(self) -> int:
+        """Number of Transformer blocks of the language model."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def image_token_id(self) -> int:
+        """The token id that stands for one row of image features."""
+        return int(self.config.image_token_id)
+
+    @property
+    def image_token(self) -> str:
+        """The placeholder text of the image."""
+        return str(self.processor.image_token)
+
+    def revision(self) -> str:
+        """The hub commit, or ``sha256:…`` over the files of a local folder (reads all of its weights once)."""
+        return self.commit or content_revision(Path(self.location))
+
+    def dtype(self, choice: str) -> str:
+        """Resolve ``--dtype``: ``auto`` is the checkpoint's own dtype."""
+        if choice != "auto":
+            return choice
+        declared = str(getattr(self.config, "dtype", None) or self.config.get_text_config().dtype or "float32")
+        name = declared.removeprefix("torch.")
+        if name not in DTYPES:
+            raise UsageError(
+                f"{self.model_id} is stored as {name}; strata captures {', '.join(DTYPES)}. Choose one with --dtype."
+            )
+        return name
+
+
+def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
+    """Read configuration and processor of a hub id or a local folder.
+
+    Raises
+    ------
+    UsageError
+        Where it is no checkpoint, no VLLM of a known family, or has no usable processor.
+    """
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} has no config.json, so it is no model folder; give --model a folder or a hub id.")
+    try:
+        commit = None if folder.is_dir() else _resolve_commit(model, revision)
+        pinned = {"revision": commit, "trust_remote_code": False} if commit else {"trust_remote_code": False}
+        config = AutoConfig.from_pretrained(model, **pinned)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"cannot read a model configuration from {model!r}: {_first_line(error)} "
+            "Give --model a local folder or a hub id (and log in with `hf auth login` for gated models)."
+        ) from error
+    model_id = folder.resolve().name if folder.is_dir() else model
+    family = family_of(config.model_type, model_id)
+    try:
+        processor = AutoProcessor.from_pretrained(model, **pinned)
+        processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **pinned)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"cannot load the processor of {model!r}: {_first_line(error)} "
+            "The folder needs processor_config.json and the tokenizer's files beside the weights."
+        ) from error
+    _check_tokenizer(processor, config, model_id)
+    return Checkpoint(model, model_id, commit, family, config, processor)
+
+
+def content_revision(folder: Path) -> str:
+    """Identity of a local checkpoint: a hash over its configuration, tokenizer and safetensors files.
+
+    Returns
+    -------
+    str
+        ``sha256:`` and 64 hexadecimal digits over the sorted lines ``<sha256>  <name>``.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix in _HASHED_SUFFIXES and path.is_file())
+    listing = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            listing.update(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.name}\n".encode())
+    return f"sha256:{listing.hexdigest()}"
+
+
+def _resolve_commit(model: str, revision: str | None) -> str:
+    path = cached_file(model, "config.json", revision=revision)
+    commit = extract_commit_hash(path, None)
+    if commit is None:
+        raise StrataError(f"cannot tell which commit of {model} was loaded; name it with --revision <commit hash>.")
+    return commit
+
+
+def _check_tokenizer(processor: Any, config: Any, model_id: str) -> None:
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+        raise UsageError(
+            f"{model_id} has no fast tokenizer, and roles need the character offsets that only those give: "
+            "add a tokenizer.json to the checkpoint."
+        )
+    token_id = tokenizer.convert_tokens_to_ids(processor.image_token)
+    if token_id != config.image_token_id:
+        raise UsageError(
+            f"the processor's image token {processor.image_token!r} has id {token_id}, the model expects "
+            f"{config.image_token_id}: check image_token in processor_config.json and image_token_index in config.json."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

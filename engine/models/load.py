@@ -1,0 +1,139 @@
+"""Loading weights: safetensors only, no remote code, SDPA left on, spread over GPUs where one is too small."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from engine.errors import StrataError, UsageError
+from engine.models.checkpoint import Checkpoint
+
+__all__ = ["LanguageModel", "LoadedModel", "choose_device", "load_model"]
+
+_GPU_SHARE = 0.85  # of a GPU's free memory may be weights; the rest is activations
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The parts of a VLLM's language model that capture and LogitLens need."""
+
+    blocks: Any
+    final_norm: torch.nn.Module
+    unembedding: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for forward passes.
+
+    Attributes
+    ----------
+    model
+        The whole VLLM in evaluation mode.
+    language
+        Its language model's blocks, final norm and unembedding.
+    device
+        Where inputs go.
+    dtype
+        Name of the dtype of the residual stream.
+    """
+
+    model: Any
+    language: LanguageModel
+    device: torch.device
+    dtype: str
+
+    @property
+    def attention_kernel(self) -> str:
+        """The attention implementation transformers uses, for example ``sdpa``."""
+        return str(self.model.config._attn_implementation)
+
+
+def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None) -> LoadedModel:
+    """Load the weights of a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint
+        From :func:`engine.models.checkpoint.open_checkpoint`.
+    dtype
+        ``float16``, ``bfloat16`` or ``float32``.
+    device
+        A torch device; by default the first GPU, several where one is too small, else the CPU.
+
+    Raises
+    ------
+    StrataError
+        Where there are no safetensors weights, or the model has no language model that strata can find.
+    """
+    target = choose_device(device)
+    torch_dtype = getattr(torch, dtype)
+    placement: dict[str, Any] = {}
+    if device is None and target.type == "cuda" and _weight_bytes(checkpoint, torch_dtype) > _free_bytes(target):
+        placement = {"device_map": "auto"}
+    pinned = {"revision": checkpoint.commit} if checkpoint.commit else {}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint.location,
+            dtype=torch_dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **pinned,
+            **placement,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StrataError(
+            f"cannot load the weights of {checkpoint.location}: {str(error).strip().splitlines()[0]} "
+            "strata reads *.safetensors only; convert other formats with transformers' save_pretrained."
+        ) from error
+    model.eval()
+    if not placement:
+        model.to(target)
+    return LoadedModel(model, find_language_model(model), model.device, dtype)
+
+
+def find_language_model(model: Any) -> LanguageModel:
+    """Blocks, final norm and unembedding of a VLLM, through transformers' generic accessors."""
+    decoder = model.get_decoder()
+    blocks = getattr(decoder, "layers", None)
+    norm = getattr(decoder, "norm", None)
+    unembedding = model.get_output_embeddings()
+    if blocks is None or norm is None or unembedding is None:
+        raise StrataError(
+            f"{type(model).__name__} has no decoder with .layers and .norm and an output embedding, which strata "
+            "hooks; this architecture is not supported."
+        )
+    return LanguageModel(blocks, norm, unembedding)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device asked for, or the first GPU, or the CPU.
+
+    Raises
+    ------
+    UsageError
+        Where the device does not exist here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {device!r} is not usable here: {str(error).splitlines()[0]} "
+            f"CUDA devices seen: {torch.cuda.device_count()}."
+        ) from error
+    return chosen
+
+
+def _weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        shell = AutoModelForImageTextToText.from_config(checkpoint.config)
+    return sum(parameter.numel() for parameter in shell.parameters()) * dtype.itemsize
+
+
+def _free_bytes(device: torch.device) -> float:
+    free, _ = torch.cuda.mem_get_info(device)
+    return _GPU_SHARE * free

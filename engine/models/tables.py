@@ -1,0 +1,69 @@
+"""What the store keeps of a model, so that activations can be read without it: unembedding, final norm, vocabulary."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from engine.errors import StrataError
+from engine.models.checkpoint import Checkpoint
+from engine.models.load import LoadedModel
+from engine.models.vocabulary import TokenizerVocabulary
+from engine.store import ModelMatrix, widen_bfloat16
+
+__all__ = ["ModelTables", "model_tables"]
+
+
+class ModelTables(NamedTuple):
+    """Arguments of ``create_store`` that come from the model."""
+
+    vocabulary: pa.Table
+    unembedding: ModelMatrix | None
+    final_norm_weight: np.ndarray
+    final_norm_bias: np.ndarray | None
+    attributes: dict[str, Any]
+
+
+def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bool) -> ModelTables:
+    """Read the tables off a loaded model.
+
+    Raises
+    ------
+    StrataError
+        Where the final norm is not of the kind that the family table says.
+    """
+    norm, matrix = loaded.language.final_norm, loaded.language.unembedding.weight
+    text_config = checkpoint.config.get_text_config()
+    kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if kind != checkpoint.family.norm_kind or epsilon is None:
+        raise StrataError(
+            f"the final norm of {checkpoint.model_id} is {type(norm).__name__}; strata expects a "
+            f"{checkpoint.family.norm_kind} norm for {checkpoint.family.title} and cannot store this one."
+        )
+    bias = getattr(norm, "bias", None)
+    return ModelTables(
+        vocabulary=TokenizerVocabulary(checkpoint.processor.tokenizer).table(matrix.shape[0]),
+        unembedding=_matrix(matrix) if unembedding else None,
+        final_norm_weight=_stored(norm.weight),
+        final_norm_bias=None if bias is None else _stored(bias),
+        attributes={
+            "norm_kind": kind,
+            "norm_eps": float(epsilon),
+            "norm_weight_offset": checkpoint.family.norm_weight_offset,
+            "logit_softcap": getattr(text_config, "final_logit_softcapping", None),
+            "tied_embeddings": bool(checkpoint.config.tie_word_embeddings),
+        },
+    )
+
+
+def _matrix(weight: torch.Tensor) -> ModelMatrix:
+    dtype = "float16" if weight.dtype == torch.float16 else "float32"
+    return ModelMatrix((weight.shape[0], weight.shape[1]), dtype, lambda start, stop: _stored(weight[start:stop]))
+
+
+def _stored(values: torch.Tensor) -> np.ndarray:
+    """The stored form of a weight: bfloat16 as the float32 of the same value."""
+    host = values.detach().cpu().contiguous()
+    return widen_bfloat16(host.view(torch.uint16).numpy()) if host.dtype == torch.bfloat16 else host.numpy()

@@ -1,0 +1,253 @@
+"""Who is where: which samples exist, in which order, and in which part each one goes.
+
+Pure: everything here is computed from settings and names, without a disk and without a model. The plan's hash is the
+identity of a store: the same command gives the same plan on every machine, and another plan is another store.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from engine.errors import UsageError
+from engine.prompts import Prompt
+from engine.sources import ImageRecord
+from engine.store import PLAN_SCHEMA, canonical_json
+
+__all__ = ["CAPTURES", "CaptureChoice", "Plan", "images_per_part", "make_plan", "parse_layers", "parse_names"]
+
+CAPTURES = ("residual", "pooled")
+"""What can be captured: ``residual`` the hidden states, ``pooled`` their means per role."""
+
+
+@dataclass(frozen=True)
+class CaptureChoice:
+    """What is kept of each forward pass.
+
+    Attributes
+    ----------
+    tensors
+        Names out of :data:`CAPTURES`.
+    layers
+        Layer numbers, ascending.
+    roles
+        Roles whose tokens are stored; all where None. Pooled states always cover every role.
+    share_prefix
+        Whether the leading tokens that all prompts of an image share are stored once.
+    mantissa_bits
+        Mantissa bits kept of stored states; None keeps them as they are.
+    unembedding
+        Whether the unembedding matrix is stored with the model's tables.
+    """
+
+    tensors: tuple[str, ...]
+    layers: tuple[int, ...]
+    roles: tuple[str, ...] | None
+    share_prefix: bool
+    mantissa_bits: int | None
+    unembedding: bool
+
+    def record(self) -> dict[str, Any]:
+        """The choice as it stands in ``store.json``."""
+        return {
+            "tensors": list(self.tensors),
+            "layers": list(self.layers),
+            "roles": None if self.roles is None else list(self.roles),
+            "share_prefix": self.share_prefix,
+            "mantissa_bits": self.mantissa_bits,
+            "unembedding": self.unembedding,
+        }
+
+
+class PlannedPart(NamedTuple):
+    """One work unit: its number and its images [start, stop) in plan order."""
+
+    number: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All samples of a store, in order: every image with every prompt, whole images per part.
+
+    Attributes
+    ----------
+    record
+        What ``store.json`` says of the run, ``plan_sha256`` included.
+    images, prompts
+        In plan order; sample = image × prompt.
+    images_per_part
+        Whole images in each part but the last.
+    """
+
+    record: Mapping[str, Any]
+    images: tuple[ImageRecord, ...]
+    prompts: tuple[Prompt, ...]
+    images_per_part: int
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the plan."""
+        return str(self.record["plan_sha256"])
+
+    @property
+    def parts(self) -> tuple[PlannedPart, ...]:
+        """The work units, in order."""
+        step = self.images_per_part
+        count = len(self.images)
+        return tuple(
+            PlannedPart(number, start, min(start + step, count)) for number, start in enumerate(range(0, count, step))
+        )
+
+    @property
+    def sample_count(self) -> int:
+        """Number of planned samples."""
+        return len(self.images) * len(self.prompts)
+
+    def table(self) -> pa.Table:
+        """``plan.parquet``: one row per planned sample."""
+        rows = [
+            (f"{image.image_id}/{prompt.prompt_id}", image.image_id, prompt.prompt_id, index // self.images_per_part)
+            for index, image in enumerate(self.images)
+            for prompt in self.prompts
+        ]
+        columns = zip(*rows, strict=True) if rows else ([] for _ in PLAN_SCHEMA)
+        return pa.table(
+            {field.name: pa.array(values, field.type) for field, values in zip(PLAN_SCHEMA, columns, strict=True)},
+            schema=PLAN_SCHEMA,
+        )
+
+
+def make_plan(
+    *,
+    model: Mapping[str, Any],
+    source: Mapping[str, Any],
+    images: Sequence[ImageRecord],
+    prompts: Sequence[Prompt],
+    capture: CaptureChoice,
+    limit: int | None,
+    seed: int,
+    images_per_part: int,
+) -> Plan:
+    """Bind settings, images and prompts into a plan.
+
+    Parameters
+    ----------
+    model, source
+        What ``store.json`` says of them; must not hold paths of this machine.
+    images
+        In plan order.
+    prompts
+        In the order in which every image gets them.
+    capture, limit, seed, images_per_part
+        See :class:`CaptureChoice` and :func:`images_per_part`.
+    """
+    record: dict[str, Any] = {
+        "model": dict(model),
+        "source": {**source, "images": len(images), "images_sha256": _images_sha256(images)},
+        "prompts": [{"prompt_id": p.prompt_id, "kind": p.kind, "text": p.text} for p in prompts],
+        "capture": capture.record(),
+        "limit": limit,
+        "seed": seed,
+        "images_per_part": images_per_part,
+    }
+    record["plan_sha256"] = hashlib.sha256(canonical_json(record)).hexdigest()
+    return Plan(record, tuple(images), tuple(prompts), images_per_part)
+
+
+def _images_sha256(images: Sequence[ImageRecord]) -> str:
+    """Hash of what is planned of the images: ids, relative paths and captions, in plan order."""
+    listing = hashlib.sha256()
+    for image in images:
+        listing.update(json.dumps([image.image_id, image.uri, list(image.references)]).encode() + b"\n")
+    return listing.hexdigest()
+
+
+def images_per_part(
+    *, image_bytes: int, prompts: int, part_bytes: int | None = None, samples_per_part: int | None = None
+) -> int:
+    """Whole images in one part.
+
+    Parameters
+    ----------
+    image_bytes
+        Raw bytes that one image takes with all its prompts.
+    prompts
+        Prompts per image.
+    part_bytes
+        Raw bytes of one part, rounded down to whole images but at least one; 2 GiB unless told.
+    samples_per_part
+        Samples of one part, rounded up to whole images; excludes ``part_bytes``.
+
+    Raises
+    ------
+    UsageError
+        Where both are given, or one is not positive.
+    """
+    if part_bytes is not None and samples_per_part is not None:
+        raise UsageError("--part-bytes and --samples-per-part both set the size of a part; give one of them.")
+    if samples_per_part is not None:
+        if samples_per_part < 1:
+            raise UsageError(f"--samples-per-part is {samples_per_part}; a part holds at least one sample.")
+        return -(-samples_per_part // prompts)
+    limit = 2 * 2**30 if part_bytes is None else part_bytes
+    if limit < 1:
+        raise UsageError(f"--part-bytes is {limit}; give a positive size, for example 512MiB.")
+    return max(1, limit // max(image_bytes, 1))
+
+
+def parse_layers(text: str | None, block_count: int) -> tuple[int, ...]:
+    """Layer numbers from ``0,8,16:32``: single layers and half-open ranges as in Python, within 0..L.
+
+    Raises
+    ------
+    UsageError
+        Where a number is unknown to the model or the text is not of that form.
+    """
+    if text is None:
+        return tuple(range(block_count + 1))
+    chosen: set[int] = set()
+    for item in text.split(","):
+        fields = item.strip().split(":")
+        if not 1 <= len(fields) <= 3 or not all(field.lstrip("-").isdigit() for field in fields if field):
+            raise UsageError(f"--layers {text!r}: {item!r} is neither a layer nor a range; write 0,8,16:32.")
+        if len(fields) == 1:
+            numbers = [int(fields[0])] if fields[0] else []
+        else:
+            bounds = [int(field) if field else None for field in fields]
+            start, stop, step = (*bounds, None)[:3]
+            if step == 0:
+                raise UsageError(f"--layers {text!r}: the step of {item!r} is 0; write for example 0:33:4.")
+            numbers = list(range(start or 0, block_count + 1 if stop is None else stop, step or 1))
+        if not numbers:
+            raise UsageError(f"--layers {text!r}: {item!r} names no layer; this model has layers 0 to {block_count}.")
+        chosen.update(numbers)
+    unknown = sorted(number for number in chosen if not 0 <= number <= block_count)
+    if unknown:
+        raise UsageError(
+            f"--layers {text!r}: layer {unknown[0]} does not exist; this model has {block_count} blocks, "
+            f"so layers 0 (embeddings) to {block_count}."
+        )
+    return tuple(sorted(chosen))
+
+
+def parse_names(option: str, text: str | None, known: Sequence[str]) -> tuple[str, ...] | None:
+    """Comma-separated names out of a known list, in the list's order; None where the option is not given.
+
+    Raises
+    ------
+    UsageError
+        Where a name is unknown or none is given.
+    """
+    if text is None:
+        return None
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(names - set(known))
+    if unknown or not names:
+        what = f"{unknown[0]!r} is unknown" if unknown else "no name is given"
+        raise UsageError(f"{option} {text!r}: {what}; choose from {', '.join(known)}.")
+    return tuple(name for name in known if name in names)
