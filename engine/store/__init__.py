@@ -13,6 +13,8 @@ from engine.store.part import Part, open_part
 from engine.store.reader import Store, open_store
 from engine.store.record import committed_parts, create_store, is_same_store
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, VOCABULARY_SCHEMA
+from engine.store.summary import ArraySummary, StoreSummary, summarise
+from engine.store.verify import Problem, Verification, verify
 from engine.store.writer import write_part
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "PLAN_SCHEMA",
     "VOCABULARY_SCHEMA",
     "ArrayShape",
+    "ArraySummary",
     "BadSample",
     "Coordinate",
     "ModelMatrix",
@@ -29,7 +32,10 @@ __all__ = [
     "PartArray",
     "PartContent",
     "PartSize",
+    "Problem",
     "Store",
+    "StoreSummary",
+    "Verification",
     "canonical_json",
     "committed_parts",
     "create_store",
@@ -41,6 +47,8 @@ __all__ = [
     "predict_size",
     "role_coordinate",
     "round_mantissa",
+    "summarise",
+    "verify",
     "widen_bfloat16",
     "write_part",
 ]
