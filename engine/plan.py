@@ -51,7 +51,7 @@ class CaptureChoice:
     unembedding: bool
 
     def record(self) -> dict[str, Any]:
-        """The choice as it stands in ``store.json``."""
+        """Write the choice as it stands in ``store.json``."""
         return {
             "tensors": list(self.tensors),
             "layers": list(self.layers),

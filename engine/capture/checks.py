@@ -17,7 +17,7 @@ _SAME_COSINE = {"float16": 1 - 1e-3, "bfloat16": 1 - 1e-3, "float32": 1 - 1e-5}
 
 @torch.inference_mode()
 def check_image_rows(loaded: LoadedModel, prepared: PreparedImage) -> None:
-    """The projector must make as many rows as the processor makes image tokens.
+    """Check that the projector makes as many rows as the processor makes image tokens.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def check_image_rows(loaded: LoadedModel, prepared: PreparedImage) -> None:
 
 
 def check_prompt_independence(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, *, pad_id: int) -> None:
-    """Image states must be the same under two prompts, else a shared prefix would be wrong.
+    """Check that image states are the same under two prompts, without which a shared prefix would be wrong.
 
     Parameters
     ----------

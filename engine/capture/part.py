@@ -57,7 +57,7 @@ class SampleSource(NamedTuple):
 
 
 def batch_item(source: SampleSource, roles: Sequence[int] | None) -> BatchItem:
-    """The sample as the model gets it, and which of its tokens are stored with it.
+    """Turn a sample into what the model gets, and say which of its tokens are stored with it.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ class Rank(NamedTuple):
     origin: str
 
     def owned(self, parts: Sequence[int]) -> tuple[int, ...]:
-        """The part numbers this rank extracts."""
+        """Pick the part numbers that this rank extracts."""
         return tuple(part for part in parts if part % self.world_size == self.rank)
 
     def describe(self, parts: Sequence[int]) -> str:
@@ -46,7 +46,7 @@ def find_rank(rank: int | None, world_size: int | None, environment: Mapping[str
         Where one of a pair is missing, no number, or the rank is outside the world.
     """
     candidates: list[tuple[str, str | None, str | None]] = [
-        ("--rank", *(None if value is None else str(value) for value in (rank, world_size))),
+        ("--rank", None if rank is None else str(rank), None if world_size is None else str(world_size)),
         ("RANK", environment.get("RANK"), environment.get("WORLD_SIZE")),
     ]
     if "SLURM_STEP_ID" in environment:

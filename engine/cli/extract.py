@@ -48,8 +48,8 @@ def command(**values: Any) -> None:
     owned = set(rank.owned([part.number for part in parts]))
     todo = [part for part in parts if part.number in owned - done]
     click.echo(
-        f"{planned.plan.sample_count} samples ({len(planned.plan.images)} images × {len(planned.plan.prompts)} prompts) "
-        f"in {len(parts)} parts, {len(done)} of them finished"
+        f"{planned.plan.sample_count} samples ({len(planned.plan.images)} images × "
+        f"{len(planned.plan.prompts)} prompts) in {len(parts)} parts, {len(done)} of them finished"
     )
     if rank.world_size > 1:
         click.echo(rank.describe([part.number for part in parts]))

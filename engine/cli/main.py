@@ -66,5 +66,5 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="strata")
-def main(debug: bool) -> None:  # noqa: ARG001 - read from the context by LazyGroup.invoke
+def main(debug: bool) -> None:
     """Run a vision large language model once, keep its activations, analyse them again and again."""

@@ -66,7 +66,7 @@ class Checkpoint:
         return str(self.processor.image_token)
 
     def revision(self) -> str:
-        """The hub commit, or ``sha256:…`` over the files of a local folder (reads all of its weights once)."""
+        """Return the hub commit, or ``sha256:…`` over the files of a local folder (reads all of its weights once)."""
         return self.commit or content_revision(Path(self.location))
 
     def dtype(self, choice: str) -> str:

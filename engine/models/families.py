@@ -84,7 +84,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: str, model_id: str) -> Family:
-    """The family of a checkpoint.
+    """Look up the family of a checkpoint.
 
     Raises
     ------

@@ -16,11 +16,14 @@ _GPU_SHARE = 0.85  # of a GPU's free memory may be weights; the rest is activati
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """The parts of a VLLM's language model that capture and LogitLens need."""
+    """The parts of a VLLM's language model that are captured or stored.
+
+    ``blocks`` is the module list of blocks 1..L, ``unembedding`` the (vocab, dim) weight.
+    """
 
     blocks: Any
     final_norm: torch.nn.Module
-    unembedding: torch.nn.Module
+    unembedding: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None)
         ) from error
     model.eval()
     if not placement:
-        model.to(target)
+        torch.nn.Module.to(model, target)
     return LoadedModel(model, find_language_model(model), model.device, dtype)
 
 
@@ -98,17 +101,17 @@ def find_language_model(model: Any) -> LanguageModel:
     decoder = model.get_decoder()
     blocks = getattr(decoder, "layers", None)
     norm = getattr(decoder, "norm", None)
-    unembedding = model.get_output_embeddings()
-    if blocks is None or norm is None or unembedding is None:
+    output = model.get_output_embeddings()
+    if blocks is None or norm is None or output is None:
         raise StrataError(
             f"{type(model).__name__} has no decoder with .layers and .norm and an output embedding, which strata "
             "hooks; this architecture is not supported."
         )
-    return LanguageModel(blocks, norm, unembedding)
+    return LanguageModel(blocks, norm, output.weight)
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device asked for, or the first GPU, or the CPU.
+    """Return the device asked for, or the first GPU, or the CPU.
 
     Raises
     ------

@@ -33,7 +33,7 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
     StrataError
         Where the final norm is not of the kind that the family table says.
     """
-    norm, matrix = loaded.language.final_norm, loaded.language.unembedding.weight
+    norm, matrix = loaded.language.final_norm, loaded.language.unembedding
     text_config = checkpoint.config.get_text_config()
     kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
@@ -42,11 +42,11 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
             f"the final norm of {checkpoint.model_id} is {type(norm).__name__}; strata expects a "
             f"{checkpoint.family.norm_kind} norm for {checkpoint.family.title} and cannot store this one."
         )
-    bias = getattr(norm, "bias", None)
+    bias = dict(norm.named_parameters()).get("bias")
     return ModelTables(
         vocabulary=TokenizerVocabulary(checkpoint.processor.tokenizer).table(matrix.shape[0]),
         unembedding=_matrix(matrix) if unembedding else None,
-        final_norm_weight=_stored(norm.weight),
+        final_norm_weight=_stored(norm.get_parameter("weight")),
         final_norm_bias=None if bias is None else _stored(bias),
         attributes={
             "norm_kind": kind,
@@ -64,6 +64,6 @@ def _matrix(weight: torch.Tensor) -> ModelMatrix:
 
 
 def _stored(values: torch.Tensor) -> np.ndarray:
-    """The stored form of a weight: bfloat16 as the float32 of the same value."""
+    """Bring a weight into its stored form: bfloat16 as the float32 of the same value."""
     host = values.detach().cpu().contiguous()
     return widen_bfloat16(host.view(torch.uint16).numpy()) if host.dtype == torch.bfloat16 else host.numpy()

@@ -163,7 +163,7 @@ def lay_out_tokens(
 
 
 def common_prefix(layouts: list[TokenLayout]) -> int:
-    """Number of leading tokens that all samples of one image share, in id and in role.
+    """Count the leading tokens that all samples of one image share, in id and in role.
 
     A single sample shares nothing: 0.
     """

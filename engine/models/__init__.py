@@ -1,0 +1,1 @@
+"""Models: what families differ in, loading a checkpoint, preparing its inputs."""
