@@ -14,10 +14,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from engine.store.layout import ChunkPlan
 
-__all__ = ["append_checksum", "create_array", "encode_chunk", "fill_value"]
+__all__ = ["CHECKSUM_BYTES", "checksum", "create_array", "encode_chunk", "fill_value"]
 
 LEVEL = 1
 BLOCK_BYTES = 2**20
+CHECKSUM_BYTES = 4
 
 
 def fill_value(dtype: str) -> float | int:
@@ -61,12 +62,11 @@ def create_array(
     )
 
 
-def append_checksum(encoded: bytes) -> bytes:
-    """Append the CRC-32C as four little-endian bytes, as Zarr's ``crc32c`` codec does."""
-    return encoded + google_crc32c.value(encoded).to_bytes(4, "little")
-
-
 def encode_chunk(values: np.ndarray) -> bytes:
-    """Encode one contiguous inner chunk through the pipeline that ``create_array`` declares; releases the GIL."""
-    blosc = Blosc(cname="zstd", clevel=LEVEL, shuffle=SHUFFLE, blocksize=BLOCK_BYTES)
-    return append_checksum(blosc.encode(values))
+    """Compress one contiguous inner chunk as ``create_array`` declares, all but the checksum; releases the GIL."""
+    return bytes(Blosc(cname="zstd", clevel=LEVEL, shuffle=SHUFFLE, blocksize=BLOCK_BYTES).encode(values))
+
+
+def checksum(encoded: bytes) -> bytes:
+    """Return the CRC-32C as the four little-endian bytes that Zarr's ``crc32c`` codec appends."""
+    return int(google_crc32c.value(encoded)).to_bytes(CHECKSUM_BYTES, "little")

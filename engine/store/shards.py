@@ -8,13 +8,14 @@ shards, index at the end.
 import hashlib
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import numpy as np
 
-from engine.store.codecs import append_checksum, encode_chunk, fill_value
+from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk, fill_value
 from engine.store.layout import ChunkPlan
 from engine.store.manifest import FileHash
 
@@ -72,16 +73,21 @@ def _blocks(plan: ChunkPlan, slab: Callable[[int], np.ndarray]) -> Iterator[np.n
 
 
 def _encoded(block: np.ndarray, plan: ChunkPlan, dtype: str, pool: Executor) -> Iterator[bytes]:
-    """Cut a block along the part's axis and encode the pieces, in order; all are done before the iterator ends."""
+    """Cut a block along the part's axis and encode the pieces, in order; all are done before the iterator ends.
+
+    Few pieces are under way at a time, because fresh memory costs as much as compressing into memory just freed.
+    """
     cut = [axis for axis in range(block.ndim) if axis > 0 and plan.inner[axis] < block.shape[axis]]
     axis = cut[0] if cut else block.ndim - 1
     step = plan.inner[axis]
-    pending: list[Future[bytes]] = []
+    pending: deque[Future[bytes]] = deque()
     for start in range(0, block.shape[axis], step):
+        if len(pending) >= 2 * compression_threads():
+            yield pending.popleft().result()
         piece = block[(slice(None),) * axis + (slice(start, start + step),)]
         pending.append(pool.submit(_encode, piece, plan.inner, dtype))
-    for future in pending:
-        yield future.result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _encode(piece: np.ndarray, inner: tuple[int, ...], dtype: str) -> bytes:
@@ -93,21 +99,23 @@ def _encode(piece: np.ndarray, inner: tuple[int, ...], dtype: str) -> bytes:
 
 
 def _write_shard(path: Path, per_shard: tuple[int, ...], chunks: Iterator[bytes]) -> FileHash:
-    """Append chunks in C order, then the index of (offset, length) pairs with its checksum."""
-    index = np.empty((math.prod(per_shard), 2), "<u8")
+    """Append chunks in C order, then the index of (offset, length) pairs; a checksum follows each of them."""
+    lengths: list[int] = []
     digest = hashlib.sha256()
-    position = 0
     with path.open("xb") as file:
-        for number, chunk in enumerate(chunks):
-            index[number] = position, len(chunk)
-            position += file.write(chunk)
-            digest.update(chunk)
-        if number + 1 != len(index):
-            raise ValueError(f"shard {path} got {number + 1} of its {len(index)} chunks")
-        tail = append_checksum(index.tobytes())
-        file.write(tail)
-        digest.update(tail)
-    return {"sha256": digest.hexdigest(), "bytes": position + len(tail)}
+
+        def append(encoded: bytes) -> None:
+            for piece in (encoded, checksum(encoded)):
+                file.write(piece)
+                digest.update(piece)
+
+        for chunk in chunks:
+            append(chunk)
+            lengths.append(len(chunk) + CHECKSUM_BYTES)
+        if len(lengths) != math.prod(per_shard):
+            raise ValueError(f"shard {path} got {len(lengths)} of its {math.prod(per_shard)} chunks")
+        append(np.stack([np.cumsum([0, *lengths[:-1]]), lengths], axis=1).astype("<u8").tobytes())
+        return {"sha256": digest.hexdigest(), "bytes": file.tell()}
 
 
 def compression_threads() -> int:
