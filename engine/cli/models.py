@@ -1,9 +1,9 @@
 """``strata models``: families and what was checked of each."""
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from engine.cli.console import stdout_console
 from engine.models.families import FAMILIES
 
 __all__ = ["command"]
@@ -18,4 +18,4 @@ def command() -> None:
     for family in FAMILIES.values():
         depends = "yes" if family.image_states_depend_on_prompt else "no: the prefix is stored once"
         table.add_row(family.name, family.title, depends, family.checked)
-    Console().print(table)
+    stdout_console().print(table)

@@ -1,0 +1,65 @@
+"""``strata inspect``: what is inside a store and how complete it is."""
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from engine.cli.console import stdout_console
+from engine.cli.sizes import format_bytes
+from engine.store import StoreSummary, open_store, summarise
+
+__all__ = ["command"]
+
+
+@click.command(name="inspect")
+@click.argument("store", type=str)
+@click.option("--bad", is_flag=True, help="List every sample that could not be stored, with its reason.")
+def command(store: str, bad: bool) -> None:
+    """Say what is inside a store and how complete it is; reads records, no arrays."""
+    summary = summarise(open_store(store if "://" in store else Path(store)))
+    click.echo(_describe(summary))
+    if summary.arrays:
+        stdout_console().print(_array_table(summary))
+    for sample in summary.bad_samples if bad else ():
+        click.echo(f"bad: {sample['sample_id']}: {sample['reason']}")
+
+
+def _describe(summary: StoreSummary) -> str:
+    record = summary.record
+    model, source, capture = record["model"], record["source"], record["capture"]
+    layers = capture["layers"]
+    contiguous = layers == list(range(layers[0], layers[-1] + 1))
+    shown = f"{layers[0]}..{layers[-1]}" if contiguous else ", ".join(map(str, layers))
+    prompts = ", ".join(prompt["prompt_id"] for prompt in record["prompts"])
+    state = "complete" if summary.committed_parts == summary.planned_parts else "not complete"
+    lines = [
+        f"{summary.url}  (format {record['format_version']})",
+        f"model    {model['id']}  revision {model['revision']}",
+        f"         {model['dtype']}, {model['blocks']} blocks of width {model['dim']}",
+        f"source   {source['kind']}, {source['images']} images (seed {record['seed']})",
+        f"prompts  {prompts}",
+        f"capture  {', '.join(capture['tensors'])}; layers {shown}; "
+        f"shared prefix {'stored once' if capture['share_prefix'] else 'off'}",
+        f"parts    {summary.committed_parts} of {summary.planned_parts}, {state}; "
+        f"{summary.samples} of {summary.planned_samples} samples, {summary.tokens:,} tokens, "
+        f"{format_bytes(summary.stored_bytes)}",
+    ]
+    if summary.bad_samples:
+        lines.append(f"bad      {len(summary.bad_samples)} samples could not be stored (--bad lists them)")
+    return "\n".join(lines)
+
+
+def _array_table(summary: StoreSummary) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("array", "dimensions", "stored as", "captured as"):
+        table.add_column(heading)
+    for heading in ("raw", "on disk", "ratio", "files"):
+        table.add_column(heading, justify="right")
+    for array in summary.arrays:
+        if len(array.dims) < 2:
+            continue
+        dims = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
+        sizes = (format_bytes(array.raw_bytes), format_bytes(array.stored_bytes), f"{array.ratio:.2f}")
+        table.add_row(array.path, dims, array.dtype, array.captured_dtype, *sizes, str(array.files))
+    return table

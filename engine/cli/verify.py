@@ -1,0 +1,32 @@
+"""``strata verify``: check a store against its own records."""
+
+from pathlib import Path
+
+import click
+
+from engine.cli.sizes import format_bytes
+from engine.errors import StrataError
+from engine.store import open_store, summarise, verify
+
+__all__ = ["command"]
+
+
+@click.command(name="verify")
+@click.argument("store", type=click.Path(path_type=Path))
+def command(store: Path) -> None:
+    """Check that every planned part is there, bit for bit as it was written.
+
+    Prints one line per problem, naming the file, and exits 1 if there is any.
+    """
+    found = verify(store)
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    for problem in found.problems:
+        click.echo(f"{problem.file}: {problem.message}")
+    if found.problems:
+        raise StrataError(f"{store} has {len(found.problems)} problems")
+    summary = summarise(open_store(store))
+    click.echo(
+        f"{store} is sound: {summary.committed_parts} parts, {summary.samples} samples, "
+        f"{format_bytes(summary.stored_bytes)}, every file as it was written"
+    )
