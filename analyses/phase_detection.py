@@ -158,12 +158,12 @@ def detect(
     UsageError
         An unknown pattern, or fewer layers than it needs.
     """
-    curves = np.asarray(curves, np.float64)
-    _refuse_short(curves.shape[1], 1 if pattern == "auto" else fixed_shape(pattern).segments)
-    shape = choose_shape(curves, seed) if pattern == "auto" else fixed_shape(pattern)
-    mean = curves.mean(axis=0, keepdims=True)
+    values = np.asarray(curves, np.float64)
+    _refuse_short(values.shape[1], 1 if pattern == "auto" else fixed_shape(pattern).segments)
+    shape = choose_shape(values, seed) if pattern == "auto" else fixed_shape(pattern)
+    mean = values.mean(axis=0, keepdims=True)
     found = segment_curves(mean, shape.segments, first_rises=shape.first_rises).last
-    drawn, left_out = _resample(curves, bootstraps, np.random.default_rng(seed))
+    drawn, left_out = _resample(values, bootstraps, np.random.default_rng(seed))
     resampled = segment_curves(drawn, shape.segments, first_rises=shape.first_rises).last
     supported = _supported(left_out, resampled, shape.first_rises)
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 __all__ = ["READ_BYTES", "Read", "plan_reads"]
 
-READ_BYTES = 64 * 2**20
-"""Decoded bytes that one read aims at."""
+READ_BYTES = 16 * 2**20
+"""Decoded bytes that one read aims at: measured fastest, and half as fast again as whole layers of 55 MiB."""
 
 
 class Read(NamedTuple):

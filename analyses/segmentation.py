@@ -61,13 +61,13 @@ def segment_curves(curves: NDArray[np.floating], segments: int, *, first_rises: 
 
 def segment_all(curves: NDArray[np.floating], most: int, *, first_rises: bool = True) -> list[Segmentation]:
     """Cut every curve into 1, 2, … ``most`` stretches, sharing the costs; parameters as in `segment_curves`."""
-    curves = np.asarray(curves, np.float64)
-    length = curves.shape[1]
+    values = np.asarray(curves, np.float64)
+    length = values.shape[1]
     if length < MINIMUM_LENGTH * most:
         raise ValueError(f"{most} segments need {MINIMUM_LENGTH * most} layers, the curves have {length}")
     pieces = [
-        _segment_batch(curves[start : start + _CURVES_AT_ONCE], most, first_rises)
-        for start in range(0, max(1, len(curves)), _CURVES_AT_ONCE)
+        _segment_batch(values[start : start + _CURVES_AT_ONCE], most, first_rises)
+        for start in range(0, max(1, len(values)), _CURVES_AT_ONCE)
     ]
     return [
         Segmentation(np.concatenate([p[k].last for p in pieces]), np.concatenate([p[k].cost for p in pieces]))

@@ -1,0 +1,165 @@
+"""Contextualization of a store: mean cosines between and within image and text tokens, per sample and layer.
+
+One task per part, on threads or a cluster. Read from pooled states where they are stored, which is a hundredth of the
+bytes, else from hidden states; both give the same numbers to float32 accuracy and the result says which was read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analyses.execution import Progress, run_tasks
+from analyses.final_norm import FinalNorm
+from analyses.memory import check_memory, part_bytes, result_bytes
+from analyses.part_cosines import part_cosines
+from analyses.part_task import PairRow, PartTask, Source, pair_rows
+from engine.errors import StrataError, UsageError
+from engine.store import Store
+from engine.vocabulary import ROLES
+
+__all__ = ["SOURCES", "TEXT_ROLES", "Contextualization", "analyze_store"]
+
+TEXT_ROLES = ("instruction", "template")
+"""Text by default: prompt text that can see the image."""
+
+SOURCES = ("auto", "pooled", "hidden_states")
+_ARRAYS: dict[Source, str] = {"pooled": "sample/unit_mean", "hidden_states": "token/hidden_states"}
+
+
+@dataclass(frozen=True)
+class Contextualization:
+    """Mean cosines of every sample of one store.
+
+    Attributes
+    ----------
+    samples : DataFrame
+        sample_id, image_id, prompt_kind, prompt_id; one row per sample.
+    layers : array (layer), int32
+    block_count : int
+        L, so that depth = layer / L.
+    rows : tuple of PairRow
+    cosine : array (sample, layer, row), float64
+        NaN where a set has no pair.
+    normed : array (sample, row), float64, or None
+        The last layer after the final norm; None where the last layer was not captured.
+    counts : array (sample, set), int64
+        Image and text tokens.
+    text_roles : tuple of str
+    source : ``"pooled"`` or ``"hidden_states"``
+        What was read.
+    """
+
+    samples: pd.DataFrame
+    layers: NDArray[np.int32]
+    block_count: int
+    rows: tuple[PairRow, ...]
+    cosine: NDArray[np.float64]
+    normed: NDArray[np.float64] | None
+    counts: NDArray[np.int64]
+    text_roles: tuple[str, ...]
+    source: Source
+
+
+def analyze_store(
+    store: Store,
+    *,
+    text_roles: Sequence[str] = TEXT_ROLES,
+    self_pairs: bool = False,
+    source: str = "auto",
+    workers: int = 1,
+    memory: int = 2 * 2**30,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> Contextualization:
+    """Compute contextualization of one store.
+
+    Parameters
+    ----------
+    store : Store
+    text_roles : sequence of str
+        Roles that make up text.
+    self_pairs : bool
+        Add intra rows in which each token is also paired with itself (the papers' equation taken literally).
+    source : ``"auto"``, ``"pooled"`` or ``"hidden_states"``
+    workers : int
+        Threads of this process.
+    memory : int
+        Bytes that may be used; with a scheduler, by each of its worker threads and this process.
+    scheduler : str, optional
+        Address of a Dask scheduler; ``workers`` is then not used.
+    progress : callable, optional
+
+    Raises
+    ------
+    UsageError
+        An unknown role or source, a source that was not captured, or too little memory.
+    StrataError
+        The store has no sample, or a state that has no cosine.
+    """
+    chosen = _choose_source(store, source)
+    roles = _check_roles(text_roles)
+    tasks = _plan_tasks(store, chosen, roles, self_pairs)
+    heaviest = max((part for part in store.parts), key=lambda part: (part.tokens, part.manifest["samples"]))
+    per_worker = part_bytes(heaviest, tasks[store.parts.index(heaviest)])
+    results = result_bytes(store.parts, len(store.layers), self_pairs)
+    check_memory(per_worker, results, 1 if scheduler else min(workers, len(tasks)), memory)
+
+    parts = run_tasks(part_cosines, tasks, workers=workers, scheduler=scheduler, progress=progress)
+    return Contextualization(
+        samples=store.samples[["sample_id", "image_id", "prompt_kind", "prompt_id"]],
+        layers=store.layers,
+        block_count=store.block_count,
+        rows=pair_rows(self_pairs),
+        cosine=np.concatenate([part.cosine for part in parts]),
+        normed=np.concatenate([part.normed for part in parts]) if tasks[0].normed else None,
+        counts=np.concatenate([part.counts for part in parts]),
+        text_roles=roles,
+        source=chosen,
+    )
+
+
+def _check_roles(text_roles: Sequence[str]) -> tuple[str, ...]:
+    known = [role for role in ROLES if role != "image"]
+    for role in text_roles:
+        if role not in known:
+            raise UsageError(f"--text-roles: {role!r} is no role of text; choose from {', '.join(known)}")
+    if not text_roles:
+        raise UsageError(f"--text-roles is empty: choose from {', '.join(known)}")
+    return tuple(role for role in known if role in text_roles)
+
+
+def _choose_source(store: Store, source: str) -> Source:
+    if source not in SOURCES:
+        raise UsageError(f"--source {source}: expected one of {', '.join(SOURCES)}")
+    if not any(part.manifest["samples"] for part in store.parts):
+        raise StrataError(f"{store.url} holds no committed sample: finish the extraction by running it again")
+    there = [name for name, path in _ARRAYS.items() if all(path in part.manifest["arrays"] for part in store.parts)]
+    wanted = [name for name in there if source in ("auto", name)]
+    if not wanted:
+        captured = ", ".join(there) or "neither pooled nor hidden states"
+        raise UsageError(f"{store.url} holds {captured}, --source asks for {source}: capture residual or pooled")
+    return wanted[0]
+
+
+def _plan_tasks(store: Store, source: Source, roles: tuple[str, ...], self_pairs: bool) -> list[PartTask]:
+    normed = int(store.layers[-1]) == store.block_count
+    norm = _final_norm(store) if normed and source == "hidden_states" else None
+    return [PartTask(part.url, part.name, source, roles, self_pairs, normed, norm) for part in store.parts]
+
+
+def _final_norm(store: Store) -> FinalNorm:
+    model = store.model
+    kind = model.norm_kind
+    if kind not in ("rms", "layer"):
+        raise StrataError(f"{store.url} has the final norm {kind!r}; this strata knows rms and layer: upgrade strata")
+    bias = model.final_norm_bias
+    return FinalNorm(
+        kind="rms" if kind == "rms" else "layer",
+        weight=model.final_norm_weight.astype(np.float32),
+        bias=None if bias is None else bias.astype(np.float32),
+        eps=model.norm_eps,
+        weight_offset=model.norm_weight_offset,
+    )

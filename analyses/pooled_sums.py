@@ -1,0 +1,77 @@
+"""Sums of unit vectors of one part's samples, from pooled states: mean of unit vectors times their number."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.part_task import PartTask, open_array
+from analyses.reads import plan_reads
+from engine.errors import StrataError
+from engine.store import Part
+from engine.vocabulary import ROLES
+
+__all__ = ["PooledSums"]
+
+
+class PooledSums:
+    """Streams a part's pooled states once, first layer to last; the same face as `StateSums`.
+
+    Attributes
+    ----------
+    counts : array (set, sample), int64
+    """
+
+    def __init__(self, part: Part, task: PartTask) -> None:
+        self._part, self._sets = part, task.sets
+        self._means = open_array(part, task.array)
+        self._layers = np.asarray(open_array(part, "sample/layer")[...])
+        self._role_counts = np.asarray(open_array(part, "sample/token_count")[...], np.int64)
+        self.counts = np.stack([self._role_counts[list(codes)].sum(axis=0) for codes in task.sets])
+
+    def layers(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Yield each layer's index and sums (set, sample, dim).
+
+        Raises
+        ------
+        StrataError
+            A mean over at least one token is not finite: sample, layer and roles are named.
+        """
+        count, roles, samples, dim = self._means.shape
+        sums = np.zeros((len(self._sets), samples, dim))
+        for read in plan_reads(count, samples, roles * dim * 4, self._means.chunks[2]):
+            which = slice(read.start, read.stop)
+            block = np.asarray(self._means[read.first_layer : read.last_layer, :, which])
+            for layer, means in enumerate(block, start=read.first_layer):
+                sums[:, which] = self._sums(means, which, f"layer {self._layers[layer]}")
+                if read.stop == samples:
+                    yield layer, sums
+
+    def normed(self) -> NDArray[np.float64]:
+        """Return the last layer's sums after the final norm."""
+        means = open_array(self._part, "sample/normed_unit_mean")
+        sums = np.zeros((len(self._sets), *means.shape[1:]))
+        for read in plan_reads(1, means.shape[1], means.shape[0] * means.shape[2] * 4, means.chunks[1]):
+            which = slice(read.start, read.stop)
+            where = f"layer {self._layers[-1]} after the final norm"
+            sums[:, which] = self._sums(np.asarray(means[:, which]), which, where)
+        return sums
+
+    def _sums(self, means: NDArray[np.float32], which: slice, where: str) -> NDArray[np.float64]:
+        """Make sums (set, sample, dim) from means (role, sample, dim) of the samples ``which``."""
+        counts = self._role_counts[:, which]
+        sums = np.zeros((len(self._sets), *means.shape[1:]))
+        for group, codes in enumerate(self._sets):
+            for code in codes:
+                there = counts[code] > 0  # a role without tokens has no mean (NaN) and adds nothing
+                sums[group, there] += means[code, there] * counts[code, there, np.newaxis]
+        broken = np.argwhere(~np.isfinite(sums).all(axis=2))
+        if broken.size:
+            group, sample = broken[0]
+            sample_id = self._part.samples["sample_id"].iloc[which.start + int(sample)]
+            roles = ", ".join(ROLES[code] for code in self._sets[group])
+            raise StrataError(
+                f"{self._part.url}: sample {sample_id}, {where}: the pooled states of {roles} are not finite: run "
+                "`strata verify --deep` on the store, then extract the sample again"
+            )
+        return sums
