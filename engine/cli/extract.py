@@ -1,10 +1,12 @@
 """``strata extract``: run a model once and write what happened inside it."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from transformers.utils.logging import disable_progress_bar
 
 from engine.capture.checks import check_image_rows, check_prompt_independence
 from engine.capture.extraction import Extraction, Outcome, extract_parts
@@ -66,6 +68,8 @@ def command(**values: Any) -> None:
 
 def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool) -> Extraction:
     """Load the model, check it on a real image, and create the store where there is none yet."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     loaded = load_model(planned.checkpoint, dtype=planned.dtype, device=options.device)
     extraction = Extraction(
         store, planned.plan, planned.root, planned.checkpoint, loaded, planned.preparer, options.batch_size

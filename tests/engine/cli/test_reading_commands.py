@@ -1,0 +1,74 @@
+"""estimate, inspect, verify and models, and the group they belong to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+from engine.store import open_store, summarise
+from tests.engine.cli.conftest import Dataset
+
+Strata = Callable[..., Result]
+
+
+def test_estimate_predicts_what_extract_writes(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    options = dataset.arguments("--prompts", "normal:2", "--prompts", "empty", "--samples-per-part", 6)
+    estimate = strata("estimate", *options)
+    assert estimate.exit_code == 0, estimate.output
+    assert not (tmp_path / "store").exists()
+    assert strata("extract", *options, "--out", tmp_path / "store").exit_code == 0
+    summary = summarise(open_store(tmp_path / "store"))
+    assert f"{summary.samples} samples: 5 images × 3 prompts, {summary.tokens} stored tokens" in estimate.stdout
+    lines = {line.split()[0]: line for line in estimate.stdout.splitlines() if "/" in line.split()[0]}
+    for array in summary.arrays:
+        if len(array.shape) > 1:
+            shape = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
+            assert shape in lines[array.path]
+    assert f"{summary.planned_parts} parts of up to 2 images" in estimate.stdout
+    written = [path for path in (tmp_path / "store" / "parts").rglob("*") if path.is_file()]
+    assert f"about {len(written):,} files" in estimate.stdout
+
+
+def test_inspect_and_verify_of_a_sound_store(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    assert strata("extract", *dataset.arguments("--out", out, "--samples-per-part", 2)).exit_code == 0
+    inspected = strata("inspect", out)
+    assert inspected.exit_code == 0
+    assert "3 of 3, complete; 5 of 5 samples" in inspected.stdout
+    assert "token/hidden_states" in inspected.stdout
+    verified = strata("verify", out)
+    assert verified.exit_code == 0
+    assert "is sound: 3 parts, 5 samples" in verified.stdout
+
+
+def test_verify_names_every_damaged_file_and_exits_1(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    assert strata("extract", *dataset.arguments("--out", out, "--samples-per-part", 2)).exit_code == 0
+    shard = next(path for path in sorted((out / "parts").rglob("token/hidden_states/c/*")) if path.exists())
+    shard = shard if shard.is_file() else next(path for path in sorted(shard.rglob("*")) if path.is_file())
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(bytes(damaged))
+    (out / "parts" / "00000002.json").unlink()
+    (out / "stray.txt").write_text("?")
+    result = strata("verify", out)
+    assert result.exit_code == 1
+    assert f"{shard.relative_to(out)}: " in result.stdout
+    assert "stray.txt: " in result.stdout
+    assert "00000002" in result.stdout
+    inspected = strata("inspect", out)
+    assert "2 of 3, not complete" in inspected.stdout
+
+
+def test_models_lists_the_families(strata: Strata) -> None:
+    result = strata("models")
+    assert result.exit_code == 0
+    assert "LLaVA-1.5" in result.stdout
+
+
+def test_help_lists_every_command_and_each_has_help(strata: Strata) -> None:
+    listing = strata("--help").stdout
+    for name in ("extract", "estimate", "inspect", "verify", "models", "analyze"):
+        assert f"  {name}" in listing
+        assert strata(name, "--help").exit_code == 0
+    assert strata("nonsense").exit_code == 2
