@@ -6,6 +6,7 @@ identity of a store: the same command gives the same plan on every machine, and 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,10 +18,21 @@ from engine.prompts import Prompt
 from engine.sources import ImageRecord
 from engine.store import PLAN_SCHEMA, canonical_json
 
-__all__ = ["CAPTURES", "CaptureChoice", "Plan", "images_per_part", "make_plan", "parse_layers", "parse_names"]
+__all__ = [
+    "CAPTURES",
+    "CaptureChoice",
+    "Plan",
+    "PlannedPart",
+    "images_per_part",
+    "make_plan",
+    "parse_layers",
+    "parse_names",
+]
 
 CAPTURES = ("residual", "pooled")
 """What can be captured: ``residual`` the hidden states, ``pooled`` their means per role."""
+
+_LAYER_RANGE = re.compile(r"(?P<start>[0-9]{0,9})((?P<colon>:)(?P<stop>[0-9]{0,9})(:(?P<step>[0-9]{0,9}))?)?")
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,7 @@ def images_per_part(
 
 
 def parse_layers(text: str | None, block_count: int) -> tuple[int, ...]:
-    """Layer numbers from ``0,8,16:32``: single layers and half-open ranges as in Python, within 0..L.
+    """Layer numbers from ``0,8,16:32``: single layers and ascending half-open ranges, start:stop:step, within 0..L.
 
     Raises
     ------
@@ -211,28 +223,33 @@ def parse_layers(text: str | None, block_count: int) -> tuple[int, ...]:
     if text is None:
         return tuple(range(block_count + 1))
     chosen: set[int] = set()
-    for item in text.split(","):
-        fields = item.strip().split(":")
-        if not 1 <= len(fields) <= 3 or not all(field.lstrip("-").isdigit() for field in fields if field):
+    for item in map(str.strip, text.split(",")):
+        numbers = _layer_range(item, block_count)
+        if numbers is None:
             raise UsageError(f"--layers {text!r}: {item!r} is neither a layer nor a range; write 0,8,16:32.")
-        if len(fields) == 1:
-            numbers = [int(fields[0])] if fields[0] else []
-        else:
-            bounds = [int(field) if field else None for field in fields]
-            start, stop, step = (*bounds, None)[:3]
-            if step == 0:
-                raise UsageError(f"--layers {text!r}: the step of {item!r} is 0; write for example 0:33:4.")
-            numbers = list(range(start or 0, block_count + 1 if stop is None else stop, step or 1))
         if not numbers:
             raise UsageError(f"--layers {text!r}: {item!r} names no layer; this model has layers 0 to {block_count}.")
+        # The ends are looked at before the range is spelled out: a typing error must not cost memory.
+        unknown = [number for number in (numbers[0], numbers[-1]) if number > block_count]
+        if unknown:
+            raise UsageError(
+                f"--layers {text!r}: layer {unknown[0]} does not exist; this model has {block_count} blocks, "
+                f"so layers 0 (embeddings) to {block_count}."
+            )
         chosen.update(numbers)
-    unknown = sorted(number for number in chosen if not 0 <= number <= block_count)
-    if unknown:
-        raise UsageError(
-            f"--layers {text!r}: layer {unknown[0]} does not exist; this model has {block_count} blocks, "
-            f"so layers 0 (embeddings) to {block_count}."
-        )
     return tuple(sorted(chosen))
+
+
+def _layer_range(item: str, block_count: int) -> range | None:
+    """Read ``8``, ``16:32``, ``16:`` or ``0:33:4``; None where the text is none of these or the step is 0."""
+    match = _LAYER_RANGE.fullmatch(item)
+    if match is None:
+        return None
+    start, colon, stop, step = match.group("start", "colon", "stop", "step")
+    if not colon:
+        return range(int(start), int(start) + 1) if start else None
+    steps = int(step or 1)
+    return range(int(start or 0), int(stop or block_count + 1), steps) if steps else None
 
 
 def parse_names(option: str, text: str | None, known: Sequence[str]) -> tuple[str, ...] | None:
