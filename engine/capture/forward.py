@@ -125,6 +125,7 @@ class _Collector:
             [[int((item.layout.role == role).sum()) for item in items] for role in range(len(ROLES))]
         )
         self._averaging = self._averaging_matrix() if probe.pooled else None
+        self._dtype = loaded.dtype
         self._states: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
         self._unit_means: list[torch.Tensor] = []
@@ -140,12 +141,20 @@ class _Collector:
         norms = torch.linalg.vector_norm(wide, dim=-1)
         self._norms.append(norms)
         if self._averaging is not None:
-            averaging = self._averaging.to(rows.device)
-            self._means.append(averaging @ wide)
-            self._unit_means.append((averaging / norms) @ wide)
-            if layer == self._probe.block_count:
-                normed = self._final_norm(wide).float()
-                self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
+            self._pool(layer, wide, norms)
+
+    def _pool(self, layer: int, wide: torch.Tensor, norms: torch.Tensor) -> None:
+        """Average one layer's states (row, dim) float32, whose norms are (row,)."""
+        assert self._averaging is not None
+        averaging = self._averaging.to(wide.device)
+        # One product serves the whole batch, and 0 · NaN is NaN: an unusable row must not reach the other samples.
+        usable = torch.isfinite(norms) & (norms > 0)
+        wide, norms = wide.where(usable[:, None], 1.0), norms.where(usable, 1.0)
+        self._means.append(averaging @ wide)
+        self._unit_means.append((averaging / norms) @ wide)
+        if layer == self._probe.block_count:
+            normed = self._final_norm(wide).float()
+            self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
 
     def finish(self) -> BatchCapture:
         """Bring everything to the host and look for unusable states."""
@@ -184,10 +193,8 @@ class _Collector:
         bad = ~torch.isfinite(norms)
         if bad.any():
             index, position = bad.nonzero()[0].tolist()
-            return (
-                f"layer {self._probe.layers[index]}, position {position} holds NaN or Inf; "
-                "try --dtype bfloat16 or float32"
-            )
+            hint = "; try --dtype bfloat16 or float32" if self._dtype == "float16" else ""
+            return f"layer {self._probe.layers[index]}, position {position} holds NaN or Inf{hint}"
         if self._probe.pooled and (norms == 0).any():
             index, position = (norms == 0).nonzero()[0].tolist()
             return f"layer {self._probe.layers[index]}, position {position} is a zero vector, which has no direction"
