@@ -60,7 +60,7 @@ def find_rank(rank: int | None, world_size: int | None, environment: Mapping[str
             raise UsageError(
                 f"{missing} is missing: {origin} and {partner[origin]} belong together; give both or none."
             )
-        if not own.isdigit() or not world.isdigit() or not int(own) < int(world):
+        if not own.isdecimal() or not world.isdecimal() or not int(own) < int(world):
             raise UsageError(f"{origin} {own} of {partner[origin]} {world}: a rank is a number from 0 below the world.")
         return Rank(int(own), int(world), origin)
     return Rank(0, 1, "one process")

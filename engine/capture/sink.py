@@ -42,14 +42,17 @@ class BackgroundSink(Generic[Item]):
         began = time.perf_counter()
         self._free.acquire()
         self.seconds_waited += time.perf_counter() - began
-        self._raise_error()
+        if self._error is not None:
+            self._free.release()
+            raise self._error
         self._queue.put(item)
 
     def close(self) -> None:
         """Wait until everything put is written; raises what the writer raised."""
         self._queue.put(None)
         self._thread.join()
-        self._raise_error()
+        if self._error is not None:
+            raise self._error
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +77,3 @@ class BackgroundSink(Generic[Item]):
             finally:
                 del item
                 self._free.release()
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
