@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from engine.errors import StrataError, UsageError
 from engine.models.families import Family, family_of
 
-__all__ = ["DTYPES", "Checkpoint", "content_revision", "open_checkpoint"]
+__all__ = ["DTYPES", "Checkpoint", "content_revision", "first_line", "open_checkpoint"]
 
 DTYPES = ("float16", "bfloat16", "float32")
 _HASHED_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".txt")
@@ -99,7 +99,7 @@ def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
         config = AutoConfig.from_pretrained(model, **pinned)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"cannot read a model configuration from {model!r}: {_first_line(error)} "
+            f"cannot read a model configuration from {model!r}: {first_line(error)} "
             "Give --model a local folder or a hub id (and log in with `hf auth login` for gated models)."
         ) from error
     model_id = folder.resolve().name if folder.is_dir() else model
@@ -109,10 +109,10 @@ def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
         processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **pinned)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"cannot load the processor of {model!r}: {_first_line(error)} "
+            f"cannot load the processor of {model!r}: {first_line(error)} "
             "The folder needs processor_config.json and the tokenizer's files beside the weights."
         ) from error
-    _check_tokenizer(processor, config, model_id)
+    _check_processor(processor, config, model_id)
     return Checkpoint(model, model_id, commit, family, config, processor)
 
 
@@ -140,12 +140,17 @@ def _resolve_commit(model: str, revision: str | None) -> str:
     return commit
 
 
-def _check_tokenizer(processor: Any, config: Any, model_id: str) -> None:
+def _check_processor(processor: Any, config: Any, model_id: str) -> None:
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise UsageError(
             f"{model_id} has no fast tokenizer, and roles need the character offsets that only those give: "
             "add a tokenizer.json to the checkpoint."
+        )
+    if getattr(processor, "patch_size", 0) is None:
+        raise UsageError(
+            f"the processor of {model_id} does not know how many tokens an image takes: set patch_size, "
+            "num_additional_image_tokens and vision_feature_select_strategy in processor_config.json."
         )
     token_id = tokenizer.convert_tokens_to_ids(processor.image_token)
     if token_id != config.image_token_id:
@@ -155,5 +160,6 @@ def _check_tokenizer(processor: Any, config: Any, model_id: str) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its type where it has none; libraries add pages below it."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

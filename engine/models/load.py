@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from engine.errors import StrataError, UsageError
-from engine.models.checkpoint import Checkpoint
+from engine.models.checkpoint import Checkpoint, first_line
 
 __all__ = ["LanguageModel", "LoadedModel", "choose_device", "load_model"]
 
@@ -68,7 +69,8 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None)
     Raises
     ------
     StrataError
-        Where there are no safetensors weights, or the model has no language model that strata can find.
+        Where there are no safetensors weights, they are damaged or incomplete, or the model has no language model
+        that strata can find.
     """
     target = choose_device(device)
     torch_dtype = getattr(torch, dtype)
@@ -77,19 +79,27 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None)
         placement = {"device_map": "auto"}
     pinned = {"revision": checkpoint.commit} if checkpoint.commit else {}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        reading: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint.location,
             dtype=torch_dtype,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **pinned,
             **placement,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise StrataError(
-            f"cannot load the weights of {checkpoint.location}: {str(error).strip().splitlines()[0]} "
+            f"cannot load the weights of {checkpoint.location}: {first_line(error)} "
             "strata reads *.safetensors only; convert other formats with transformers' save_pretrained."
         ) from error
+    model, report = reading
+    if missing := sorted(report["missing_keys"]):
+        # transformers fills them with random numbers and only warns.
+        raise StrataError(
+            f"{checkpoint.location} lacks {len(missing)} of the model's weights, the first is {missing[0]}: "
+            "download the checkpoint again, or save the whole model with save_pretrained."
+        )
     model.eval()
     if not placement:
         torch.nn.Module.to(model, target)
@@ -125,7 +135,7 @@ def choose_device(device: str | None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"--device {device!r} is not usable here: {str(error).splitlines()[0]} "
+            f"--device {device!r} is not usable here: {first_line(error)} "
             f"CUDA devices seen: {torch.cuda.device_count()}."
         ) from error
     return chosen

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.errors import StrataError
 from engine.models.families import Family
+from engine.models.vocabulary import special_token_ids
 from engine.vocabulary import ROLE_CODES
 
 __all__ = ["TokenLayout", "common_prefix", "lay_out_tokens", "patch_coordinates", "token_roles"]
@@ -67,7 +68,7 @@ def token_roles(
     first_image = int(np.argmax(is_image)) if is_image.any() else len(token_id)
     before_image = np.arange(len(token_id)) < first_image
     start, stop = prompt_span
-    overlaps = (offsets[:, 0] < stop) & (offsets[:, 1] > start) & (offsets[:, 1] > offsets[:, 0])
+    overlaps = np.maximum(offsets[:, 0], start) < np.minimum(offsets[:, 1], stop)
     role = np.where(before_image, ROLE_CODES["preamble"], ROLE_CODES["template"])
     role[overlaps] = ROLE_CODES["instruction"]
     role[np.isin(token_id, list(special_ids - {image_token_id}))] = ROLE_CODES["special"]
@@ -154,7 +155,7 @@ def lay_out_tokens(
         token_id,
         np.asarray(encoded["offset_mapping"]).reshape(-1, 2),
         image_token_id=image_token_id,
-        special_ids=frozenset(tokenizer.all_special_ids),
+        special_ids=special_token_ids(tokenizer),
         prompt_span=(len(before), len(before) + len(prompt)),
     )
     return TokenLayout(

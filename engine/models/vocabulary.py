@@ -11,10 +11,16 @@ import pyarrow as pa
 
 from engine.store import VOCABULARY_SCHEMA
 
-__all__ = ["TokenizerVocabulary"]
+__all__ = ["TokenizerVocabulary", "special_token_ids"]
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _WORD_MARKERS = ("▁", "Ġ")  # SentencePiece and byte-level BPE
+
+
+def special_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of every special token: those with a name (BOS, padding, …) and those added as special (``<image>``)."""
+    added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset(tokenizer.all_special_ids).union(added)
 
 
 class TokenizerVocabulary:
@@ -28,7 +34,7 @@ class TokenizerVocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special = special_token_ids(tokenizer)
 
     def pieces(self) -> list[tuple[int, str, str]]:
         """(token id, piece, kind) of every entry of the tokenizer; kind is ``normal``, ``special`` or ``byte``."""
