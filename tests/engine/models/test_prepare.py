@@ -134,7 +134,7 @@ def test_a_kept_class_token_is_no_patch(checkpoint: Checkpoint) -> None:
 
 def test_a_second_bos_is_refused(checkpoint: Checkpoint) -> None:
     preparer = Preparer(checkpoint, [Prompt("mine", "custom", "What <s> is it?")], share_prefix=True)
-    with pytest.raises(StrataError, match="BOS .* stands 2 times"):
+    with pytest.raises(StrataError, match=r"BOS .* stands 2 times"):
         preparer.prepare(noise(20, 20))
 
 

@@ -75,8 +75,8 @@ def roles_by_character(prompt: str) -> list[str]:
 
 
 WORDS = st.sampled_from(
-    ["describe", "the", "image.", " ", "  ", "\n", "USER:", "ASSISTANT:", "</s>", "<unk>", "<pad>", "{prompt}", "{image}",
-     "é", "犬", "👩‍👩‍👧", "▁", "\u0301", "?", "\t", "<", "imag"]
+    ["describe", "the", "image.", " ", "  ", "\n", "USER:", "ASSISTANT:", "</s>", "<unk>", "<pad>", "{prompt}",
+     "{image}", "é", "犬", "👩‍👩‍👧", "▁", "\u0301", "?", "\t", "<", "imag"]
 )  # fmt: skip
 PROMPTS = st.one_of(
     st.just(""), st.text(min_size=1, max_size=12), st.lists(WORDS, min_size=1, max_size=8).map("".join)
