@@ -10,6 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,8 @@ __all__ = [
     "sync_file",
     "sync_folders",
 ]
+
+SYNC_THREADS = 4
 
 
 @contextmanager
@@ -61,9 +64,10 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folders(root: Path) -> None:
-    """Make the entries of a folder and of every folder below it durable."""
-    for folder, _, _ in os.walk(root):
-        sync_file(Path(folder))
+    """Make the entries of a folder and of every folder below it durable; several at a time share a disk flush."""
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
+        for _ in pool.map(sync_file, [Path(folder) for folder, _, _ in os.walk(root)]):
+            pass
 
 
 def refuse_committed(store: Path, name: str) -> None:

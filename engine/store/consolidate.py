@@ -19,11 +19,11 @@ def consolidate(root: Path) -> None:
         Folder of the group. Readers that do not know consolidated metadata ignore it (``must_understand`` is false).
     """
     nodes = {}
-    for path in sorted(root.glob("*/**/zarr.json")):
-        node = json.loads(path.read_bytes())
+    for folder in sorted(path.parent for path in root.glob("*/**/zarr.json")):
+        node = json.loads((folder / "zarr.json").read_bytes())
         if node["node_type"] == "group":
             node["consolidated_metadata"] = _inline({})
-        nodes[path.parent.relative_to(root).as_posix()] = node
+        nodes[folder.relative_to(root).as_posix()] = node
     own = json.loads((root / "zarr.json").read_bytes())
     own["consolidated_metadata"] = _inline(nodes)
     (root / "zarr.json").write_text(json.dumps(own, indent=2))

@@ -17,6 +17,7 @@ from zarr.storage import LocalStore
 from engine.errors import StrataError
 from engine.store.codecs import create_array
 from engine.store.commit import (
+    SYNC_THREADS,
     commit_part,
     files_below,
     refuse_committed,
@@ -86,7 +87,7 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
     root = staged / folder
     part = zarr.create_group(LocalStore(root), zarr_format=3)
     hashes: dict[Path, FileHash] = {}
-    with ThreadPoolExecutor(compression_threads()) as compress, ThreadPoolExecutor(1) as syncing:
+    with ThreadPoolExecutor(compression_threads()) as compress, ThreadPoolExecutor(SYNC_THREADS) as syncing:
         synced: list[Future[None]] = []
         for array in content.arrays:
             layout = array.layout
@@ -106,9 +107,8 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
                 part[array.path].update_attributes(source.rounding())
         _write_coordinates(part, content.coordinates)
         consolidate(root)
-        for path in files_below(root):
-            if path not in hashes:
-                hashes[path] = _seal(path)
+        rest = [path for path in files_below(root) if path not in hashes]
+        hashes |= zip(rest, syncing.map(_seal, rest), strict=True)
         for done in synced:
             done.result()
     return {path.relative_to(staged).as_posix(): hashes[path] for path in sorted(hashes)}

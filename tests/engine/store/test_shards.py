@@ -1,0 +1,120 @@
+"""Shards are read back by zarr, and by hand from the bytes as the specification has them."""
+
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numcodecs.blosc import Blosc
+
+from engine.store import layout
+from engine.store.codecs import create_array
+from engine.store.layout import ChunkPlan, plan_chunks
+from engine.store.manifest import hash_file
+from engine.store.shards import write_shards
+
+HIDDEN = ("layer", "token", "dim")
+
+
+def write(folder: Path, plan: ChunkPlan, dims: Sequence[str], values: np.ndarray) -> dict[Path, dict]:
+    group = zarr.create_group(folder)
+    create_array(group, "x", plan=plan, dtype=values.dtype.name, dims=dims, attributes={})
+    with ThreadPoolExecutor(2) as pool:
+        return dict(write_shards(folder / "x", plan, values.dtype.name, lambda index: values[index], pool))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 9)),
+    st.sampled_from(["float16", "float32"]),
+    st.booleans(),
+)
+def test_zarr_reads_what_was_written(tmp_path_factory, shape: tuple[int, int, int], dtype: str, one: bool) -> None:
+    layers, tokens, dim = shape
+    folder = tmp_path_factory.mktemp("shards")
+    values = np.random.default_rng(tokens).standard_normal((layers, tokens, dim)).astype(dtype)
+    step = max(1, tokens // 3)
+    length = -(-tokens // step) * step
+    plan = ChunkPlan(values.shape, (1, step, dim), (layers if one else 1, length, dim))
+    files = write(folder, plan, HIDDEN, values)
+    read = zarr.open_array(folder / "x", mode="r")
+    np.testing.assert_array_equal(read[...], values)
+    assert read.dtype == values.dtype
+    assert sorted(files) == sorted(path for path in (folder / "x" / "c").rglob("*") if path.is_file())
+    assert len(files) == (1 if one else layers)
+    assert all(hash_file(path) == entry for path, entry in files.items())
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 3), (7, 2)])
+def test_arrays_without_layers(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    dims = ("role", "sample", "dim")[: len(shape)]
+    write(tmp_path / "s", plan_chunks(dims, shape, 4), dims, values)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "s" / "x", mode="r")[...], values)
+
+
+def test_pooled_array_cut_between_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample axis lies inside the slab, so its pieces are not contiguous there."""
+    monkeypatch.setattr(layout, "INNER_CHUNK_BYTES", 7 * 2 * 6 * 4)
+    values = np.random.default_rng(0).standard_normal((3, 7, 5, 6)).astype(np.float32)
+    plan = plan_chunks(("layer", "role", "sample", "dim"), values.shape, 4)
+    assert plan.inner == (1, 7, 2, 6)
+    write(tmp_path / "s", plan, ("layer", "role", "sample", "dim"), values)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "s" / "x", mode="r")[...], values)
+
+
+def test_large_slabs_have_a_file_each(tmp_path: Path) -> None:
+    values = np.zeros((2, 4200, 4096), np.float16)
+    values[1, -1] = 3
+    plan = plan_chunks(HIDDEN, values.shape, 2)
+    files = write(tmp_path / "s", plan, HIDDEN, values)
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == ["s/x/c/0/0/0", "s/x/c/1/0/0"]
+    assert (zarr.open_array(tmp_path / "s" / "x", mode="r")[1, -1] == 3).all()
+
+
+def test_bytes_of_a_shard_by_hand(tmp_path: Path) -> None:
+    """Index of offsets and lengths at the end, everything followed by its CRC-32C, padding is NaN."""
+    values = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float16)
+    plan = ChunkPlan(values.shape, (1, 2, 4), (2, 6, 4))
+    write(tmp_path / "s", plan, HIDDEN, values)
+    content = (tmp_path / "s/x/c/0/0/0").read_bytes()
+    tail = 6 * 16
+    index, crc = content[-tail - 4 : -4], content[-4:]
+    assert struct.unpack("<I", crc)[0] == google_crc32c.value(index)
+    padded = np.full((2, 6, 4), np.nan, np.float16)
+    padded[:, :5] = values
+    for number, (offset, length) in enumerate(struct.iter_unpack("<QQ", index)):
+        chunk = content[offset : offset + length]
+        assert struct.unpack("<I", chunk[-4:])[0] == google_crc32c.value(chunk[:-4])
+        decoded = np.frombuffer(Blosc().decode(chunk[:-4]), "<f2").reshape(2, 4)
+        np.testing.assert_array_equal(decoded, padded[number // 3, number % 3 * 2 : number % 3 * 2 + 2])
+
+
+def test_bytes_are_those_of_zarrs_own_chunks(tmp_path: Path) -> None:
+    """The pipeline that compresses and the one that the metadata declares are the same."""
+    values = np.random.default_rng(0).standard_normal((1, 64, 32)).astype(np.float16)
+    plan = ChunkPlan(values.shape, values.shape, values.shape)
+    write(tmp_path / "ours", plan, HIDDEN, values)
+    theirs = create_array(
+        zarr.create_group(tmp_path / "theirs"), "x", plan=plan, dtype="float16", dims=HIDDEN, attributes={}
+    )
+    theirs[...] = values
+    assert (tmp_path / "ours/x/c/0/0/0").read_bytes() == (tmp_path / "theirs/x/c/0/0/0").read_bytes()
+
+
+def test_a_constant_chunk_is_still_written(tmp_path: Path) -> None:
+    values = np.full((2, 3, 4), np.nan, np.float16)
+    plan = plan_chunks(HIDDEN, values.shape, 2)
+    assert len(write(tmp_path / "s", plan, HIDDEN, values)) == 1
+
+
+def test_no_tokens_no_files(tmp_path: Path) -> None:
+    values = np.zeros((2, 0, 4), np.float16)
+    assert write(tmp_path / "s", plan_chunks(HIDDEN, values.shape, 2), HIDDEN, values) == {}
+    assert zarr.open_array(tmp_path / "s" / "x", mode="r")[...].shape == (2, 0, 4)

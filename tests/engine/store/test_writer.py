@@ -1,0 +1,167 @@
+"""A part is read back as it was given, and what is wrong with it is said before anything is committed."""
+
+import dataclasses
+import errno
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from zarr.errors import ZarrUserWarning
+
+from engine.errors import StrataError
+from engine.store import Coordinate, PartArray, committed_parts, open_store, verify, write_part
+from engine.store import shards as shards_module
+from engine.store.manifest import has_true_sha256
+from tests.engine.store.builders import tiny_part, tiny_store
+
+PLAN = f"{0:064x}"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_round_trip(tmp_path: Path, dtype: str) -> None:
+    tiny = tiny_store(tmp_path / "store", dtype=dtype)
+    store = open_store(tiny.path)
+    for sample_id, sample in tiny.samples.items():
+        states = store.sample(sample_id).hidden_states
+        assert states.dtype == ("float16" if dtype == "float16" else "float32")
+        assert states.attrs["captured_dtype"] == dtype
+        np.testing.assert_array_equal(states.values, sample.states)
+        assert np.isfinite(states.values).all()
+
+
+def test_manifest_says_what_is_there(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", parts=1, images=2, written=[])
+    samples = list(tiny.samples.values())
+    manifest = write_part(tiny.path, tiny_part(0, samples, layers=tiny.layers, dim=16), plan_sha256=PLAN)
+    content = (tiny.path / "parts/00000000.json").read_bytes()
+    assert json.loads(content) == manifest
+    assert has_true_sha256(content)
+    assert (manifest["part"], manifest["samples"], manifest["tokens"], manifest["seconds"]) == (0, 4, 28, 1.5)
+    assert manifest["plan_sha256"] == PLAN
+    assert manifest["run"]["attention"] == "sdpa"
+    assert manifest["arrays"]["token/hidden_states"]["shape"] == [5, 28, 16]
+    files = {path.relative_to(tiny.path / "parts").as_posix() for path in (tiny.path / "parts").rglob("*.*")}
+    assert "00000000.parquet" in manifest["files"]
+    assert {name for name in files if name.endswith(("zarr.json", "parquet"))} <= manifest["files"].keys()
+    assert not list((tiny.path / ".staging").iterdir())
+
+
+def test_consolidated_metadata_is_zarrs_own(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store")
+    part = tiny.path / "parts/00000000.zarr"
+    ours = json.loads((part / "zarr.json").read_text())
+    with pytest.warns(ZarrUserWarning, match="Consolidated metadata"):
+        zarr.consolidate_metadata(part)
+    theirs = json.loads((part / "zarr.json").read_text())
+    assert ours == theirs
+
+
+def test_mantissa_rounding_is_recorded(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", dtype="float32", mantissa_bits=6)
+    store = open_store(tiny.path)
+    worst_absolute = worst_relative = 0.0
+    for part in store.parts:
+        attributes = part.manifest["arrays"]["token/hidden_states"]["attributes"]
+        assert attributes == dict(part.group("token")["hidden_states"].attrs)
+        assert attributes["mantissa_bits"] == 6
+        worst_absolute = max(worst_absolute, attributes["rounding_max_absolute_error"])
+        worst_relative = max(worst_relative, attributes["rounding_max_relative_error"])
+    errors = [
+        np.abs(store.sample(sample_id).hidden_states.values.astype(float) - sample.states)
+        for sample_id, sample in tiny.samples.items()
+    ]
+    relative = [error / np.abs(s.states.astype(float)) for error, s in zip(errors, tiny.samples.values(), strict=True)]
+    assert worst_absolute == max(error.max() for error in errors) > 0
+    assert worst_relative == pytest.approx(max(error.max() for error in relative))
+    assert worst_relative <= 2**-7
+    assert "mantissa_bits" not in store.parts[0].manifest["arrays"]["sample/mean"]["attributes"]
+
+
+def test_a_part_without_samples(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", parts=1, empty_parts=1)
+    assert not verify(tiny.path).problems
+    empty = open_store(tiny.path).parts[1]
+    assert empty.group("token")["hidden_states"].shape == (5, 0, 16)
+    assert len(empty.samples) == 0
+    assert empty.manifest["bad_samples"][0] == {"sample_id": "bad0/normal-1", "reason": "zero bytes"}
+
+
+def test_a_committed_part_never_changes(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store")
+    before = {path: path.read_bytes() for path in tiny.path.rglob("*") if path.is_file()}
+    with pytest.raises(StrataError, match=r"00000001 .* already committed"):
+        write_part(tiny.path, tiny_part(1, [], layers=tiny.layers, dim=16), plan_sha256=PLAN)
+    assert {path: path.read_bytes() for path in tiny.path.rglob("*") if path.is_file()} == before
+
+
+def test_leftovers_of_a_crash_are_replaced(tmp_path: Path) -> None:
+    """A folder renamed without its manifest, and a staging folder, are what a kill leaves."""
+    tiny = tiny_store(tmp_path / "store", written=[0])
+    shutil.copytree(tiny.path / "parts/00000000.zarr", tiny.path / "parts/00000001.zarr")
+    (tiny.path / "parts/00000001.zarr/token/stray").write_bytes(b"x")
+    (tiny.path / "parts/00000001.parquet").write_bytes(b"torn")
+    (tiny.path / ".staging/00000001-dead").mkdir()
+    samples = [sample for sample in tiny.samples.values() if sample.part == 1]
+    write_part(tiny.path, tiny_part(1, samples, layers=tiny.layers, dim=16), plan_sha256=PLAN)
+    result = verify(tiny.path)
+    assert (result.problems, result.notes) == ((), ())
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_store(tmp_path / "store", written=[0])
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1234))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    samples = [sample for sample in tiny.samples.values() if sample.part == 1]
+    content = tiny_part(1, samples, layers=tiny.layers, dim=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "_write_shard", fail)
+        with pytest.raises(
+            StrataError, match=r"00000001 .*No space left.* needs at most [\d,]+ bytes and 1,234 are free"
+        ):
+            write_part(tiny.path, content, plan_sha256=PLAN)
+    assert committed_parts(tiny.path) == {0}
+    assert not list((tiny.path / ".staging").iterdir())
+    assert [problem.file for problem in verify(tiny.path).problems] == ["parts/00000001.json"]
+    write_part(tiny.path, content, plan_sha256=PLAN)
+    assert not verify(tiny.path).problems
+
+
+def test_what_is_not_as_announced(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", written=[0])
+    samples = [sample for sample in tiny.samples.values() if sample.part == 1]
+    good = tiny_part(1, samples, layers=tiny.layers, dim=16)
+    states = next(array for array in good.arrays if array.path == "token/hidden_states")
+    wrong_dtype = dataclasses.replace(states, slab=lambda index: states.slab(index).astype(np.float32))
+    wrong_shape = dataclasses.replace(states, slab=lambda index: states.slab(index)[1:])
+    short = PartArray("sample/x", ("role", "sample"), (7, 1), "int32", lambda index: np.zeros(1, np.int32))
+    for content, message in [
+        (dataclasses.replace(good, arrays=(wrong_dtype,)), "announced"),
+        (dataclasses.replace(good, arrays=(wrong_shape,)), "announced"),
+        (dataclasses.replace(good, arrays=(*good.arrays, short)), "disagree"),
+        (dataclasses.replace(good, samples=good.samples.drop_columns(["width"])), "PART_SAMPLES_SCHEMA"),
+        (
+            dataclasses.replace(good, coordinates=(Coordinate("token/role", ("token",), np.zeros(3)),)),
+            "must be int32",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            write_part(tiny.path, content, plan_sha256=PLAN)
+    assert committed_parts(tiny.path) == {0}
+    assert not list((tiny.path / ".staging").iterdir())
+
+
+def test_columns_of_the_sample_table(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store")
+    table = pq.read_table(tiny.path / "parts/00000000.parquet")
+    assert table["segments"][0].as_py() == [{"start": 0, "stop": 6}, {"start": 6, "stop": 9}]
+    assert table["references"][0].as_py() == ["a red circle", "a circle"]
+    assert table["grids"][0].as_py()[0]["thumbnail"] is False
