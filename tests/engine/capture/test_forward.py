@@ -25,9 +25,7 @@ def make_item(seed: int, text_tokens: int) -> BatchItem:
     rng = np.random.default_rng(seed)
     token_id = np.concatenate([[1, 7], np.full(16, IMAGE_ID), rng.integers(10, 300, text_tokens)]).astype(np.int32)
     role = np.full(len(token_id), ROLE_CODES["instruction"], dtype=np.int32)
-    role[0], role[1], role[2:18], role[-1] = (
-        ROLE_CODES[name] for name in ("special", "preamble", "image", "template")
-    )
+    role[0], role[1], role[2:18], role[-1] = (ROLE_CODES[name] for name in ("special", "preamble", "image", "template"))
     nothing = np.full(len(token_id), -1, dtype=np.int32)
     layout = TokenLayout(token_id, role, nothing, nothing, nothing)
     pixels = torch.from_numpy(rng.normal(size=(1, 3, 16, 16)).astype(np.float32))
@@ -162,3 +160,34 @@ def test_zero_vectors_are_refused_where_directions_are_pooled() -> None:
     assert problem is not None
     assert "layer 0, position 19 is a zero vector" in problem
     assert capture_batch(loaded, [item], probe(pooled=False), pad_id=0).problems == (None,)
+
+
+@pytest.mark.parametrize("spoiled", ["not finite", "zero"])
+def test_an_unusable_sample_leaves_the_others_of_its_batch_as_they_are(spoiled: str) -> None:
+    loaded = loaded_model()
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[500] = torch.inf if spoiled == "not finite" else 0.0
+    items = [make_item(seed, length) for seed, length in enumerate((4, 7, 5))]
+    items[1].layout.token_id[20] = 500
+    captured = capture_batch(loaded, items, probe(), pad_id=0)
+    assert [problem is None for problem in captured.problems] == [True, False, True]
+    assert captured.pooled is not None
+    for sample in (0, 2):
+        alone = capture_batch(loaded, [items[sample]], probe(), pad_id=0).pooled
+        assert alone is not None
+        for name in ("unit_mean", "mean", "normed_unit_mean"):
+            values, expected = getattr(captured.pooled, name)[..., sample, :], getattr(alone, name)[..., 0, :]
+            np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "hinted"), [("float16", True), ("float32", False)])
+def test_a_wider_dtype_is_advised_where_there_is_one(dtype: str, hinted: bool) -> None:
+    loaded = loaded_model(dtype)
+    item = make_item(0, 4)
+    item.layout.token_id[19] = 500
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[500] = torch.nan
+    problem = capture_batch(loaded, [item], probe(), pad_id=0).problems[0]
+    assert problem is not None
+    assert problem.startswith("layer 0, position 19 holds NaN or Inf")
+    assert ("try --dtype bfloat16 or float32" in problem) == hinted

@@ -1,0 +1,77 @@
+"""What is checked of a loaded model, on models that pass and models that are made to fail."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from engine.capture.checks import check_image_rows, check_prompt_independence
+from engine.capture.forward import Probe
+from engine.errors import StrataError
+from engine.models.checkpoint import Checkpoint, open_checkpoint
+from engine.models.load import LoadedModel, load_model
+from engine.models.prepare import PreparedImage, Preparer
+from engine.prompts import Prompt
+from tests.tiny_llava import TinyShape, save_checkpoint
+
+BLOCKS = 3
+PROBE = Probe(tuple(range(BLOCKS + 1)), residual=True, pooled=True, block_count=BLOCKS)
+PROMPTS = (Prompt("a", "custom", "What is it?"), Prompt("b", "custom", "Sum up what is shown in the image briefly."))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(str(save_checkpoint(tmp_path_factory.mktemp("m") / "m", TinyShape(blocks=BLOCKS))))
+
+
+def prepared(checkpoint: Checkpoint) -> PreparedImage:
+    image = Image.effect_noise((30, 24), 90).convert("RGB")
+    return Preparer(checkpoint, PROMPTS, share_prefix=True).prepare(image)
+
+
+def attend_to_what_follows(loaded: LoadedModel) -> None:
+    """Switch the causal mask off, as in families that read prompt and image together."""
+    for block in loaded.language.blocks:
+        block.self_attn.is_causal = False
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_image_states_of_a_causal_model_do_not_depend_on_the_prompt(checkpoint: Checkpoint, dtype: str) -> None:
+    loaded = load_model(checkpoint, dtype=dtype, device="cpu")
+    check_prompt_independence(loaded, prepared(checkpoint), PROBE, pad_id=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_model_whose_image_sees_the_prompt_is_found_out(checkpoint: Checkpoint, dtype: str) -> None:
+    loaded = load_model(checkpoint, dtype=dtype, device="cpu")
+    attend_to_what_follows(loaded)
+    with pytest.raises(StrataError, match=r"image states change with the prompt \(layer [123]: .*--share-prefix off"):
+        check_prompt_independence(loaded, prepared(checkpoint), PROBE, pad_id=0)
+
+
+def test_layers_that_do_not_depend_on_the_prompt_pass_in_any_model(checkpoint: Checkpoint) -> None:
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    attend_to_what_follows(loaded)
+    check_prompt_independence(loaded, prepared(checkpoint), PROBE._replace(layers=(0,)), pad_id=0)
+
+
+def test_as_many_rows_as_image_tokens_pass(checkpoint: Checkpoint) -> None:
+    check_image_rows(load_model(checkpoint, dtype="float32", device="cpu"), prepared(checkpoint))
+
+
+def test_a_projector_with_other_rows_than_image_tokens_is_refused(checkpoint: Checkpoint) -> None:
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    # The class token stays in: 17 rows for the 16 tokens that the processor makes.
+    loaded.model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(StrataError, match="made 16 image tokens, the model expects 17: check patch_size"):
+        check_image_rows(loaded, prepared(checkpoint))
+
+
+def test_missing_image_tokens_are_refused(checkpoint: Checkpoint) -> None:
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    image = prepared(checkpoint)
+    layout = image.layouts[0]
+    fewer = replace(layout, role=layout.role.copy())
+    fewer.role[-2] = 2
+    with pytest.raises(StrataError, match="made 17 image tokens, the model expects 16"):
+        check_image_rows(loaded, replace(image, layouts=(fewer, *image.layouts[1:])))
