@@ -66,7 +66,9 @@ def verify(store: Path, progress: Callable[[int, int], None] | None = None) -> V
     if not has_true_sha256(record_bytes):
         problems.append(Problem(STORE_FILE, "does not have the sha256 that it states: it was edited or damaged"))
 
-    listed: dict[str, FileHash] = dict(record.get("files", {}))
+    if not _are_file_hashes(record.get("files")):
+        raise StrataError(f"{store}/{STORE_FILE} has no list of files: it was edited or damaged")
+    listed: dict[str, FileHash] = dict(record["files"])
     committed: dict[int, dict[str, Any]] = {}
     for path in sorted((store / PARTS_FOLDER).glob("*.json")):
         manifest, found = _read_manifest(path, record)
@@ -88,9 +90,11 @@ def _read_manifest(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any
         manifest = parse_json(content, name)
         if part_name(int(path.stem)) != path.stem or manifest["part"] != int(path.stem):
             raise StrataError("states another part number than its name")
-        if not isinstance(manifest["files"], dict) or manifest["samples"] + len(manifest["bad_samples"]) < 0:
-            raise StrataError("lacks its files")
-    except (StrataError, KeyError, TypeError, ValueError) as error:
+        if not (isinstance(manifest["samples"], int) and isinstance(manifest["bad_samples"], list)):
+            raise StrataError("has no count of samples")
+        if not _are_file_hashes(manifest["files"]):
+            raise StrataError("has no list of files")
+    except (StrataError, KeyError, ValueError) as error:
         return None, [Problem(name, f"is no manifest ({error}): remove it and {_REDO}")]
     problems = []
     if not has_true_sha256(content):
@@ -100,6 +104,14 @@ def _read_manifest(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any
     return manifest, problems
 
 
+def _are_file_hashes(value: object) -> bool:
+    """Whether a value has the shape {path: {sha256: text, bytes: number}}."""
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+        for entry in value.values()
+    )
+
+
 def _check_plan(store: Path, committed: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
     """Compare committed parts and their numbers of samples with the plan."""
     try:
@@ -107,8 +119,10 @@ def _check_plan(store: Path, committed: Mapping[int, Mapping[str, Any]]) -> Iter
     except (OSError, KeyError, pa.ArrowInvalid):
         return  # the plan's own damage is reported with its hash
     planned = {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
-    for number in sorted(planned.keys() - committed.keys()):
-        yield Problem(f"{PARTS_FOLDER}/{part_name(number)}.json", f"is missing, the part is planned: {_REDO}")
+    for number in sorted(planned):
+        name = f"{PARTS_FOLDER}/{part_name(number)}.json"
+        if not (store / name).exists():
+            yield Problem(name, f"is missing, the part is planned: {_REDO}")
     for number, manifest in committed.items():
         name = f"{PARTS_FOLDER}/{part_name(number)}.json"
         accounted = manifest["samples"] + len(manifest["bad_samples"])
