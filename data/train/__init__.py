@@ -1,0 +1,1 @@
+"""What makes ``data/demo``: synthetic scenes, a tokenizer, and a tiny LLaVA trained on them from scratch."""
