@@ -1,0 +1,101 @@
+"""``strata analyze``: one subcommand per analysis, made from the registry of analyses."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import Progress
+
+from analyses.registry import ALL, ANALYSES, Option, options_of, run
+from engine.cli.console import stdout_console
+from engine.cli.options import ByteSize
+
+__all__ = ["command"]
+
+
+@click.group(name="analyze")
+def command() -> None:
+    """Compute an analysis from stores, out-of-core, without the model.
+
+    Writes NAME.parquet (a tidy table), NAME.zarr (a labelled dataset) and NAME.png and .svg (the figure) into the
+    folder given by --out. What an analysis needs from another it computes.
+    """
+
+
+class _Names(click.ParamType):
+    """Names separated by commas."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Split the text."""
+        return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def _click_option(option: Option) -> click.Option:
+    flag = f"--{option.name.replace('_', '-')}"
+    if option.type is bool:
+        return click.Option([flag], is_flag=True, default=option.default, help=_sentence(option.help))
+    names = option.type is tuple
+    kind: Any = click.Choice(option.choices) if option.choices else _Names() if names else option.type
+    shown = ",".join(option.default) if names else True
+    return click.Option([flag], type=kind, default=option.default, show_default=shown, help=_sentence(option.help))
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _subcommand(name: str, text: str) -> click.Command:
+    common: list[click.Parameter] = [
+        click.Argument(["stores"], nargs=-1, required=True),
+        click.Option(["--out"], required=True, type=click.Path(path_type=Path), help="Folder for the results."),
+        click.Option(["--workers"], type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="all cores",
+                     help="Threads of this process."),
+        click.Option(["--memory"], type=ByteSize(), default=2 * 2**30, show_default="2GiB",
+                     help="Peak memory that may be used; refused early when it is too small."),
+        click.Option(["--scheduler"], metavar="ADDRESS", help="Address of an existing Dask scheduler, tcp://…"),
+    ]  # fmt: skip
+    own = [_click_option(option) for option in options_of(name)]
+    return click.Command(name, params=[*common, *own], callback=_runner(name), help=text)
+
+
+def _runner(name: str) -> Callable[..., None]:
+    def callback(
+        stores: tuple[str, ...], out: Path, workers: int, memory: int, scheduler: str | None, **options: Any
+    ) -> None:
+        with _progress() as progress:
+            written = run(
+                name,
+                stores,
+                out,
+                workers=workers,
+                memory=memory,
+                scheduler=scheduler,
+                progress=progress,
+                **options,
+            )
+        for path in written:
+            click.echo(path)
+
+    return callback
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar over parts on a terminal, and nothing otherwise."""
+    console = stdout_console()
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("parts")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+for _analysis in ANALYSES.values():
+    command.add_command(_subcommand(_analysis.name, _sentence(_analysis.help)))
+command.add_command(_subcommand(ALL, "Every analysis, one after the other."))
