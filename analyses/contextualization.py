@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 
 from analyses.execution import Progress, run_tasks
 from analyses.final_norm import FinalNorm
+from analyses.kept_parts import KeptParts
 from analyses.memory import check_memory, part_bytes, result_bytes
-from analyses.part_cosines import part_cosines
+from analyses.part_cosines import PartCosines, part_cosines
 from analyses.part_task import PairRow, PartTask, Source, pair_rows
 from engine.errors import StrataError, UsageError
 from engine.store import Store
 from engine.vocabulary import ROLES
 
-__all__ = ["SOURCES", "TEXT_ROLES", "Contextualization", "analyze_store"]
+__all__ = ["SAMPLE_COLUMNS", "SOURCES", "TEXT_ROLES", "Contextualization", "analyze_store", "choose_source"]
 
 TEXT_ROLES = ("instruction", "template")
 """Text by default: prompt text that can see the image."""
+
+SAMPLE_COLUMNS = ("prompt_kind", "prompt_id", "sample_id", "image_id")
 
 SOURCES = ("auto", "pooled", "hidden_states")
 _ARRAYS: dict[Source, str] = {"pooled": "sample/unit_mean", "hidden_states": "token/hidden_states"}
@@ -36,7 +39,7 @@ class Contextualization:
     Attributes
     ----------
     samples : DataFrame
-        sample_id, image_id, prompt_kind, prompt_id; one row per sample.
+        Columns `SAMPLE_COLUMNS`; one row per sample.
     layers : array (layer), int32
     block_count : int
         L, so that depth = layer / L.
@@ -73,6 +76,7 @@ def analyze_store(
     memory: int = 2 * 2**30,
     scheduler: str | None = None,
     progress: Progress | None = None,
+    kept: KeptParts | None = None,
 ) -> Contextualization:
     """Compute contextualization of one store.
 
@@ -91,6 +95,9 @@ def analyze_store(
     scheduler : str, optional
         Address of a Dask scheduler; ``workers`` is then not used.
     progress : callable, optional
+        Counts the parts that had to be computed.
+    kept : KeptParts, optional
+        Finished parts of an earlier, broken-off call are taken from there, and new ones put there.
 
     Raises
     ------
@@ -99,7 +106,7 @@ def analyze_store(
     StrataError
         The store has no sample, or a state that has no cosine.
     """
-    chosen = _choose_source(store, source)
+    chosen = choose_source(store, source)
     roles = _check_roles(text_roles)
     tasks = _plan_tasks(store, chosen, roles, self_pairs)
     heaviest = max((part for part in store.parts), key=lambda part: (part.tokens, part.manifest["samples"]))
@@ -107,9 +114,9 @@ def analyze_store(
     results = result_bytes(store.parts, len(store.layers), self_pairs)
     check_memory(per_worker, results, 1 if scheduler else min(workers, len(tasks)), memory)
 
-    parts = run_tasks(part_cosines, tasks, workers=workers, scheduler=scheduler, progress=progress)
+    parts = _run_or_recall(store, tasks, kept, workers, scheduler, progress)
     return Contextualization(
-        samples=store.samples[["sample_id", "image_id", "prompt_kind", "prompt_id"]],
+        samples=store.samples[list(SAMPLE_COLUMNS)],
         layers=store.layers,
         block_count=store.block_count,
         rows=pair_rows(self_pairs),
@@ -119,6 +126,37 @@ def analyze_store(
         text_roles=roles,
         source=chosen,
     )
+
+
+def _run_or_recall(
+    store: Store,
+    tasks: list[PartTask],
+    kept: KeptParts | None,
+    workers: int,
+    scheduler: str | None,
+    progress: Progress | None,
+) -> list[PartCosines]:
+    """Results of all tasks, in order; only what is not kept is computed."""
+    if kept is None:
+        return run_tasks(part_cosines, tasks, workers=workers, scheduler=scheduler, progress=progress)
+    names = [kept.name(part, task) for part, task in zip(store.parts, tasks, strict=True)]
+    results = [kept.load(name) for name in names]
+    missing = [number for number, result in enumerate(results) if result is None]
+    computed = run_tasks(
+        _numbered,
+        [(number, tasks[number]) for number in missing],
+        workers=workers,
+        scheduler=scheduler,
+        progress=progress,
+        finished=lambda task, result: kept.save(names[task[0]], result),
+    )
+    for number, result in zip(missing, computed, strict=True):
+        results[number] = result
+    return [result for result in results if result is not None]
+
+
+def _numbered(task: tuple[int, PartTask]) -> PartCosines:
+    return part_cosines(task[1])
 
 
 def _check_roles(text_roles: Sequence[str]) -> tuple[str, ...]:
@@ -131,7 +169,16 @@ def _check_roles(text_roles: Sequence[str]) -> tuple[str, ...]:
     return tuple(role for role in known if role in text_roles)
 
 
-def _choose_source(store: Store, source: str) -> Source:
+def choose_source(store: Store, source: str) -> Source:
+    """Decide what is read: pooled states before hidden states, where both are there and none is asked for.
+
+    Raises
+    ------
+    UsageError
+        The source is unknown or was not captured.
+    StrataError
+        The store holds no committed sample.
+    """
     if source not in SOURCES:
         raise UsageError(f"--source {source}: expected one of {', '.join(SOURCES)}")
     if not any(part.manifest["samples"] for part in store.parts):

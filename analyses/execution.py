@@ -6,16 +6,21 @@ are threads here; twice the cluster's threads there, so that no worker waits for
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import dask
 from dask.callbacks import Callback
 
+from engine.errors import UsageError
+
 __all__ = ["Progress", "run_tasks"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_CONNECT_SECONDS = 10
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished tasks and of all tasks, from the thread that called the analysis."""
@@ -28,6 +33,7 @@ def run_tasks(
     workers: int,
     scheduler: str | None = None,
     progress: Progress | None = None,
+    finished: Callable[[T, R], None] | None = None,
 ) -> list[R]:
     """Call ``function`` on every task.
 
@@ -42,6 +48,8 @@ def run_tasks(
     scheduler : str, optional
         Address of a Dask scheduler, ``tcp://…``.
     progress : callable, optional
+    finished : callable, optional
+        Called with a task and its result as soon as that is there, from the thread that called this function.
 
     Returns
     -------
@@ -50,52 +58,61 @@ def run_tasks(
 
     Raises
     ------
+    UsageError
+        No scheduler answers at the address.
     Exception
         The first error of a task, as it was raised there.
     """
     calls = [functools.partial(function, task) for task in tasks]
-    finished = 0
+    done = 0
 
-    def count_one() -> None:
-        nonlocal finished
-        finished += 1
+    def after(number: int, result: R) -> None:
+        nonlocal done
+        done += 1
+        if finished is not None:
+            finished(tasks[number], result)
         if progress is not None:
-            progress(finished, len(calls))
+            progress(done, len(calls))
 
     if progress is not None:
         progress(0, len(calls))
-    return _on_cluster(calls, scheduler, count_one) if scheduler else _on_threads(calls, workers, count_one)
+    return _on_cluster(calls, scheduler, after) if scheduler else _on_threads(calls, workers, after)
 
 
-def _on_threads(calls: Sequence[Callable[[], R]], workers: int, count_one: Callable[[], None]) -> list[R]:
+def _on_threads(calls: Sequence[Callable[[], R]], workers: int, after: Callable[[int, R], None]) -> list[R]:
     # The threaded scheduler starts a task only when a thread is free: the bound on what is in work.
     delayed = [dask.delayed(call, pure=False, traverse=False)() for call in calls]
-    names = {item.key for item in delayed}
+    numbers = {item.key: number for number, item in enumerate(delayed)}
 
-    def after_task(key: Any, *_: object) -> None:
-        if key in names:
-            count_one()
+    def after_task(key: Any, result: Any, *_: object) -> None:
+        if key in numbers:
+            after(numbers[key], result)
 
     with Callback(posttask=after_task):
         return list(dask.compute(*delayed, scheduler="threads", num_workers=workers, optimize_graph=False))
 
 
-def _on_cluster(calls: Sequence[Callable[[], R]], scheduler: str, count_one: Callable[[], None]) -> list[R]:
+def _on_cluster(calls: Sequence[Callable[[], R]], scheduler: str, after: Callable[[int, R], None]) -> list[R]:
     from distributed import Client, as_completed  # noqa: PLC0415  (a second of import that threads do without)
 
     results: dict[int, R] = {}
-    waiting: Iterator[tuple[int, Callable[[], R]]] = iter(enumerate(calls))
-    with Client(scheduler, set_as_default=False) as client:
+    waiting = iter(enumerate(calls))
+    try:
+        client = Client(scheduler, set_as_default=False, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Dask scheduler answers at {scheduler} ({error}): check --scheduler, or leave it out"
+        ) from error
+    with client:
         window = 2 * max(1, sum(client.nthreads().values()))
-        running: dict[Any, int] = {}
-        for number, call in (next(waiting) for _ in range(min(window, len(calls)))):
-            running[client.submit(call, pure=False)] = number
+        running = {client.submit(call, pure=False): number for number, call in islice(waiting, window)}
         completed = as_completed(list(running))
         for future in completed:
-            results[running.pop(future)] = future.result()
-            count_one()
-            for number, call in [pair] if (pair := next(waiting, None)) else []:
-                following = client.submit(call, pure=False)
-                running[following] = number
-                completed.add(following)
+            number = running.pop(future)
+            results[number] = future.result()
+            after(number, results[number])
+            for following, call in islice(waiting, 1):
+                submitted = client.submit(call, pure=False)
+                running[submitted] = following
+                completed.add(submitted)
     return [results[number] for number in range(len(calls))]

@@ -1,0 +1,68 @@
+"""Which store a row of a result came from."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.store import Store
+
+__all__ = ["StoreIdentity", "identify", "settings_text"]
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """What results say about a store.
+
+    Attributes
+    ----------
+    store
+        Name of its folder; its whole address where two stores of one analysis have the same name.
+    model
+        Model id.
+    source
+        Kind of source: ``coco``, ``folder``.
+    plan_sha256, parts_sha256
+        What was planned, and what of it was committed when it was analysed.
+    image_states_depend_on_prompt
+        None where the store does not say.
+    """
+
+    store: str
+    model: str
+    source: str
+    plan_sha256: str
+    parts_sha256: str
+    image_states_depend_on_prompt: bool | None
+
+    def asdict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def identify(stores: Sequence[Store]) -> list[StoreIdentity]:
+    """Name stores so that no two have the same name."""
+    short = [store.url.rstrip("/").rsplit("/", 1)[-1] for store in stores]
+    return [
+        StoreIdentity(
+            store=name if short.count(name) == 1 else store.url,
+            model=str(store.record["model"].get("id", "")),
+            source=str(store.record["source"].get("kind", "")),
+            plan_sha256=str(store.record["plan_sha256"]),
+            parts_sha256=_digest(store),
+            image_states_depend_on_prompt=store.record["model"].get("image_states_depend_on_prompt"),
+        )
+        for name, store in zip(short, stores, strict=True)
+    ]
+
+
+def settings_text(identities: Sequence[StoreIdentity], **settings: object) -> str:
+    """Write down what a result depends on: equal texts, equal results."""
+    stores = [identity.asdict() for identity in identities]
+    return json.dumps({"stores": stores, **settings}, sort_keys=True)
+
+
+def _digest(store: Store) -> str:
+    parts = [f"{part.name} {part.manifest['sha256']}" for part in store.parts]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,176 @@
+"""The analyses by name: what the command line offers and runs.
+
+Adding an analysis is one module with a ``run`` function and one entry here. Options are data, so that the command line
+and the help text are made from them; modules are loaded when they run, because a help text needs no SciPy.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+
+__all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]
+
+ALL = "all"
+"""The name that runs every analysis."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an analysis.
+
+    Attributes
+    ----------
+    name
+        As a Python keyword; ``--text-roles`` on the command line.
+    type
+        ``str``, ``int``, ``bool`` (a flag), or ``tuple`` (names separated by commas, a tuple of str in Python).
+    default
+        Of that type.
+    help
+        One line.
+    choices
+        Allowed values, where they are few.
+    """
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis.
+
+    Attributes
+    ----------
+    name
+        What the user types, and what its results are called.
+    help
+        One line.
+    module
+        Where its ``run(stores, results_folder, *, workers, memory, scheduler, progress, **options)`` is.
+    options
+    """
+
+    name: str
+    help: str
+    module: str
+    options: tuple[Option, ...]
+
+
+_TEXT_ROLES = Option("text_roles", tuple, ("instruction", "template"), "roles of tokens that count as text")
+_SOURCE = Option(
+    "source",
+    str,
+    "auto",
+    "what cosines are computed from; auto is pooled where stored",
+    ("auto", "pooled", "hidden_states"),
+)
+_SELF_PAIRS = Option("self_pairs", bool, False, "add intra-modal rows in which each token is paired with itself too")
+
+ANALYSES: Mapping[str, Analysis] = {
+    analysis.name: analysis
+    for analysis in (
+        Analysis(
+            "contextualization",
+            "mean cosine similarity between and within image and text tokens, layer by layer",
+            "analyses.run_contextualization",
+            (_TEXT_ROLES, _SELF_PAIRS, _SOURCE),
+        ),
+        Analysis(
+            "phases",
+            "boundaries of the phases of inference, with intervals over images",
+            "analyses.run_phases",
+            (
+                _TEXT_ROLES,
+                _SOURCE,
+                Option("pattern", str, "four", "shape of the curve; auto chooses it", ("four", "three", "auto")),
+                Option("bootstraps", int, 1000, "bootstrap samples of images"),
+                Option("seed", int, 0, "seed of the bootstrap and of the halves that auto compares"),
+                Option("include_layer_0", bool, False, "fit layer 0 too, which no block has touched"),
+            ),
+        ),
+    )
+}
+"""Analyses in the order in which ``all`` runs them."""
+
+
+def options_of(name: str) -> tuple[Option, ...]:
+    """Return the options of an analysis, or of all of them together.
+
+    Raises
+    ------
+    UsageError
+        There is no such analysis.
+    """
+    options = {option.name: option for analysis in _chosen(name) for option in analysis.options}
+    return tuple(options.values())
+
+
+def run(
+    name: str,
+    stores: Sequence[str],
+    results_folder: Path,
+    *,
+    workers: int,
+    memory: int,
+    scheduler: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Run one analysis, or all.
+
+    Parameters
+    ----------
+    name : str
+        A name of `ANALYSES`, or ``"all"``.
+    stores : sequence of str
+        Paths or URLs; their results stack.
+    results_folder : Path
+    workers : int
+        Threads of this process.
+    memory : int
+        Bytes that may be used.
+    scheduler : str, optional
+        Address of a Dask scheduler.
+    progress : callable, optional
+        Called with the number of finished parts and of all parts.
+    **options
+        Those of `options_of`; a missing one has its default. With ``all``, each analysis takes its own.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    StrataError
+        A wrong request, or a store that cannot be analysed.
+    """
+    known = {option.name: option for option in options_of(name)}
+    for option in options:
+        if option not in known:
+            raise UsageError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    written: list[Path] = []
+    for analysis in _chosen(name):
+        own = {option.name: options.get(option.name, option.default) for option in analysis.options}
+        function = import_module(analysis.module).run
+        written += function(
+            stores, Path(results_folder), workers=workers, memory=memory, scheduler=scheduler, progress=progress, **own
+        )
+    return list(dict.fromkeys(written))
+
+
+def _chosen(name: str) -> list[Analysis]:
+    if name == ALL:
+        return list(ANALYSES.values())
+    if name not in ANALYSES:
+        raise UsageError(f"there is no analysis {name!r}; choose from {', '.join([*ANALYSES, ALL])}")
+    return [ANALYSES[name]]

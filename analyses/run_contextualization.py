@@ -1,0 +1,154 @@
+"""The analysis ``contextualization``: from stores to written results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analyses.contextualization import analyze_store, choose_source
+from analyses.contextualization_figure import draw_contextualization
+from analyses.contextualization_results import (
+    CONTEXTUALIZATION_SCHEMA,
+    StoreResult,
+    from_dataset,
+    to_dataset,
+    to_tables,
+)
+from analyses.execution import Progress
+from analyses.identity import StoreIdentity, identify, settings_text
+from analyses.kept_parts import KeptParts
+from analyses.results import open_dataset, write_dataset, write_figure, write_table
+from engine.errors import UsageError
+from engine.store import Store, open_store
+
+__all__ = ["NAME", "load_or_compute", "run"]
+
+NAME = "contextualization"
+
+
+def run(
+    stores: Sequence[str],
+    results_folder: Path,
+    *,
+    workers: int,
+    memory: int,
+    scheduler: str | None,
+    progress: Progress | None,
+    text_roles: Sequence[str],
+    self_pairs: bool,
+    source: str,
+) -> list[Path]:
+    """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
+    opened = open_all(stores)
+    identities = identify(opened)
+    kept = KeptParts(results_folder)
+    results = [
+        StoreResult(
+            identity,
+            analyze_store(
+                store,
+                text_roles=text_roles,
+                self_pairs=self_pairs,
+                source=source,
+                workers=workers,
+                memory=memory,
+                scheduler=scheduler,
+                progress=progress,
+                kept=kept,
+            ),
+        )
+        for identity, store in zip(identities, opened, strict=True)
+    ]
+    settings = _settings(opened, identities, results[0].result.text_roles, self_pairs, source)
+    written = [
+        write_dataset(results_folder, NAME, to_dataset(results, settings)),
+        write_table(results_folder, NAME, to_tables(results), CONTEXTUALIZATION_SCHEMA),
+        *write_figure(results_folder, NAME, draw_contextualization(results)),
+    ]
+    kept.clear()
+    return written
+
+
+def load_or_compute(
+    stores: Sequence[str],
+    results_folder: Path,
+    *,
+    workers: int,
+    memory: int,
+    scheduler: str | None,
+    progress: Progress | None,
+    text_roles: Sequence[str],
+    source: str,
+) -> tuple[list[StoreResult], list[Path]]:
+    """Give another analysis what this one found: from ``results_folder`` where it is there, else by running.
+
+    Results there count when they are of the same stores in the same state, with the same roles, read from the same
+    arrays; rows with self-pairs may be among them.
+
+    Returns
+    -------
+    results : list of StoreResult
+    written : list of Path
+        Empty where nothing had to be computed.
+    """
+    opened = open_all(stores)
+    identities = identify(opened)
+    found = _load(results_folder, opened, identities, text_roles, source)
+    if found is not None:
+        return found, []
+    written = run(
+        stores,
+        results_folder,
+        workers=workers,
+        memory=memory,
+        scheduler=scheduler,
+        progress=progress,
+        text_roles=text_roles,
+        self_pairs=False,
+        source=source,
+    )
+    dataset = open_dataset(results_folder, NAME)
+    assert dataset is not None
+    return from_dataset(dataset), written
+
+
+def open_all(stores: Sequence[str]) -> list[Store]:
+    """Open stores one by one.
+
+    Raises
+    ------
+    UsageError
+        None is named, or one twice: its samples would count double.
+    """
+    if not stores:
+        raise UsageError("no store is named: give at least one path or URL")
+    opened = [open_store(url) for url in stores]
+    for store in opened:
+        if [other.url for other in opened].count(store.url) > 1:
+            raise UsageError(f"{store.url} is named twice: name each store once")
+    return opened
+
+
+def _load(
+    folder: Path, stores: Sequence[Store], identities: Sequence[StoreIdentity], text_roles: Sequence[str], source: str
+) -> list[StoreResult] | None:
+    dataset = open_dataset(folder, NAME)
+    if dataset is None:
+        return None
+    roles = tuple(str(dataset.attrs.get("text_roles", "")).split(","))
+    wanted = [_settings(stores, identities, roles, self_pairs, source) for self_pairs in (False, True)]
+    same = set(roles) == set(text_roles) and dataset.attrs.get("settings") in wanted
+    return from_dataset(dataset) if same else None
+
+
+def _settings(
+    stores: Sequence[Store],
+    identities: Sequence[StoreIdentity],
+    text_roles: Sequence[str],
+    self_pairs: bool,
+    source: str,
+) -> str:
+    return settings_text(
+        identities,
+        text_roles=list(text_roles),
+        self_pairs=self_pairs,
+        source=[choose_source(store, source) for store in stores],
+    )
