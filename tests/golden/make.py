@@ -1,0 +1,149 @@
+"""Write the golden store of the current format version: ``python -m tests.golden.make`` at the repository's root.
+
+Its values follow from ``state`` below, so that a test of any later version knows what it must read. A store of a
+released version is never written again: a new format version gets a new folder beside it.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from engine.store import (
+    PART_SAMPLES_SCHEMA,
+    PLAN_SCHEMA,
+    BadSample,
+    Coordinate,
+    ModelMatrix,
+    PartArray,
+    PartContent,
+    create_store,
+    layer_coordinate,
+    role_coordinate,
+    write_part,
+)
+from engine.store.layout import FORMAT_VERSION
+from engine.vocabulary import ROLE_CODES, ROLES, role_flags
+from tests.engine.store.builders import PIECES, tiny_record, tiny_vocabulary
+
+FOLDER = Path(__file__).parent / FORMAT_VERSION
+LAYERS = (0, 2, 3)
+DIM = 4
+PLAN_SHA256 = "5" * 64
+# Two prompts of image "a" share its first four tokens; image "b" is unreadable and has a part of its own.
+TOKEN_ROLES = ("special", "preamble", "image", "image", "instruction", "template", "instruction", "template")
+SEGMENTS = {"a/normal-1": ((0, 4), (4, 6)), "a/question-1": ((0, 4), (6, 8))}
+
+
+def state(layer: int, token: int, component: int) -> float:
+    """The stored state: eighths, hence exact in every dtype."""
+    return (layer + 1) * (token + 1) / 8 - component
+
+
+def states() -> np.ndarray:
+    """All states of part 0: (layer, token, dim) float32, the layers being those stored."""
+    layer, token, component = np.meshgrid(LAYERS, np.arange(len(TOKEN_ROLES)), np.arange(DIM), indexing="ij")
+    return np.asarray((layer + 1) * (token + 1) / 8 - component, np.float32)
+
+
+def unembedding() -> np.ndarray:
+    """(vocab, dim) float32: row number plus column eighths."""
+    return np.asarray(np.arange(len(PIECES))[:, None] + np.arange(DIM) / 8, np.float32)
+
+
+def part(number: int) -> PartContent:
+    """Part 0 with two samples, part 1 with none."""
+    tokens = len(TOKEN_ROLES) if number == 0 else 0
+    samples = list(SEGMENTS) if number == 0 else []
+    roles = np.array([ROLE_CODES[role] for role in TOKEN_ROLES[:tokens]], np.int32)
+    values = states()[:, :tokens]
+    counts = np.zeros((len(ROLES), len(samples)), np.int32)
+    mean = np.full((len(LAYERS), len(ROLES), len(samples), DIM), np.nan, np.float32)
+    for column, sample_id in enumerate(samples):
+        own = np.concatenate([np.arange(start, stop) for start, stop in SEGMENTS[sample_id]])
+        for role in np.unique(roles[own]):
+            chosen = own[roles[own] == role]
+            counts[role, column] = len(chosen)
+            mean[:, role, column] = values[:, chosen].mean(1)
+    dims = ("layer", "role", "sample", "dim")
+    arrays = (
+        PartArray(
+            "token/hidden_states",
+            ("layer", "token", "dim"),
+            values.shape,
+            "float32",
+            lambda index: np.ascontiguousarray(values[index]),
+            {"units": "1", "long_name": "residual stream", "captured_dtype": "bfloat16"},
+        ),
+        PartArray("sample/mean", dims, mean.shape, "float32", lambda index: mean[index]),
+        PartArray("sample/token_count", dims[1:3], counts.shape, "int32", lambda index: counts[index]),
+    )
+    position = np.array([0, 1, 2, 3, 4, 5, 4, 5], np.int32)[:tokens]
+    image = roles == ROLE_CODES["image"]
+    coordinates = (
+        layer_coordinate("token", LAYERS),
+        Coordinate("token/token_id", ("token",), position),
+        Coordinate("token/role", ("token",), roles, role_flags()),
+        Coordinate("token/position", ("token",), position),
+        Coordinate("token/grid", ("token",), np.where(image, 0, -1).astype(np.int32)),
+        Coordinate("token/patch_row", ("token",), np.where(image, 0, -1).astype(np.int32)),
+        Coordinate("token/patch_col", ("token",), np.where(image, position - 2, -1).astype(np.int32)),
+        layer_coordinate("sample", LAYERS),
+        role_coordinate(),
+    )
+    rows = [
+        {
+            "sample_id": sample_id,
+            "image_id": "a",
+            "image_uri": "a.png",
+            "image_sha256": "a" * 64,
+            "width": 20,
+            "height": 10,
+            "prompt_id": sample_id.split("/")[1],
+            "prompt_kind": sample_id.split("/")[1].split("-")[0],
+            "prompt": "What is this?",
+            "references": ["a red circle"],
+            "segments": [{"start": start, "stop": stop} for start, stop in SEGMENTS[sample_id]],
+            "grids": [{"rows": 1, "cols": 2, "x0": 0.0, "y0": 0.0, "x1": 20.0, "y1": 10.0, "thumbnail": False}],
+        }
+        for sample_id in samples
+    ]
+    bad = () if number == 0 else (BadSample("b/normal-1", "zero bytes"), BadSample("b/question-1", "zero bytes"))
+    run = {"versions": {"strata": "0.1.0"}, "attention": "sdpa", "dtype": "bfloat16", "batch_size": 1}
+    table = pa.Table.from_pylist(rows, schema=PART_SAMPLES_SCHEMA)
+    return PartContent(number, arrays, coordinates, table, bad, run, 0.25)
+
+
+def main() -> None:
+    """Write the store anew."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    planned = [
+        (f"{image}/{prompt}", image, prompt, number)
+        for number, image in enumerate("ab")
+        for prompt in ("normal-1", "question-1")
+    ]
+    matrix = unembedding()
+    create_store(
+        FOLDER,
+        record=tiny_record(LAYERS, 3, "bfloat16", PLAN_SHA256),
+        plan=pa.table(list(map(list, zip(*planned, strict=True))), schema=PLAN_SCHEMA),
+        vocabulary=tiny_vocabulary(),
+        unembedding=ModelMatrix(matrix.shape, "float32", lambda start, stop: matrix[start:stop]),
+        final_norm_weight=np.arange(1, DIM + 1, dtype=np.float32),
+        final_norm_bias=None,
+        attributes={
+            "norm_kind": "rms",
+            "norm_eps": 1e-5,
+            "norm_weight_offset": 0.0,
+            "logit_softcap": None,
+            "tied_embeddings": False,
+        },
+    )
+    for number in range(2):
+        write_part(FOLDER, part(number), plan_sha256=PLAN_SHA256)
+    shutil.rmtree(FOLDER / ".staging")
+
+
+if __name__ == "__main__":
+    main()

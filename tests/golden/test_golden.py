@@ -1,0 +1,61 @@
+"""Stores of every format version ever released open, verify and read as the values they were made of."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.store import open_store, verify
+from engine.vocabulary import ROLE_CODES
+from tests.golden.make import LAYERS, SEGMENTS, TOKEN_ROLES, state, unembedding
+
+FOLDER = Path(__file__).parent / "0.1"
+
+
+def test_verifies() -> None:
+    assert verify(FOLDER) == ((), ())
+
+
+def test_states() -> None:
+    store = open_store(FOLDER)
+    assert json.loads((FOLDER / "store.json").read_bytes())["format_version"] == "0.1"
+    assert store.layers.tolist() == list(LAYERS)
+    states = store.hidden_states.values
+    expected = [[[state(layer, token, c) for c in range(4)] for token in range(8)] for layer in LAYERS]
+    np.testing.assert_array_equal(states, expected)
+    assert [ROLE_CODES[role] for role in TOKEN_ROLES] == store.hidden_states.role.values.tolist()
+    assert store.hidden_states.attrs["captured_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("sample_id", SEGMENTS)
+def test_samples(sample_id: str) -> None:
+    store = open_store(FOLDER)
+    sequence = store.sample(sample_id)
+    tokens = [token for start, stop in SEGMENTS[sample_id] for token in range(start, stop)]
+    assert sequence.position.values.tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(
+        sequence.hidden_states[2], [[state(LAYERS[2], token, c) for c in range(4)] for token in tokens]
+    )
+    row = store.samples.set_index("sample_id").loc[sample_id]
+    assert (row["width"], row["prompt"], row["references"].tolist()) == (20, "What is this?", ["a red circle"])
+
+
+def test_pooled_states() -> None:
+    store = open_store(FOLDER)
+    image = ROLE_CODES["image"]
+    mean_of_image_tokens = [(state(layer, 2, 1) + state(layer, 3, 1)) / 2 for layer in LAYERS]
+    assert store.mean.sel(role=image).values[:, 0, 1].tolist() == mean_of_image_tokens
+    assert store.token_count.sel(role=image).values.tolist() == [2, 2]
+    assert np.isnan(store.mean.sel(role=ROLE_CODES["target"])).all()
+
+
+def test_model_and_plan() -> None:
+    store = open_store(FOLDER)
+    assert store.complete
+    assert [bad["reason"] for bad in store.parts[1].manifest["bad_samples"]] == ["zero bytes"] * 2
+    assert store.model.unembedding is not None
+    np.testing.assert_array_equal(store.model.unembedding, unembedding())
+    assert store.model.final_norm_weight.tolist() == [1, 2, 3, 4]
+    assert store.model.norm_kind == "rms"
+    assert store.model.vocabulary["kind"].tolist()[-1] == "padding"
