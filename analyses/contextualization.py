@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analyses.execution import Progress, run_tasks
+from analyses.execution import run_tasks
 from analyses.final_norm import FinalNorm
 from analyses.kept_parts import KeptParts
 from analyses.memory import check_memory, part_bytes, result_bytes
 from analyses.part_cosines import PartCosines, part_cosines
 from analyses.part_task import PairRow, PartTask, Source, pair_rows
+from analyses.resources import Resources
 from engine.errors import StrataError, UsageError
 from engine.store import Store
 from engine.vocabulary import ROLES
@@ -72,10 +73,7 @@ def analyze_store(
     text_roles: Sequence[str] = TEXT_ROLES,
     self_pairs: bool = False,
     source: str = "auto",
-    workers: int = 1,
-    memory: int = 2 * 2**30,
-    scheduler: str | None = None,
-    progress: Progress | None = None,
+    resources: Resources | None = None,
     kept: KeptParts | None = None,
 ) -> Contextualization:
     """Compute contextualization of one store.
@@ -88,14 +86,8 @@ def analyze_store(
     self_pairs : bool
         Add intra rows in which each token is also paired with itself (the papers' equation taken literally).
     source : ``"auto"``, ``"pooled"`` or ``"hidden_states"``
-    workers : int
-        Threads of this process.
-    memory : int
-        Bytes that may be used; with a scheduler, by each of its worker threads and this process.
-    scheduler : str, optional
-        Address of a Dask scheduler; ``workers`` is then not used.
-    progress : callable, optional
-        Counts the parts that had to be computed.
+    resources : Resources, optional
+        One thread and 2 GiB by default. Its progress counts the parts that had to be computed.
     kept : KeptParts, optional
         Finished parts of an earlier, broken-off call are taken from there, and new ones put there.
 
@@ -106,15 +98,17 @@ def analyze_store(
     StrataError
         The store has no sample, or a state that has no cosine.
     """
+    resources = resources or Resources()
     chosen = choose_source(store, source)
     roles = _check_roles(text_roles)
     tasks = _plan_tasks(store, chosen, roles, self_pairs)
     heaviest = max((part for part in store.parts), key=lambda part: (part.tokens, part.manifest["samples"]))
     per_worker = part_bytes(heaviest, tasks[store.parts.index(heaviest)])
     results = result_bytes(store.parts, len(store.layers), self_pairs)
-    check_memory(per_worker, results, 1 if scheduler else min(workers, len(tasks)), memory)
+    at_once = 1 if resources.scheduler else min(resources.workers, len(tasks))
+    check_memory(per_worker, results, at_once, resources.memory)
 
-    parts = _run_or_recall(store, tasks, kept, workers, scheduler, progress)
+    parts = _run_or_recall(store, tasks, resources, kept)
     return Contextualization(
         samples=store.samples[list(SAMPLE_COLUMNS)],
         layers=store.layers,
@@ -129,25 +123,18 @@ def analyze_store(
 
 
 def _run_or_recall(
-    store: Store,
-    tasks: list[PartTask],
-    kept: KeptParts | None,
-    workers: int,
-    scheduler: str | None,
-    progress: Progress | None,
+    store: Store, tasks: list[PartTask], resources: Resources, kept: KeptParts | None
 ) -> list[PartCosines]:
     """Results of all tasks, in order; only what is not kept is computed."""
     if kept is None:
-        return run_tasks(part_cosines, tasks, workers=workers, scheduler=scheduler, progress=progress)
+        return run_tasks(part_cosines, tasks, resources)
     names = [kept.name(part, task) for part, task in zip(store.parts, tasks, strict=True)]
     results = [kept.load(name) for name in names]
     missing = [number for number, result in enumerate(results) if result is None]
     computed = run_tasks(
         _numbered,
         [(number, tasks[number]) for number in missing],
-        workers=workers,
-        scheduler=scheduler,
-        progress=progress,
+        resources,
         finished=lambda task, result: kept.save(names[task[0]], result),
     )
     for number, result in zip(missing, computed, strict=True):

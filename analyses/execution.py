@@ -13,26 +13,22 @@ from typing import Any, TypeVar
 import dask
 from dask.callbacks import Callback
 
+from analyses.resources import Resources
 from engine.errors import UsageError
 
-__all__ = ["Progress", "run_tasks"]
+__all__ = ["run_tasks"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _CONNECT_SECONDS = 10
 
-Progress = Callable[[int, int], None]
-"""Called with the number of finished tasks and of all tasks, from the thread that called the analysis."""
-
 
 def run_tasks(
     function: Callable[[T], R],
     tasks: Sequence[T],
+    resources: Resources,
     *,
-    workers: int,
-    scheduler: str | None = None,
-    progress: Progress | None = None,
     finished: Callable[[T, R], None] | None = None,
 ) -> list[R]:
     """Call ``function`` on every task.
@@ -43,11 +39,7 @@ def run_tasks(
         Importable by name where a cluster runs it.
     tasks : sequence
         Picklable where a cluster runs them; results too.
-    workers : int
-        Threads of this process; not used with a cluster.
-    scheduler : str, optional
-        Address of a Dask scheduler, ``tcp://…``.
-    progress : callable, optional
+    resources : Resources
     finished : callable, optional
         Called with a task and its result as soon as that is there, from the thread that called this function.
 
@@ -63,6 +55,7 @@ def run_tasks(
     Exception
         The first error of a task, as it was raised there.
     """
+    _, _, scheduler, progress = resources
     calls = [functools.partial(function, task) for task in tasks]
     done = 0
 
@@ -76,7 +69,7 @@ def run_tasks(
 
     if progress is not None:
         progress(0, len(calls))
-    return _on_cluster(calls, scheduler, after) if scheduler else _on_threads(calls, workers, after)
+    return _on_cluster(calls, scheduler, after) if scheduler else _on_threads(calls, resources.workers, after)
 
 
 def _on_threads(calls: Sequence[Callable[[], R]], workers: int, after: Callable[[int, R], None]) -> list[R]:

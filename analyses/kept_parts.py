@@ -1,8 +1,8 @@
 """Finished parts of an analysis under way, so that it goes on where it stopped.
 
-Each part's few numbers are kept beside the results, in ``.unfinished/``, under a name made of everything they depend on:
-the part's content, the roles, the arrays that were read. Whoever asks for the same gets them back; the folder goes when
-the analysis has written its results. A file that cannot be read is computed again.
+Each part's few numbers are kept beside the results, in ``.unfinished/``, under a name made of everything they depend
+on: the part's content, the roles, the arrays that were read. Whoever asks for the same gets them back; the folder goes
+when the analysis has written its results. A file that cannot be read is computed again.
 """
 
 import hashlib

@@ -4,12 +4,13 @@ Adding an analysis is one module with a ``run`` function and one entry here. Opt
 and the help text are made from them; modules are loaded when they run, because a help text needs no SciPy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from analyses.resources import Progress, Resources
 from engine.errors import UsageError
 
 __all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]
@@ -54,7 +55,7 @@ class Analysis:
     help
         One line.
     module
-        Where its ``run(stores, results_folder, *, workers, memory, scheduler, progress, **options)`` is.
+        Where its ``run(stores, results_folder, resources, **options)`` is.
     options
     """
 
@@ -121,7 +122,7 @@ def run(
     workers: int,
     memory: int,
     scheduler: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> list[Path]:
     """Run one analysis, or all.
@@ -158,13 +159,14 @@ def run(
     for option in options:
         if option not in known:
             raise UsageError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: at least one is needed")
+    resources = Resources(workers, memory, scheduler, progress)
     written: list[Path] = []
     for analysis in _chosen(name):
         own = {option.name: options.get(option.name, option.default) for option in analysis.options}
         function = import_module(analysis.module).run
-        written += function(
-            stores, Path(results_folder), workers=workers, memory=memory, scheduler=scheduler, progress=progress, **own
-        )
+        written += function(stores, Path(results_folder), resources, **own)
     return list(dict.fromkeys(written))
 
 

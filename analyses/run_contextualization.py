@@ -12,9 +12,9 @@ from analyses.contextualization_results import (
     to_dataset,
     to_tables,
 )
-from analyses.execution import Progress
 from analyses.identity import StoreIdentity, identify, settings_text
 from analyses.kept_parts import KeptParts
+from analyses.resources import Resources
 from analyses.results import open_dataset, write_dataset, write_figure, write_table
 from engine.errors import UsageError
 from engine.store import Store, open_store
@@ -27,11 +27,8 @@ NAME = "contextualization"
 def run(
     stores: Sequence[str],
     results_folder: Path,
+    resources: Resources,
     *,
-    workers: int,
-    memory: int,
-    scheduler: str | None,
-    progress: Progress | None,
     text_roles: Sequence[str],
     self_pairs: bool,
     source: str,
@@ -48,10 +45,7 @@ def run(
                 text_roles=text_roles,
                 self_pairs=self_pairs,
                 source=source,
-                workers=workers,
-                memory=memory,
-                scheduler=scheduler,
-                progress=progress,
+                resources=resources,
                 kept=kept,
             ),
         )
@@ -70,11 +64,8 @@ def run(
 def load_or_compute(
     stores: Sequence[str],
     results_folder: Path,
+    resources: Resources,
     *,
-    workers: int,
-    memory: int,
-    scheduler: str | None,
-    progress: Progress | None,
     text_roles: Sequence[str],
     source: str,
 ) -> tuple[list[StoreResult], list[Path]]:
@@ -97,10 +88,7 @@ def load_or_compute(
     written = run(
         stores,
         results_folder,
-        workers=workers,
-        memory=memory,
-        scheduler=scheduler,
-        progress=progress,
+        resources,
         text_roles=text_roles,
         self_pairs=False,
         source=source,

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses.execution import Progress
 from analyses.phases import find_phases
 from analyses.phases_figure import draw_phases
 from analyses.phases_results import PHASES_IMAGES_SCHEMA, PHASES_SCHEMA, to_dataset, to_image_tables, to_table
+from analyses.resources import Resources
 from analyses.results import write_dataset, write_figure, write_table
 from analyses.run_contextualization import load_or_compute
 from engine.errors import StrataError
@@ -20,11 +20,8 @@ NAME = "phases"
 def run(
     stores: Sequence[str],
     results_folder: Path,
+    resources: Resources,
     *,
-    workers: int,
-    memory: int,
-    scheduler: str | None,
-    progress: Progress | None,
     text_roles: Sequence[str],
     source: str,
     pattern: str,
@@ -36,10 +33,7 @@ def run(
     results, written = load_or_compute(
         stores,
         results_folder,
-        workers=workers,
-        memory=memory,
-        scheduler=scheduler,
-        progress=progress,
+        resources,
         text_roles=text_roles,
         source=source,
     )

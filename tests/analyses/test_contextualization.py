@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from analyses import reads
 from analyses.contextualization import Contextualization, analyze_store
+from analyses.resources import Resources
 from engine.errors import StrataError, UsageError
 from engine.store import open_store
 from engine.vocabulary import ROLE_CODES
@@ -151,13 +152,15 @@ def test_a_state_without_direction_names_sample_layer_and_position(
 
 def test_progress_counts_parts(written_store: WrittenStore) -> None:
     seen: list[tuple[int, int]] = []
-    analyze_store(open_store(written_store(images=8, parts=8).path), progress=lambda *now: seen.append(now))
+    analyze_store(
+        open_store(written_store(images=8, parts=8).path), resources=Resources(progress=lambda *now: seen.append(now))
+    )
     assert seen == [(done, 8) for done in range(9)]
 
 
 def test_workers_do_not_change_a_bit(written_store: WrittenStore) -> None:
     store = open_store(written_store(images=8, parts=8).path)
-    one, four = (analyze_store(store, workers=n, source="hidden_states") for n in (1, 4))
+    one, four = (analyze_store(store, resources=Resources(workers=n), source="hidden_states") for n in (1, 4))
     np.testing.assert_array_equal(one.cosine, four.cosine)
     pd.testing.assert_frame_equal(one.samples, four.samples)
     assert one.rows == four.rows
