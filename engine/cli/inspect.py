@@ -26,21 +26,18 @@ def command(store: str, bad: bool) -> None:
 
 
 def _describe(summary: StoreSummary) -> str:
+    """Say what was run, as far as the record knows (only blocks and layers are always there), and what is done."""
     record = summary.record
-    model, source, capture = record["model"], record["source"], record["capture"]
-    layers = capture["layers"]
-    contiguous = layers == list(range(layers[0], layers[-1] + 1))
-    shown = f"{layers[0]}..{layers[-1]}" if contiguous else ", ".join(map(str, layers))
-    prompts = ", ".join(prompt["prompt_id"] for prompt in record["prompts"])
+    model, source, capture = record["model"], record.get("source", {}), record["capture"]
     state = "complete" if summary.committed_parts == summary.planned_parts else "not complete"
     lines = [
         f"{summary.url}  (format {record['format_version']})",
-        f"model    {model['id']}  revision {model['revision']}",
-        f"         {model['dtype']}, {model['blocks']} blocks of width {model['dim']}",
-        f"source   {source['kind']}, {source['images']} images (seed {record['seed']})",
-        f"prompts  {prompts}",
-        f"capture  {', '.join(capture['tensors'])}; layers {shown}; "
-        f"shared prefix {'stored once' if capture['share_prefix'] else 'off'}",
+        f"model    {model.get('id', 'unknown')}  revision {model.get('revision', 'unknown')}",
+        f"         {model.get('dtype', 'unknown dtype')}, {model['blocks']} blocks",
+        f"source   {source.get('kind', 'unknown')}, {source.get('images', 'unknown number of')} images",
+        f"prompts  {', '.join(prompt['prompt_id'] for prompt in record.get('prompts', ())) or 'unknown'}",
+        f"capture  {', '.join(capture.get('tensors', ()))}; layers {_layers(capture['layers'])}; "
+        f"shared prefix {'stored once' if capture.get('share_prefix') else 'not used'}",
         f"parts    {summary.committed_parts} of {summary.planned_parts}, {state}; "
         f"{summary.samples} of {summary.planned_samples} samples, {summary.tokens:,} tokens, "
         f"{format_bytes(summary.stored_bytes)}",
@@ -48,6 +45,11 @@ def _describe(summary: StoreSummary) -> str:
     if summary.bad_samples:
         lines.append(f"bad      {len(summary.bad_samples)} samples could not be stored (--bad lists them)")
     return "\n".join(lines)
+
+
+def _layers(layers: list[int]) -> str:
+    contiguous = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}..{layers[-1]}" if contiguous else ", ".join(map(str, layers))
 
 
 def _array_table(summary: StoreSummary) -> Table:
