@@ -16,7 +16,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from data.train.captions import CAPTIONS, caption
 from data.train.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIDE, SIZES, Scene, draw, draw_labels, scenes
-from data.train.templates import NORMAL_PROMPTS, QUESTION_PROMPTS, fill
+from data.train.templates import NORMAL_PROMPTS, QUESTION_PROMPTS, closed, fill
 from data.train.tokenizer import IMAGE_TOKEN, ordinary_ids
 
 __all__ = [
@@ -36,7 +36,7 @@ IGNORE = -100
 
 _COVERAGE = 0.15
 _PROMPT_KINDS = ("normal", "question", "empty", "noisy")
-_PROMPT_WEIGHTS = (0.5, 0.15, 0.15, 0.2)
+_PROMPT_WEIGHTS = (0.4, 0.15, 0.25, 0.2)
 
 
 class Pool(NamedTuple):
@@ -149,7 +149,7 @@ def noisy_prompt(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast) -
 def converse(
     rng: np.random.Generator, chosen: list[Scene], tokenizer: PreTrainedTokenizerFast, image_tokens: int
 ) -> Conversations:
-    """Ask for each scene in a random way and answer with one of its captions.
+    """Ask for all scenes in one random way, and answer for each with one of its captions.
 
     Parameters
     ----------
@@ -159,19 +159,17 @@ def converse(
     image_tokens : int
         Places that one image takes.
     """
-    prompts = [_prompt(rng, tokenizer) for _ in chosen]
+    # One prompt per batch: prompts of different lengths would mostly be padding.
+    question = fill(_prompt(rng, tokenizer)).replace(IMAGE_TOKEN, IMAGE_TOKEN * image_tokens)
     answers = [caption(scene, int(rng.integers(CAPTIONS))) for scene in chosen]
-    expanded = IMAGE_TOKEN * image_tokens
-    questions = tokenizer([fill(prompt).replace(IMAGE_TOKEN, expanded) for prompt in prompts])["input_ids"]
-    rows = tokenizer(
-        [fill(prompt, text).replace(IMAGE_TOKEN, expanded) for prompt, text in zip(prompts, answers, strict=True)]
-    )["input_ids"]
+    start = len(tokenizer(question)["input_ids"])
+    rows = tokenizer([closed(question, answer) for answer in answers])["input_ids"]
     shape = len(rows), max(map(len, rows))
     ids = np.full(shape, tokenizer.pad_token_id)
     labels = np.full(shape, IGNORE)
-    for row, (question, tokens) in enumerate(zip(questions, rows, strict=True)):
+    for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens
-        labels[row, len(question) : len(tokens)] = tokens[len(question) :]
+        labels[row, start : len(tokens)] = tokens[start:]
     return Conversations(torch.from_numpy(ids), torch.from_numpy(labels))
 
 

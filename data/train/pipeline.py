@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def make_demo_model(folder: Path, work: Path | None, run: Run = DEMO_RUN) -> Non
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Write a model folder for the Auto classes, weights in float16; ``model`` itself stays as it is."""
-    half = LlavaForConditionalGeneration(model.config)
+    half = LlavaForConditionalGeneration(deepcopy(model.config))
     half.generation_config = model.generation_config
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)

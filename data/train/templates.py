@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NORMAL_PROMPTS", "QUESTION_PROMPTS", "fill"]
+__all__ = ["NORMAL_PROMPTS", "QUESTION_PROMPTS", "closed", "fill"]
 
 NORMAL_PROMPTS: tuple[str, ...] = (
     "Briefly describe the content of the image.",
@@ -14,15 +14,17 @@ NORMAL_PROMPTS: tuple[str, ...] = (
 QUESTION_PROMPTS: tuple[str, ...] = ("What is the content of the image?",)
 
 
-def fill(prompt: str, caption: str | None = None) -> str:
-    """Put an instruction (and, in training, the caption) into LLaVA-1.5's template.
+def fill(prompt: str) -> str:
+    """Put an instruction into LLaVA-1.5's template.
 
     Parameters
     ----------
     prompt : str
         The instruction alone; empty for none.
-    caption : str, optional
-        The answer to learn, closed with ``</s>``.
     """
-    question = f"USER: <image>\n{prompt} ASSISTANT:" if prompt else "USER: <image>\nASSISTANT:"
-    return question if caption is None else f"{question} {caption}</s>"
+    return f"USER: <image>\n{prompt} ASSISTANT:" if prompt else "USER: <image>\nASSISTANT:"
+
+
+def closed(question: str, answer: str) -> str:
+    """Put the answer to learn behind a filled template, as LLaVA-1.5 was trained to give it."""
+    return f"{question} {answer}</s>"

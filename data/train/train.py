@@ -2,9 +2,9 @@
 
 ``vision``: the vision tower and the projector learn, patch by patch, what is seen: which object from the left, its
 size, colour and shape (a linear read-out that is thrown away afterwards). No language model runs, so this is cheap.
-``sparse``: the whole model learns captions from some of the image's patches, at their true positions, which halves the
-sequence. ``full``: the same with every patch. The patch loss stays on at a small weight; the loss of the text is taken
-over the answer only.
+``sparse``: the language model learns captions from some of the image's patches, at their true positions, which halves
+the sequence. ``full``: the whole model learns captions from every patch, with the patch loss kept on at a small weight.
+The loss of the text is taken over the answer only.
 
 Every stage has its own seed and depends on nothing but the weights it is given, so that a later stage may be repeated
 from the result of the one before.
@@ -43,6 +43,8 @@ class Stage(NamedTuple):
     """Peak learning rates."""
     patches: int | None = None
     """Patches of an image that the language model sees; None for all."""
+    sight: float = 1.0
+    """Factor on the rates of the vision tower and the projector; 0 leaves them as they are."""
 
 
 class Run(NamedTuple):
@@ -60,12 +62,11 @@ DEMO_RUN = Run(
     pool_seed=1,
     pool=40_000,
     vision=Stage(seed=11, steps=1500, batch=64, rates=Rates(matrices=3e-3, others=2e-3)),
-    sparse=Stage(seed=12, steps=2000, batch=32, rates=Rates(matrices=3e-3, others=2e-3), patches=20),
-    full=Stage(seed=13, steps=700, batch=32, rates=Rates(matrices=1e-3, others=7e-4)),
+    sparse=Stage(seed=12, steps=1200, batch=32, rates=Rates(matrices=3e-3, others=2e-3), patches=12, sight=0.0),
+    full=Stage(seed=13, steps=500, batch=32, rates=Rates(matrices=1e-3, others=7e-4), sight=0.5),
 )
 
 _PATCH_WEIGHT = 0.2
-_SIGHT_FACTOR = 0.3
 
 
 class PatchReadout(nn.Module):
@@ -123,19 +124,20 @@ def train_vision(learner: Learner, pool: Pool, stage: Stage, report: Report) -> 
 
 
 def train_captions(learner: Learner, pool: Pool, stage: Stage, report: Report) -> None:
-    """Teach the whole model to answer with captions; what has learned to see learns more slowly."""
+    """Teach the language model to answer with captions; what sees learns along at the rate that the stage says."""
     rng = np.random.default_rng(stage.seed)
     speech = [learner.model.model.language_model, learner.model.lm_head]
-    optimiser = Optimiser([(speech, 1.0), (learner.sight(), _SIGHT_FACTOR)], stage.rates, stage.steps)
+    optimiser = Optimiser([(speech, 1.0), (learner.sight(), stage.sight)], stage.rates, stage.steps)
     for step in range(1, stage.steps + 1):
         rows = rng.integers(len(pool.scenes), size=stage.batch)
-        features = learner.image_features(pool, rows)
+        with torch.set_grad_enabled(stage.sight > 0):
+            features = learner.image_features(pool, rows)
         talk = converse(rng, [pool.scenes[row] for row in rows], learner.processor.tokenizer, features.shape[1])
         patches = np.tile(np.arange(features.shape[1]), (stage.batch, 1))
         if stage.patches is not None:
             patches = choose_patches(rng, pool.owners[rows], stage.patches)
         loss = _answer_loss(learner.model, talk, features, torch.from_numpy(patches))
-        optimiser.update(loss + _PATCH_WEIGHT * learner.readout(features, _attributes(pool, rows)))
+        optimiser.update(loss + stage.sight * _PATCH_WEIGHT * learner.readout(features, _attributes(pool, rows)))
         report(step, loss.item())
 
 
