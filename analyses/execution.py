@@ -99,7 +99,7 @@ def _on_cluster(calls: Sequence[Callable[[], R]], scheduler: str, after: Callabl
     with client:
         window = 2 * max(1, sum(client.nthreads().values()))
         running = {client.submit(call, pure=False): number for number, call in islice(waiting, window)}
-        completed = as_completed(list(running))
+        completed = as_completed(list(running), loop=client.loop)
         for future in completed:
             number = running.pop(future)
             results[number] = future.result()

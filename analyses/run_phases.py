@@ -40,8 +40,8 @@ def run(
     found = find_phases(results, pattern=pattern, bootstraps=bootstraps, seed=seed, include_layer_0=include_layer_0)
     if not found:
         raise StrataError(
-            "no sample has a curve to cut, because every text set is empty: choose other --text-roles, or extract "
-            "prompts with text"
+            "no sample has a curve to cut: its text set is empty and it has less than two image tokens; choose other "
+            "--text-roles, or extract prompts with text"
         )
     settings = {"pattern": pattern, "bootstraps": bootstraps, "seed": seed, "include_layer_0": include_layer_0}
     settings |= {"text_roles": list(results[0].result.text_roles)}

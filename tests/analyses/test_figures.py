@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from analyses.contextualization_figure import draw_contextualization
+from analyses.figure_style import COLUMN_INCHES, PAIR_COLOURS, PAIR_NAMES
+from analyses.phases import find_phases
+from analyses.phases_figure import draw_phases
+from analyses.results import write_figure
+from tests.analyses.builders import FLAT, planted_result
+
+NARROW = ((0, 2, 4, 6, 80), (0.0, 0.1, 0.02, 0.5, 0.3))
+
+
+def texts(figure: Figure) -> list[Text]:
+    """Texts that are drawn; matplotlib also keeps labels of ticks that lie outside their axis."""
+    FigureCanvasAgg(figure).draw()
+    outside: set[Text] = set()
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = axis.get_view_interval()
+        outside |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    return [
+        text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text not in outside
+    ]
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in texts(figure))
+
+
+def assert_nothing_is_cut_or_overlaps(figure: Figure) -> None:
+    frame = figure.bbox
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+    for text, box in boxes:
+        assert box.x0 >= frame.x0 - 1 and box.x1 <= frame.x1 + 1, text  # noqa: PT018
+        assert box.y0 >= frame.y0 - 1 and box.y1 <= frame.y1 + 1, text  # noqa: PT018
+    for n, (text, box) in enumerate(boxes):
+        for other_text, other in boxes[n + 1 :]:
+            width = min(box.x1, other.x1) - max(box.x0, other.x0)
+            height = min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert width < 1 or height < 1, f"{text!r} lies on {other_text!r}"
+
+
+@pytest.mark.parametrize("kinds", [("normal",), ("normal", "question", "noisy", "empty")])
+def test_curves_are_labelled_within_a_papers_column(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    figure = draw_contextualization([planted_result(kinds=kinds)])
+    assert figure.get_figwidth() == COLUMN_INCHES
+    assert len(figure.axes) == len(kinds)
+    assert_nothing_is_cut_or_overlaps(figure)
+    png, svg = write_figure(tmp_path, "x", figure)
+    assert matplotlib.image.imread(png).shape[1] == round(COLUMN_INCHES * 300)
+    assert b"<svg" in svg.read_bytes()
+
+
+def drawn_lines(figure: Figure, pair: str) -> int:
+    return sum(line.get_label() == PAIR_NAMES[pair] for ax in figure.axes for line in ax.lines)
+
+
+def test_a_curve_that_cannot_depend_on_the_prompt_is_drawn_once_and_said_so() -> None:
+    kinds = ("normal", "question", "noisy")
+    free = draw_contextualization([planted_result(kinds=kinds, depends=False)])
+    bound = draw_contextualization([planted_result(kinds=kinds, depends=True)])
+    assert (drawn_lines(free, "image-image"), drawn_lines(bound, "image-image")) == (1, 3)
+    assert (drawn_lines(free, "image-text"), drawn_lines(bound, "image-text")) == (3, 3)
+    assert "by construction" in words(free)
+    assert "by construction" not in words(bound)
+
+
+def test_the_drawn_curve_is_the_mean_over_images() -> None:
+    item = planted_result(prompts=2)
+    lines = draw_contextualization([item]).axes[0].lines
+    line = next(line for line in lines if line.get_color() == PAIR_COLOURS["image-text"])
+    np.testing.assert_allclose(line.get_ydata(), item.result.cosine[:, :, 0].mean(axis=0))
+
+
+def test_one_image_and_no_text_are_drawn_too() -> None:
+    one = planted_result(images=1)
+    one.result.cosine[:, :, [0, 2]] = np.nan
+    assert_nothing_is_cut_or_overlaps(draw_contextualization([one]))
+
+
+@pytest.mark.parametrize("pattern", ["four", "three", "auto"])
+def test_phases_are_named_however_narrow(pattern: str) -> None:
+    results = [
+        planted_result(kinds=("normal", "noisy")),
+        planted_result(NARROW, blocks=80, store="narrow", noise=0.001),
+    ]
+    figure = draw_phases(find_phases(results, pattern=pattern, bootstraps=50))
+    assert_nothing_is_cut_or_overlaps(figure)
+    shown = words(figure)
+    names = {"four": "III Inter-modal Encoding, 4–6", "three": "III Rise, 4–6", "auto": "III Inter-modal Encoding, 4–6"}
+    assert names[pattern] in shown
+    assert shown.count("not supported") == 1  # the note that explains the hatching
+
+
+def test_unsupported_phases_are_marked() -> None:
+    found = find_phases([planted_result(FLAT, noise=0.1)], bootstraps=100)
+    figure = draw_phases(found)
+    assert_nothing_is_cut_or_overlaps(figure)
+    assert words(figure).count("not supported") == 1 + 4
+    hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+    assert len(hatched) == 4
+
+
+def test_without_an_inter_modal_curve_there_is_only_a_note() -> None:
+    item = planted_result()
+    item.result.cosine[:, :, [0, 2]] = np.nan
+    assert draw_phases(find_phases([item], bootstraps=5)).axes == []

@@ -1,0 +1,81 @@
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analyses.contextualization import analyze_store
+from analyses.memory import PROCESS_BYTES, check_memory, format_bytes, part_bytes
+from analyses.part_cosines import part_cosines
+from analyses.part_task import PartTask
+from analyses.resources import Resources
+from engine.errors import UsageError
+from engine.store import open_store, write_part
+from engine.vocabulary import ROLE_CODES
+from tests.engine.store import builders
+
+DIM, LAYERS = 1024, 3
+TEXT = ("instruction", "template")
+
+
+@pytest.fixture(scope="module")
+def large_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts of 3 layers of 20 MiB, so that reads are cut and the fixed costs are small beside them."""
+    path = tmp_path_factory.mktemp("large") / "store"
+    tiny = builders.tiny_store(path, images=1, prompts=1, layers=LAYERS, dim=DIM, parts=1, written=[])
+    rng = np.random.default_rng(0)
+    pattern = rng.standard_normal((LAYERS, 1000, DIM), dtype=np.float32).astype(np.float16)
+    roles = np.full(1000, ROLE_CODES["image"], np.int32)
+    roles[:2], roles[900:] = 0, ROLE_CODES["instruction"]
+    for number in range(2):
+        samples = [
+            builders.TinySample(f"{number}-{k}/normal-1", f"{number}-{k}", "normal-1", number, pattern, roles)
+            for k in range(10)
+        ]
+        content = builders.tiny_part(number, samples, layers=range(LAYERS), dim=DIM)
+        write_part(path, content, plan_sha256=str(tiny.record["plan_sha256"]))
+    return path
+
+
+def peak(task: PartTask) -> int:
+    part_cosines(task)  # imports and caches are not the part's
+    tracemalloc.start()
+    part_cosines(task)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return used
+
+
+@pytest.mark.parametrize("source", ["hidden_states", "pooled"])
+def test_peak_memory_of_a_part_is_within_the_prediction(large_parts: Path, source: str) -> None:
+    part = open_store(large_parts).parts[0]
+    task = PartTask(part.url, part.name, source, TEXT, False, False, None)
+    predicted, used = part_bytes(part, task), peak(task)
+    assert used <= predicted
+    assert predicted <= 2.5 * used  # a bound that is far off would refuse what fits
+
+
+def test_the_prediction_is_per_part_and_not_per_store(large_parts: Path) -> None:
+    parts = open_store(large_parts).parts
+    tasks = [PartTask(part.url, part.name, "hidden_states", TEXT, False, False, None) for part in parts]
+    assert len({part_bytes(part, task) for part, task in zip(parts, tasks, strict=True)}) == 1
+
+
+def test_too_little_memory_is_refused_before_anything_is_read(large_parts: Path) -> None:
+    store = open_store(large_parts)
+    seen: list[tuple[int, int]] = []
+    resources = Resources(workers=2, memory=PROCESS_BYTES + 2**20, progress=lambda *now: seen.append(now))
+    with pytest.raises(UsageError, match=r"--memory 321.0MiB is too small: 2 workers of .* Raise --memory to \d"):
+        analyze_store(store, source="hidden_states", resources=resources)
+    assert seen == []
+
+
+def test_the_refusal_says_how_many_workers_fit() -> None:
+    with pytest.raises(UsageError, match=r"Raise --memory to 1\.1GiB, or lower --workers to 4"):
+        check_memory(100 * 2**20, 0, 8, PROCESS_BYTES + 450 * 2**20)
+    assert check_memory(100, 10, 2, PROCESS_BYTES + 210) == PROCESS_BYTES + 210
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1KiB"), (2**20, "1.0MiB"), (1.25 * 2**30, "1.3GiB")])
+def test_bytes_are_rounded_up(count: int, text: str) -> None:
+    assert format_bytes(int(count)) == text
