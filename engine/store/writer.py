@@ -31,6 +31,7 @@ from engine.store.content import Coordinate, PartArray, PartContent
 from engine.store.dtypes import round_mantissa
 from engine.store.layout import FORMAT_VERSION, part_name, predict_size
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
+from engine.store.memory import keep_freed_chunks
 from engine.store.schemas import PART_SAMPLES_SCHEMA
 from engine.store.shards import compression_threads, write_shards
 
@@ -67,6 +68,7 @@ def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[s
     if not content.samples.schema.equals(PART_SAMPLES_SCHEMA):
         raise ValueError(f"samples of part {name} have the schema\n{content.samples.schema}\nnot PART_SAMPLES_SCHEMA")
     remove_leftovers(store, name)
+    keep_freed_chunks()
     try:
         with staging_folder(store, name) as staged:
             files = _write_zarr(staged, f"{name}.zarr", content)

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -43,6 +43,7 @@ def test_widening_refuses_other_types(raw: np.ndarray) -> None:
         widen_bfloat16(raw)
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.integers(1, 22)
 )
