@@ -152,7 +152,16 @@ class ArrayShape(NamedTuple):
 
 
 def part_arrays(
-    *, tokens: int, samples: int, layers: int, dim: int, roles: int, dtype: str, residual: bool, pooled: bool
+    *,
+    tokens: int,
+    samples: int,
+    layers: int,
+    dim: int,
+    roles: int,
+    dtype: str,
+    residual: bool,
+    pooled: bool,
+    last_layer: bool = True,
 ) -> tuple[ArrayShape, ...]:
     """List the arrays of one part from its counts alone.
 
@@ -164,6 +173,8 @@ def part_arrays(
         Stored dtype of the hidden states (``float16`` or ``float32``).
     residual, pooled
         Which captures are on. Token coordinates are there with either.
+    last_layer
+        Whether the last layer is among the captured ones; only then are there pooled states after the final norm.
     """
     arrays = [ArrayShape(f"token/{name}", ("token",), (tokens,), "int32") for name in TOKEN_COORDINATES]
     if residual:
@@ -176,11 +187,12 @@ def part_arrays(
         arrays += [
             ArrayShape("sample/unit_mean", pooled_dims, pooled_shape, "float32"),
             ArrayShape("sample/mean", pooled_dims, pooled_shape, "float32"),
-            ArrayShape("sample/normed_unit_mean", pooled_dims[1:], pooled_shape[1:], "float32"),
             ArrayShape("sample/token_count", ("role", "sample"), (roles, samples), "int32"),
             ArrayShape("sample/layer", ("layer",), (layers,), "int32"),
             ArrayShape("sample/role", ("role",), (roles,), "int32"),
         ]
+    if pooled and last_layer:
+        arrays.append(ArrayShape("sample/normed_unit_mean", pooled_dims[1:], pooled_shape[1:], "float32"))
     return tuple(arrays)
 
 

@@ -5,9 +5,10 @@ address, not an open handle, and can be sent to any worker.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import EllipsisType
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -16,13 +17,6 @@ import zarr
 from engine.store.location import Location
 
 __all__ = ["StoredArray"]
-
-
-@lru_cache(maxsize=256)
-def _open(location: Location, folder: str, path: str) -> zarr.Array:
-    array = location.open_group(folder)[path]
-    assert isinstance(array, zarr.Array)
-    return array
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,8 @@ class StoredArray:
         As the manifest states them.
     version
         Text that changes when the bytes do (the manifest's sha256), so that Dask's keys and the cache do too.
+    origin
+        Where a window into the array begins, per dimension; None for the array itself.
     """
 
     location: Location
@@ -45,18 +41,44 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     version: str
+    origin: tuple[int, ...] | None = None
 
     @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
 
-    def __getitem__(self, selection: tuple[slice, ...] | EllipsisType) -> np.ndarray:
-        """Read a selection."""
-        return np.asarray(_open(self.location, self.folder, self.path)[selection])
+    def window(self, axis: int, start: int, stop: int) -> "StoredArray":
+        """Narrow to ``start:stop`` along an axis, so that no chunk beside it is decoded (Dask slices after reading)."""
+        shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
+        return replace(self, shape=shape, origin=(*(0,) * axis, start, *(0,) * (self.ndim - axis - 1)))
+
+    def __getitem__(self, selection: tuple[Any, ...] | EllipsisType) -> np.ndarray:
+        """Read a selection of one index per dimension, or everything."""
+        array = _open(self.location, self.folder, self.path, self.version)
+        if self.origin is None:
+            return np.asarray(array[selection])
+        indices = (slice(None),) * self.ndim if isinstance(selection, EllipsisType) else selection
+        moved = zip(indices, self.origin, self.shape, strict=True)
+        return np.asarray(array[tuple(_move(index, start, length) for index, start, length in moved)])
 
     def dask(self, chunks: Sequence[int]) -> da.Array:
         """Make a Dask array with these chunk lengths, clipped to the array."""
         clipped = tuple(min(step, max(length, 1)) for step, length in zip(chunks, self.shape, strict=True))
         name = "-".join(["strata", self.path.replace("/", "-"), da.core.tokenize(self)])
-        return da.from_array(self, chunks=clipped, name=name, lock=False, asarray=False, meta=np.empty((), self.dtype))
+        return da.from_array(self, clipped, name=name, inline_array=True, meta=np.empty((), self.dtype))
+
+
+@lru_cache(maxsize=256)
+def _open(location: Location, folder: str, path: str, version: str) -> zarr.Array:
+    """Open an array once per process; ``version`` is only there to tell a rewritten store apart."""
+    array = location.open_group(folder)[path]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def _move(index: Any, start: int, length: int) -> Any:
+    if isinstance(index, slice):
+        first, last, step = index.indices(length)
+        return slice(start + first, start + last, step)
+    return np.add(index, start)

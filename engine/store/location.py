@@ -50,6 +50,7 @@ class Location:
     def read_all(self, folder: str, suffix: str) -> dict[str, bytes]:
         """Read all files of one folder whose names end in ``suffix``, by name, in name order."""
         filesystem, root = fsspec.url_to_fs(self.url)
+        filesystem.invalidate_cache(f"{root}/{folder}")  # parts are added while a store is open elsewhere
         try:
             listed = filesystem.ls(f"{root}/{folder}", detail=False)
         except FileNotFoundError:

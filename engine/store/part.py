@@ -9,12 +9,15 @@ import pandas as pd
 import xarray as xr
 import zarr
 
+from engine.errors import StrataError
 from engine.store.layout import PARTS_FOLDER
 from engine.store.lazy import StoredArray
 from engine.store.location import Location
 from engine.store.manifest import parse_json
 
-__all__ = ["Part", "open_part"]
+__all__ = ["Part", "open_part", "parse_manifest"]
+
+_NEEDED = ("part", "samples", "tokens", "arrays", "files", "bad_samples", "seconds", "sha256")
 
 
 class Part:
@@ -62,12 +65,21 @@ class Part:
         """Open the Zarr group of one axis (``token`` or ``sample``) for reading."""
         return self.location.open_group(f"{PARTS_FOLDER}/{self.name}.zarr", axis)
 
-    def open(self, axis: str) -> xr.Dataset:
-        """Open one axis as a Dataset, Dask-backed with one Dask chunk per shard."""
-        paths = [path for path in self.manifest["arrays"] if path.startswith(f"{axis}/")]
+    def open(self, axis: str, run: slice | None = None) -> xr.Dataset:
+        """Open one axis as a Dataset, Dask-backed with one Dask chunk per shard.
+
+        Parameters
+        ----------
+        axis
+            ``token`` or ``sample``.
+        run
+            Positions ``start:stop`` of the axis; the whole axis when None. Only the chunks that hold them are read.
+        """
+        names = {path: path.split("/")[1] for path in self.manifest["arrays"] if path.startswith(f"{axis}/")}
+        variables = {path: self.variable(path, axis, run) for path in names}
         return xr.Dataset(
-            data_vars={path.split("/")[1]: self.variable(path) for path in paths if not self._is_coordinate(path)},
-            coords={path.split("/")[1]: self.variable(path) for path in paths if self._is_coordinate(path)},
+            data_vars={names[path]: variables[path] for path in names if not self._is_coordinate(path)},
+            coords={names[path]: variables[path] for path in names if self._is_coordinate(path)},
         )
 
     def coordinates(self, axis: str) -> list[str]:
@@ -75,10 +87,12 @@ class Part:
         arrays = self.manifest["arrays"]
         return [path for path in arrays if self._is_coordinate(path) and arrays[path]["dims"] == [axis]]
 
-    def variable(self, path: str) -> xr.Variable:
-        """One array as an xarray Variable; a dimension's own coordinate is read, everything else stays lazy."""
+    def variable(self, path: str, axis: str = "", run: slice | None = None) -> xr.Variable:
+        """One array, or its ``run`` along ``axis``; a dimension's own coordinate is read, all else stays lazy."""
         entry = self.manifest["arrays"][path]
         array = self.stored(path)
+        if run is not None and axis in entry["dims"]:
+            array = array.window(entry["dims"].index(axis), run.start, run.stop)
         lazy = path.split("/")[1] not in entry["dims"]
         return xr.Variable(entry["dims"], array.dask(entry["shard"]) if lazy else array[...], entry["attributes"])
 
@@ -98,6 +112,21 @@ class Part:
         return bool(self.manifest["arrays"][path]["coordinate"])
 
 
+def parse_manifest(content: bytes, origin: str) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises
+    ------
+    StrataError
+        When it is damaged.
+    """
+    manifest = parse_json(content, origin)
+    missing = [name for name in _NEEDED if name not in manifest]
+    if missing:
+        raise StrataError(f"{origin} lacks {', '.join(missing)}: the manifest was edited or damaged, see strata verify")
+    return manifest
+
+
 def open_part(url: str, name: str) -> Part:
     """Open one part by the store's address and the part's name, without looking at the others.
 
@@ -108,4 +137,4 @@ def open_part(url: str, name: str) -> Part:
     """
     location = Location.of(url)
     path = f"{PARTS_FOLDER}/{name}.json"
-    return Part(location, name, parse_json(location.read(path), f"{url}/{path}"))
+    return Part(location, name, parse_manifest(location.read(path), f"{url}/{path}"))

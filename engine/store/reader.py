@@ -19,9 +19,8 @@ from engine.errors import StrataError, UsageError
 from engine.store.differences import list_differences
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
 from engine.store.location import Location
-from engine.store.manifest import parse_json
 from engine.store.model_view import ModelTables
-from engine.store.part import Part
+from engine.store.part import Part, parse_manifest
 from engine.store.record import parse_record
 
 __all__ = ["Store", "open_store"]
@@ -63,7 +62,7 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
 def _parts(location: Location) -> list[Part]:
     manifests = location.read_all(PARTS_FOLDER, ".json")
     return [
-        Part(location, name.removesuffix(".json"), parse_json(content, f"{location.url}/{PARTS_FOLDER}/{name}"))
+        Part(location, name.removesuffix(".json"), parse_manifest(content, f"{location.url}/{PARTS_FOLDER}/{name}"))
         for name, content in manifests.items()
     ]
 
@@ -185,8 +184,7 @@ class Store:
             raise UsageError(self._wrong_sample(sample_id, len(rows)))
         row = self.samples.iloc[rows[0]]
         part = next(part for part in self.parts if (part.url, part.number) == (row["store"], row["part"]))
-        tokens = part.open("token")
-        pieces = [tokens.isel(token=slice(segment["start"], segment["stop"])) for segment in row["segments"]]
+        pieces = [part.open("token", slice(segment["start"], segment["stop"])) for segment in row["segments"]]
         joined = xr.concat(pieces, "token", data_vars="minimal", coords="minimal", compat="override", join="override")
         return joined.assign_attrs(
             {key: row[key] for key in ("sample_id", "image_id", "prompt_id", "prompt_kind", "prompt")}

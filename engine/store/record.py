@@ -32,6 +32,7 @@ from engine.store.schemas import PLAN_SCHEMA, VOCABULARY_SCHEMA
 __all__ = ["committed_parts", "create_store", "is_same_store", "parse_record"]
 
 OWN_FIELDS = ("format_version", "files", "sha256")
+_NEEDED = ("plan_sha256", "model.blocks", "capture.layers")
 _KNOWN = {STORE_FILE, PLAN_FILE, VOCABULARY_FILE, MODEL_GROUP, PARTS_FOLDER, STAGING_FOLDER}
 
 
@@ -100,14 +101,20 @@ def create_store(
 def _check_input(record: Mapping[str, Any], plan: pa.Table, vocabulary: pa.Table) -> None:
     if set(record) & set(OWN_FIELDS):
         raise ValueError(f"a record may not hold {', '.join(OWN_FIELDS)}")
-    for path in ("plan_sha256", "model.blocks", "capture.layers"):
-        value: Any = record
-        for key in path.split("."):
-            if key not in value:
-                raise ValueError(f"the record lacks {path}")
-            value = value[key]
+    for path in _NEEDED:
+        if not _holds(record, path):
+            raise ValueError(f"the record lacks {path}")
     if not plan.schema.equals(PLAN_SCHEMA) or not vocabulary.schema.equals(VOCABULARY_SCHEMA):
         raise ValueError("plan and vocabulary must have PLAN_SCHEMA and VOCABULARY_SCHEMA")
+
+
+def _holds(record: Mapping[str, Any], path: str) -> bool:
+    value: Any = record
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def is_same_store(store: Path, record: Mapping[str, Any]) -> bool:
@@ -167,6 +174,9 @@ def parse_record(content: bytes, store: str) -> dict[str, Any]:
         raise StrataError(f"{store}/{STORE_FILE} has format_version {version!r}, not a version: the store is damaged")
     if int(major) > int(FORMAT_VERSION.split(".", maxsplit=1)[0]):
         raise StrataError(f"{store} has format {version}, this strata reads up to {FORMAT_VERSION}: upgrade strata")
+    for path in (*_NEEDED, *OWN_FIELDS):
+        if not _holds(record, path):
+            raise StrataError(f"{store}/{STORE_FILE} lacks {path}: it was edited or damaged, restore it from a copy")
     return record
 
 

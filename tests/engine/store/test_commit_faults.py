@@ -64,7 +64,7 @@ def test_a_fault_at_any_step(tmp_path: Path, killed: bool) -> None:
     assert steps > 2 * LAST_STEPS
 
     committed = []
-    for step in [*range(0, steps - LAST_STEPS, 9), *range(steps - LAST_STEPS, steps)]:
+    for step in [*range(0, steps - LAST_STEPS, 17), *range(steps - LAST_STEPS, steps)]:
         path = tmp_path / f"store{step}"
         shutil.copytree(base.path, path)
         assert write_with_fault(path, content, step, killed)[0]

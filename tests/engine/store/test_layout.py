@@ -116,5 +116,11 @@ def test_prediction_is_what_is_written(tmp_path, dtype: str, residual: bool, poo
     assert size.raw_bytes == {path: np.dtype(e["dtype"]).itemsize * math.prod(e["shape"]) for path, e in stored.items()}
 
 
+def test_without_the_last_layer_nothing_is_normed() -> None:
+    options = {"tokens": 5, "samples": 2, "layers": 3, "dim": 4, "roles": 7, "dtype": "float16"}
+    both = [part_arrays(**options, residual=False, pooled=True, last_layer=last) for last in (True, False)]
+    assert {array.path for array in both[0]} - {array.path for array in both[1]} == {"sample/normed_unit_mean"}
+
+
 def test_raw_bytes_of_one_array() -> None:
     assert ArrayShape("token/hidden_states", ("layer", "token", "dim"), (2, 3, 4), "float16").raw_bytes == 48

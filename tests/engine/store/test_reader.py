@@ -1,6 +1,7 @@
 """Opening: lazy, labelled, over parts, stores and URLs; and plain xarray opens the same folders."""
 
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -122,6 +123,46 @@ def test_a_part_without_manifest_is_never_looked_at(tmp_path: Path) -> None:
     assert not store.complete
     assert store.samples["part"].unique().tolist() == [1]
     assert store.hidden_states.shape[1] == store.parts[0].tokens
+
+
+def test_a_damaged_manifest(tmp_path: Path) -> None:
+    path = tiny_store(tmp_path / "store").path
+    (path / "parts/00000001.json").write_text('{"part": 1}')
+    with pytest.raises(StrataError, match=r"00000001\.json lacks samples, tokens"):
+        open_store(path)
+
+
+def test_a_sample_reads_its_own_tokens_only(tiny: TinyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    read = lazy.StoredArray.__getitem__
+
+    def watch(array: lazy.StoredArray, selection: tuple[slice, ...]) -> np.ndarray:
+        asked.append((array.path, array.origin, array.shape))
+        return read(array, selection)
+
+    sequence = open_store(tiny.path).sample("001/normal-2").hidden_states
+    monkeypatch.setattr(lazy.StoredArray, "__getitem__", watch)
+    np.testing.assert_array_equal(sequence.isel(layer=1), tiny.samples["001/normal-2"].states[1])
+    path = "token/hidden_states"
+    assert sorted(asked) == [(path, (0, 13, 0), (3, 6, 16)), (path, (0, 23, 0), (3, 5, 16))]
+
+
+def test_a_window_takes_any_index(tiny: TinyStore) -> None:
+    whole = open_store(tiny.path).parts[0].stored("token/hidden_states")
+    window, values = whole.window(1, 5, 12), whole[...][:, 5:12]
+    np.testing.assert_array_equal(window[...], values)
+    np.testing.assert_array_equal(window[1, 2:7:2, slice(None)], values[1, 2:7:2])
+    np.testing.assert_array_equal(window[slice(0, 2), slice(-3, None), 4], values[:2, -3:, 4])
+
+
+def test_a_store_made_anew_is_read_anew(tmp_path: Path) -> None:
+    """Nothing of the store that was at the same address before is remembered."""
+    tiny_store(tmp_path / "store", dtype="float16", layers=3)
+    assert open_store(tmp_path / "store").hidden_states.compute().shape[0] == 3
+    shutil.rmtree(tmp_path / "store")
+    again = tiny_store(tmp_path / "store", dtype="float32", layers=4)
+    sample = open_store(again.path).sample("000/normal-1").hidden_states.compute()
+    np.testing.assert_array_equal(sample, again.samples["000/normal-1"].states)
 
 
 def test_no_part_yet(tmp_path: Path) -> None:

@@ -126,6 +126,18 @@ def test_a_newer_major_format_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "store")
 
 
+@pytest.mark.parametrize("field", ["plan_sha256", "model", "capture", "files", "sha256"])
+def test_a_record_that_lacks_a_field(tmp_path: Path, field: str) -> None:
+    create(tmp_path / "store")
+    path = tmp_path / "store/store.json"
+    record = json.loads(path.read_bytes())
+    del record[field]
+    path.write_text(json.dumps(record))
+    for action in (lambda: create(tmp_path / "store"), lambda: open_store(tmp_path / "store")):
+        with pytest.raises(StrataError, match=f"lacks {field}"):
+            action()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"not empty.*notes\.txt"):
