@@ -37,6 +37,8 @@ def check_image_rows(loaded: LoadedModel, prepared: PreparedImage) -> None:
 def check_prompt_independence(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, *, pad_id: int) -> None:
     """Check that image states are the same under two prompts, without which a shared prefix would be wrong.
 
+    Compares the first and the last prompt that give finite states.
+
     Parameters
     ----------
     prepared
@@ -49,12 +51,18 @@ def check_prompt_independence(loaded: LoadedModel, prepared: PreparedImage, prob
     StrataError
         Naming the worst layer and its cosine.
     """
-    states = []
-    for layout in (prepared.layouts[0], prepared.layouts[-1]):
+    states: list[list[torch.Tensor]] = []
+    for layout in (prepared.layouts[0], *prepared.layouts[:0:-1]):
         is_image = layout.role == ROLE_CODES["image"]
-        item = BatchItem("", layout, prepared.pixel_values, is_image, 0, int(is_image.sum()))
-        residual = Probe(probe.layers, residual=True, pooled=False, block_count=probe.block_count)
-        states.append([rows.float() for rows in capture_batch(loaded, [item], residual, pad_id=pad_id).states])
+        item = BatchItem("", 0, layout, prepared.pixel_values, is_image, prefix=0)
+        captured = capture_batch(loaded, [item], probe._replace(residual=True, pooled=False), pad_id=pad_id)
+        if captured.problems == (None,):
+            states.append([rows.float() for rows in captured.states])
+        if len(states) == 2:
+            break
+    else:
+        # Fewer than two prompts give finite states: no prefix of this image will be used twice.
+        return
     cosines = [float(torch.cosine_similarity(a, b, dim=-1).min()) for a, b in zip(*states, strict=True)]
     worst = int(np.argmin(cosines))
     if cosines[worst] < _SAME_COSINE[loaded.dtype]:

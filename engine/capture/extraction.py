@@ -133,7 +133,9 @@ def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress)
     pad_id = extraction.checkpoint.processor.tokenizer.pad_token_id or 0
     for sources in _batches(_samples(extraction, part, collector), extraction.batch_size):
         items = [batch_item(source, roles) for source in sources]
-        captured = capture_batch(extraction.loaded, items, extraction.probe, pad_id=pad_id)
+        captured = capture_batch(
+            extraction.loaded, items, extraction.probe, pad_id=pad_id, images_kept=collector.images_kept
+        )
         collector.add_batch(sources, items, captured)
         progress.batch_done(len(items), sum(rows.nbytes for rows in captured.states))
     return collector.finish(extraction.run)

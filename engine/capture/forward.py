@@ -1,10 +1,12 @@
 """One forward pass over a padded batch, and what is kept of it.
 
 Whole language sequences are left-padded with an attention mask and explicit positions; padding is dropped as soon as a
-layer's states leave the hook, so it never reaches the host.
+layer's states leave the hook, so it never reaches the host. Nor do the states of a sample that turns out to be
+unusable: what is kept is decided when the pass is over. The shared prefix of an image comes with its first usable
+sample, because one NaN makes every position of its sample NaN, earlier ones too (attention adds 0 · NaN).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,16 +24,16 @@ __all__ = ["BatchCapture", "BatchItem", "Pooled", "Probe", "capture_batch", "col
 class BatchItem(NamedTuple):
     """One sample of a batch.
 
-    ``kept`` is (token,) bool: the tokens whose states are stored with this sample. Of all its stored tokens,
-    ``prefix_rows`` lie in the prefix that it shares with its image's other samples, ``own_rows`` behind it.
+    ``image`` numbers its image within the part, ``wanted`` is (token,) bool: the tokens whose states are stored, and
+    ``prefix`` counts the leading tokens that it shares with its image's other samples.
     """
 
     sample_id: str
+    image: int
     layout: TokenLayout
     pixel_values: torch.Tensor
-    kept: np.ndarray
-    prefix_rows: int
-    own_rows: int
+    wanted: np.ndarray
+    prefix: int
 
 
 class Probe(NamedTuple):
@@ -44,7 +46,7 @@ class Probe(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """Pooled states of one batch, float32, NaN where a sample has no token of a role.
+    """Pooled states of a batch's usable samples, float32, NaN where a sample has no token of a role.
 
     Attributes
     ----------
@@ -69,15 +71,19 @@ class BatchCapture:
     Attributes
     ----------
     states
-        Per captured layer the kept rows of all samples, (row, dim) on the host; empty without ``residual``.
+        Per captured layer the kept rows of all usable samples, (row, dim) on the host; empty without ``residual``.
     pooled
-        Pooled states, or None.
+        Pooled states of the usable samples, or None.
+    kept
+        Per sample (token,) bool: the tokens whose rows are among ``states``. The shared prefix of an image is kept with
+        its first usable sample only, and nothing of an unusable one.
     problems
         Per sample a reason why its states are unusable, or None.
     """
 
     states: list[torch.Tensor]
     pooled: Pooled | None
+    kept: tuple[np.ndarray, ...]
     problems: tuple[str | None, ...]
 
 
@@ -98,10 +104,31 @@ def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tenso
 
 
 @torch.inference_mode()
-def capture_batch(loaded: LoadedModel, items: Sequence[BatchItem], probe: Probe, *, pad_id: int) -> BatchCapture:
-    """Run the model once over a batch and keep what the probe asks for."""
+def capture_batch(
+    loaded: LoadedModel,
+    items: Sequence[BatchItem],
+    probe: Probe,
+    *,
+    pad_id: int,
+    images_kept: Collection[int] = frozenset(),
+) -> BatchCapture:
+    """Run the model once over a batch and keep what the probe asks for.
+
+    Parameters
+    ----------
+    loaded
+        The model.
+    items
+        The samples.
+    probe
+        What to capture.
+    pad_id
+        Token id of padding; its states are never looked at.
+    images_kept
+        Images whose shared prefix an earlier batch has kept.
+    """
     inputs = collate(items, pad_id=pad_id)
-    collector = _Collector(loaded, items, probe, inputs["attention_mask"])
+    collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(loaded.model.dtype)
     with residual_hooks(loaded.language.blocks, probe.layers, collector.receive):
@@ -113,14 +140,19 @@ class _Collector:
     """Turns hooked states into kept rows and pooled means, on the device the states are on."""
 
     def __init__(
-        self, loaded: LoadedModel, items: Sequence[BatchItem], probe: Probe, attention_mask: torch.Tensor
+        self,
+        loaded: LoadedModel,
+        items: Sequence[BatchItem],
+        probe: Probe,
+        attention_mask: torch.Tensor,
+        images_kept: Collection[int],
     ) -> None:
         self._final_norm = loaded.language.final_norm
         self._items = items
         self._probe = probe
         self._real = attention_mask.flatten().nonzero().squeeze(1)
-        kept = torch.from_numpy(np.concatenate([item.kept for item in items]))
-        self._kept = None if bool(kept.all()) else kept.nonzero().squeeze(1)
+        self._images_kept = images_kept
+        self._candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
         self._counts = torch.tensor(
             [[int((item.layout.role == role).sum()) for item in items] for role in range(len(ROLES))]
         )
@@ -136,7 +168,7 @@ class _Collector:
         """Keep the real rows of one layer's states (sample, position, dim)."""
         rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.to(states.device))
         if self._probe.residual:
-            self._states.append(rows if self._kept is None else rows.index_select(0, self._kept.to(rows.device)))
+            self._states.append(_select(rows, self._candidates))
         wide = rows.float()
         norms = torch.linalg.vector_norm(wide, dim=-1)
         self._norms.append(norms)
@@ -160,10 +192,14 @@ class _Collector:
         """Bring everything to the host and look for unusable states."""
         lengths = [len(item.layout) for item in self._items]
         norms = torch.stack([norm.cpu() for norm in self._norms])
+        problems = tuple(self._problem(part) for part in norms.split(lengths, dim=1))
+        kept = _kept_tokens(self._items, problems, self._images_kept, once=True)
+        chosen = np.concatenate(kept)[self._candidates]
         return BatchCapture(
-            states=[rows.cpu() for rows in self._states],
-            pooled=self._pooled() if self._probe.pooled else None,
-            problems=tuple(self._problem(part) for part in norms.split(lengths, dim=1)),
+            states=[_select(rows, chosen).cpu() for rows in self._states],
+            pooled=self._pooled([problem is None for problem in problems]) if self._probe.pooled else None,
+            kept=kept,
+            problems=problems,
         )
 
     def _averaging_matrix(self) -> torch.Tensor:
@@ -175,17 +211,19 @@ class _Collector:
         matrix[group, torch.arange(len(group))] = 1.0
         return matrix / self._counts.flatten().clamp(min=1)[:, None]
 
-    def _pooled(self) -> Pooled:
+    def _pooled(self, usable: Sequence[bool]) -> Pooled:
+        chosen = np.flatnonzero(usable)
+
         def shaped(means: torch.Tensor) -> np.ndarray:
             grouped = means.cpu().reshape(*self._counts.shape, -1)
             grouped[self._counts == 0] = torch.nan
-            return grouped.numpy()
+            return grouped.numpy().take(chosen, axis=1)
 
         return Pooled(
             unit_mean=np.stack([shaped(means) for means in self._unit_means]),
             mean=np.stack([shaped(means) for means in self._means]),
             normed_unit_mean=None if self._normed is None else shaped(self._normed),
-            token_count=self._counts.numpy().astype(np.int32),
+            token_count=self._counts.numpy().astype(np.int32).take(chosen, axis=1),
         )
 
     def _problem(self, norms: torch.Tensor) -> str | None:
@@ -199,3 +237,27 @@ class _Collector:
             index, position = (norms == 0).nonzero()[0].tolist()
             return f"layer {self._probe.layers[index]}, position {position} is a zero vector, which has no direction"
         return None
+
+
+def _select(rows: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+    """Pick rows by a (row,) bool mask; no copy where it is all of them."""
+    return rows if chosen.all() else rows.index_select(0, torch.from_numpy(np.flatnonzero(chosen)).to(rows.device))
+
+
+def _kept_tokens(
+    items: Sequence[BatchItem], problems: Sequence[str | None], images_kept: Collection[int], *, once: bool
+) -> tuple[np.ndarray, ...]:
+    """Per sample (token,) bool: which of its tokens are stored with it.
+
+    A prefix is left out where ``images_kept`` has it, and, if ``once``, where an earlier sample of the batch brings it.
+    """
+    images = set(images_kept)
+    kept = []
+    for item, problem in zip(items, problems, strict=True):
+        tokens = item.wanted & (problem is None)
+        if item.image in images:
+            tokens[: item.prefix] = False
+        if once and problem is None:
+            images.add(item.image)
+        kept.append(tokens)
+    return tuple(kept)

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.capture.assemble import CapturedSample, Segment, TokenAxis, lay_token_axis
+from engine.capture.assemble import Segment, StoredSample, lay_token_axis
 from engine.capture.forward import BatchCapture, BatchItem, Pooled, Probe
 from engine.models.prepare import PreparedImage
+from engine.models.tokens import TokenLayout
 from engine.prompts import Prompt
 from engine.sources import ImageRecord, LoadedImage
 from engine.store import (
@@ -57,22 +58,18 @@ class SampleSource(NamedTuple):
 
 
 def batch_item(source: SampleSource, roles: Sequence[int] | None) -> BatchItem:
-    """Turn a sample into what the model gets, and say which of its tokens are stored with it.
+    """Turn a sample into what the model gets.
 
     Parameters
     ----------
     source
-        The sample. The shared prefix is stored with the first prompt of an image.
+        The sample.
     roles
         Role codes to store; all where None.
     """
-    layout = source.prepared.layouts[source.prompt_index]
-    kept = np.ones(len(layout), dtype=bool) if roles is None else np.isin(layout.role, roles)
-    prefix_rows = int(kept[: source.prepared.prefix].sum())
-    own_rows = int(kept.sum()) - prefix_rows
-    if source.prompt_index > 0:
-        kept[: source.prepared.prefix] = False
-    return BatchItem(source.sample_id, layout, source.prepared.pixel_values, kept, prefix_rows, own_rows)
+    layout, prepared = source.prepared.layouts[source.prompt_index], source.prepared
+    wanted = np.ones(len(layout), dtype=bool) if roles is None else np.isin(layout.role, roles)
+    return BatchItem(source.sample_id, source.image_number, layout, prepared.pixel_values, wanted, prepared.prefix)
 
 
 class PartCollector:
@@ -100,12 +97,18 @@ class PartCollector:
         self._mantissa_bits = mantissa_bits
         self._began = time.perf_counter()
         # Pixels are not kept: a part of pooled states alone can span thousands of images.
-        self._captured: list[CapturedSample] = []
+        self._stored: list[StoredSample] = []
+        self._images_kept: set[int] = set()
         self._rows: list[dict[str, Any]] = []
         self._tokens: list[dict[str, np.ndarray]] = []
         self._states: list[list[torch.Tensor]] = [[] for _ in probe.layers]
         self._pooled: list[Pooled] = []
         self._bad: list[BadSample] = []
+
+    @property
+    def images_kept(self) -> frozenset[int]:
+        """Numbers of the images that have a stored sample, and so their prefix."""
+        return frozenset(self._images_kept)
 
     def add_bad(self, sample_id: str, reason: str) -> None:
         """Record a sample that cannot be stored."""
@@ -113,14 +116,15 @@ class PartCollector:
 
     def add_batch(self, sources: Sequence[SampleSource], items: Sequence[BatchItem], capture: BatchCapture) -> None:
         """Take over what one forward pass left."""
-        for source, item, problem in zip(sources, items, capture.problems, strict=True):
-            good = problem is None
-            self._captured.append(CapturedSample(source.image_number, item.prefix_rows, item.own_rows, good))
-            self._tokens.append(_token_values(item))
-            if problem is None:
-                self._rows.append(_sample_row(source))
-            else:
+        for source, item, kept, problem in zip(sources, items, capture.kept, capture.problems, strict=True):
+            if problem is not None:
                 self.add_bad(item.sample_id, problem)
+                continue
+            prefix, own = (int(tokens.sum()) for tokens in np.split(item.wanted, [item.prefix]))
+            self._stored.append(StoredSample(item.image, prefix, own))
+            self._images_kept.add(item.image)
+            self._tokens.append(_token_values(item.layout, kept))
+            self._rows.append(_sample_row(source))
         for layer, rows in zip(self._states, capture.states, strict=False):
             layer.append(rows)
         if capture.pooled is not None:
@@ -128,22 +132,21 @@ class PartCollector:
 
     def finish(self, run: Mapping[str, object]) -> PartContent:
         """Lay out the part; the collector is used up, its states are freed as they are written."""
-        axis = lay_token_axis(self._captured)
+        axis = lay_token_axis(self._stored)
         return PartContent(
             number=self._number,
-            arrays=(*self._state_arrays(axis), *self._pooled_arrays()),
-            coordinates=tuple(self._coordinates(axis)),
+            arrays=(*self._state_arrays(axis.length), *self._pooled_arrays()),
+            coordinates=tuple(self._coordinates()),
             samples=_sample_table(self._rows, axis.segments),
             bad_samples=tuple(self._bad),
             run=run,
             seconds=time.perf_counter() - self._began,
         )
 
-    def _coordinates(self, axis: TokenAxis) -> list[Coordinate]:
+    def _coordinates(self) -> list[Coordinate]:
         coordinates = []
         for name, attributes in _COORDINATES.items():
             values = np.concatenate([np.empty(0, dtype=np.int32), *(tokens[name] for tokens in self._tokens)])
-            values = values if axis.rows is None else values[axis.rows]
             coordinates.append(Coordinate(f"token/{name}", ("token",), values, attributes))
         if self._probe.residual:
             coordinates.append(layer_coordinate("token", self._probe.layers))
@@ -151,16 +154,16 @@ class PartCollector:
             coordinates += [layer_coordinate("sample", self._probe.layers), role_coordinate("sample")]
         return coordinates
 
-    def _state_arrays(self, axis: TokenAxis) -> list[PartArray]:
+    def _state_arrays(self, tokens: int) -> list[PartArray]:
         if not self._probe.residual:
             return []
         return [
             PartArray(
                 path="token/hidden_states",
                 dims=("layer", "token", "dim"),
-                shape=(len(self._probe.layers), axis.length, self._dim),
+                shape=(len(self._probe.layers), tokens, self._dim),
                 dtype=STORED_DTYPES[self._dtype],
-                slab=_slabs(self._states, axis, self._dtype, self._dim),
+                slab=_slabs(self._states, (tokens, self._dim), self._dtype),
                 attributes={
                     "long_name": "residual stream",
                     "units": "1",
@@ -173,13 +176,11 @@ class PartCollector:
     def _pooled_arrays(self) -> list[PartArray]:
         if not self._probe.pooled:
             return []
-        good = np.flatnonzero([sample.good for sample in self._captured])
         layers, roles = len(self._probe.layers), len(ROLES)
 
         def joined(name: str, empty: tuple[int, ...], sample_axis: int, dtype: str) -> np.ndarray:
             pieces = [getattr(pooled, name) for pooled in self._pooled]
-            whole = np.concatenate(pieces, axis=sample_axis) if pieces else np.empty(empty, dtype=dtype)
-            return np.ascontiguousarray(whole.take(good, axis=sample_axis))
+            return np.concatenate(pieces, axis=sample_axis) if pieces else np.empty(empty, dtype=dtype)
 
         dims = ("layer", "role", "sample", "dim")
         unit = {"units": "1"}
@@ -207,10 +208,10 @@ class PartCollector:
         ]
 
 
-def _token_values(item: BatchItem) -> dict[str, np.ndarray]:
+def _token_values(layout: TokenLayout, kept: np.ndarray) -> dict[str, np.ndarray]:
     """Coordinates of the tokens stored with a sample, (row,) int32 each."""
-    values = {name: getattr(item.layout, name)[item.kept] for name in _COORDINATES if name != "position"}
-    return {**values, "position": np.flatnonzero(item.kept).astype(np.int32)}
+    values = {name: getattr(layout, name)[kept] for name in _COORDINATES if name != "position"}
+    return {**values, "position": np.flatnonzero(kept).astype(np.int32)}
 
 
 def _sample_row(source: SampleSource) -> dict[str, Any]:
@@ -236,17 +237,15 @@ def _sample_table(rows: Sequence[dict[str, Any]], segments: Sequence[tuple[Segme
     return pa.Table.from_pylist(with_segments, schema=PART_SAMPLES_SCHEMA)
 
 
-def _slabs(states: list[list[torch.Tensor]], axis: TokenAxis, dtype: str, dim: int) -> Callable[[int], np.ndarray]:
+def _slabs(states: list[list[torch.Tensor]], shape: tuple[int, int], dtype: str) -> Callable[[int], np.ndarray]:
     """One layer after the other in the stored dtype; a layer's captured states are freed once they are laid out."""
-    stored = np.empty((axis.length, dim), dtype=STORED_DTYPES[dtype])
-    rows = None if axis.rows is None else torch.from_numpy(axis.rows)
+    stored = np.empty(shape, dtype=STORED_DTYPES[dtype])
 
     def slab(index: int) -> np.ndarray:
         if not states[index]:
             return stored
         captured = torch.cat(states[index])
         states[index] = []
-        captured = captured if rows is None else captured.index_select(0, rows)
         if dtype == "bfloat16":
             return widen_bfloat16(captured.view(torch.uint16).numpy(), out=stored)
         return captured.numpy()

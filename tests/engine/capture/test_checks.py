@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from engine.capture.checks import check_image_rows, check_prompt_independence
@@ -75,3 +76,27 @@ def test_missing_image_tokens_are_refused(checkpoint: Checkpoint) -> None:
     fewer.role[-2] = 2
     with pytest.raises(StrataError, match="made 17 image tokens, the model expects 16"):
         check_image_rows(loaded, replace(image, layouts=(fewer, *image.layouts[1:])))
+
+
+def spoil(loaded: LoadedModel, token_id: int) -> None:
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[token_id] = torch.nan
+
+
+def test_a_prompt_with_states_that_are_not_finite_is_passed_over(checkpoint: Checkpoint) -> None:
+    three = (*PROMPTS, Prompt("c", "custom", "\x7f"))
+    image = Preparer(checkpoint, three, share_prefix=True).prepare(Image.new("RGB", (16, 16), (200, 10, 60)))
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    only_in_last = set(image.layouts[2].token_id) - set(image.layouts[0].token_id) - set(image.layouts[1].token_id)
+    spoil(loaded, int(only_in_last.pop()))
+    check_prompt_independence(loaded, image, PROBE, pad_id=0)
+    attend_to_what_follows(loaded)
+    with pytest.raises(StrataError, match="image states change with the prompt"):
+        check_prompt_independence(loaded, image, PROBE, pad_id=0)
+
+
+def test_without_two_usable_prompts_there_is_nothing_to_compare(checkpoint: Checkpoint) -> None:
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    image = prepared(checkpoint)
+    spoil(loaded, int(image.layouts[0].token_id[-1]))
+    check_prompt_independence(loaded, image, PROBE, pad_id=0)

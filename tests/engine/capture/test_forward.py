@@ -11,11 +11,12 @@ from engine.vocabulary import ROLE_CODES, ROLES
 from tests.tiny_llava import TinyShape, build_model
 
 BLOCKS = 4
+SHAPE = TinyShape(blocks=BLOCKS)
 ALL_LAYERS = tuple(range(BLOCKS + 1))
 IMAGE_ID = build_model().config.image_token_id
 
 
-def loaded_model(dtype: str = "float32", shape: TinyShape = TinyShape(blocks=BLOCKS)) -> LoadedModel:
+def loaded_model(dtype: str = "float32", shape: TinyShape = SHAPE) -> LoadedModel:
     model = build_model(shape).to(getattr(torch, dtype))
     return LoadedModel(model, find_language_model(model), torch.device("cpu"), dtype)
 
@@ -29,8 +30,7 @@ def make_item(seed: int, text_tokens: int) -> BatchItem:
     nothing = np.full(len(token_id), -1, dtype=np.int32)
     layout = TokenLayout(token_id, role, nothing, nothing, nothing)
     pixels = torch.from_numpy(rng.normal(size=(1, 3, 16, 16)).astype(np.float32))
-    kept = np.ones(len(token_id), dtype=bool)
-    return BatchItem(f"sample-{seed}", layout, pixels, kept, 0, len(token_id))
+    return BatchItem(f"sample-{seed}", seed, layout, pixels, np.ones(len(token_id), dtype=bool), prefix=0)
 
 
 def probe(*, residual: bool = True, pooled: bool = True, layers: tuple[int, ...] = ALL_LAYERS) -> Probe:
@@ -116,7 +116,7 @@ def test_only_chosen_layers_and_kept_rows_leave_the_device() -> None:
     loaded = loaded_model()
     item = make_item(0, 5)
     kept = item.layout.role == ROLE_CODES["image"]
-    captured = capture_batch(loaded, [item._replace(kept=kept)], probe(layers=(0, 3), pooled=False), pad_id=0)
+    captured = capture_batch(loaded, [item._replace(wanted=kept)], probe(layers=(0, 3), pooled=False), pad_id=0)
     whole = capture_batch(loaded, [item], probe(pooled=False), pad_id=0)
     assert len(captured.states) == 2
     torch.testing.assert_close(captured.states[1], whole.states[3][torch.from_numpy(kept)])
@@ -144,7 +144,7 @@ def test_overflow_names_layer_and_position_of_the_sample_and_spares_the_others()
     assert "holds NaN or Inf" in problems[1]
     first_bad = next(
         (layer, int(position))
-        for layer, states in enumerate(capture_batch(loaded, [items[1]], probe(), pad_id=0).states)
+        for layer, states in enumerate(hugging_face_states(loaded, items[1])[:BLOCKS])
         for position in torch.nonzero(~torch.isfinite(states).all(dim=-1)).flatten()
     )
     assert f"layer {first_bad[0]}, position {first_bad[1]} " in problems[1]
@@ -172,12 +172,17 @@ def test_an_unusable_sample_leaves_the_others_of_its_batch_as_they_are(spoiled: 
     captured = capture_batch(loaded, items, probe(), pad_id=0)
     assert [problem is None for problem in captured.problems] == [True, False, True]
     assert captured.pooled is not None
-    for sample in (0, 2):
-        alone = capture_batch(loaded, [items[sample]], probe(), pad_id=0).pooled
-        assert alone is not None
+    alone = [capture_batch(loaded, [items[sample]], probe(), pad_id=0) for sample in (0, 2)]
+    for layer in ALL_LAYERS:
+        expected = torch.cat([single.states[layer] for single in alone])
+        torch.testing.assert_close(captured.states[layer], expected, rtol=1e-3, atol=1e-4)
+    assert [kept.sum() for kept in captured.kept] == [len(items[0].layout), 0, len(items[2].layout)]
+    for sample, single in enumerate(alone):
         for name in ("unit_mean", "mean", "normed_unit_mean"):
-            values, expected = getattr(captured.pooled, name)[..., sample, :], getattr(alone, name)[..., 0, :]
+            values, expected = getattr(captured.pooled, name)[..., sample, :], getattr(single.pooled, name)[..., 0, :]
             np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
+        assert single.pooled is not None
+        np.testing.assert_array_equal(captured.pooled.token_count[:, sample], single.pooled.token_count[:, 0])
 
 
 @pytest.mark.parametrize(("dtype", "hinted"), [("float16", True), ("float32", False)])
@@ -191,3 +196,31 @@ def test_a_wider_dtype_is_advised_where_there_is_one(dtype: str, hinted: bool) -
     assert problem is not None
     assert problem.startswith("layer 0, position 19 holds NaN or Inf")
     assert ("try --dtype bfloat16 or float32" in problem) == hinted
+
+
+def one_image(*lengths: int) -> list[BatchItem]:
+    """Samples of one image whose first 18 tokens are the same."""
+    items = [make_item(seed, length) for seed, length in enumerate(lengths)]
+    return [item._replace(image=5, prefix=18, pixel_values=items[0].pixel_values) for item in items]
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (0, 1), (1,), (0, 1, 2)])
+def test_a_prefix_comes_once_with_the_first_usable_sample_of_its_image(bad: tuple[int, ...]) -> None:
+    loaded = loaded_model()
+    items = one_image(4, 7, 5)
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[500] = torch.nan
+    for sample in bad:
+        items[sample].layout.token_id[19] = 500
+    captured = capture_batch(loaded, items, probe(), pad_id=0)
+    good = [sample for sample in range(3) if sample not in bad]
+    assert [problem is None for problem in captured.problems] == [sample in good for sample in range(3)]
+    for sample, kept in enumerate(captured.kept):
+        expected = np.arange(len(kept)) >= 18 if sample in good[1:] else np.full(len(kept), sample in good)
+        np.testing.assert_array_equal(kept, expected)
+    assert all(len(states) == sum(kept.sum() for kept in captured.kept) for states in captured.states)
+    assert all(bool(torch.isfinite(states).all()) for states in captured.states)
+    later = capture_batch(loaded, [items[2]], probe(), pad_id=0, images_kept={5})
+    assert later.kept[0].sum() == (0 if 2 in bad else 5)
+    other = capture_batch(loaded, [items[2]], probe(), pad_id=0, images_kept={4})
+    assert other.kept[0].sum() == (0 if 2 in bad else 23)
