@@ -8,14 +8,13 @@ their order and every checksum are those of Zarr's ``sharding_indexed`` layout; 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 
 from engine.errors import StrataError
-from engine.store.codecs import CHECKSUM_BYTES
+from engine.store.codecs import CHECKSUM_BYTES, checksum
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
 
@@ -45,14 +44,6 @@ class Chunk(NamedTuple):
     start: int
     stop: int
     values: np.ndarray
-
-
-class _Fetched(NamedTuple):
-    """Encoded chunks that lie one behind the other in a shard: their numbers, and where each ends in ``content``."""
-
-    numbers: list[int]
-    ends: list[int]
-    content: bytes
 
 
 def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
@@ -120,12 +111,10 @@ def _open(part: Part, path: str) -> zarr.Array:
     return array
 
 
-def _encoded_chunks(part: Part, file: str, count: int) -> Iterator[tuple[int, memoryview]]:
+def _encoded_chunks(part: Part, file: str, count: int) -> Iterator[tuple[int, np.ndarray]]:
     """Number and encoded bytes of every chunk of a shard, in C order."""
     index_bytes = _INDEX_ENTRY * count + CHECKSUM_BYTES
-    index = np.frombuffer(
-        _checked(memoryview(part.location.read_range(file, -index_bytes, None)), part, file), "<u8"
-    ).reshape(count, 2)
+    index = _checked(_fetch(part, file, -index_bytes, None), part, file).view("<u8").reshape(count, 2)
     if (index == _MISSING).any():
         raise _damaged(part, file, "lacks a chunk")
     offsets, ends = index[:, 0].tolist(), index.sum(axis=1).tolist()
@@ -134,23 +123,28 @@ def _encoded_chunks(part: Part, file: str, count: int) -> Iterator[tuple[int, me
         stop = number + 1
         while stop < count and offsets[stop] == ends[stop - 1] and ends[stop] - offsets[number] <= FETCH_BYTES:
             stop += 1
-        content = memoryview(part.location.read_range(file, offsets[number], ends[stop - 1]))
+        content = _fetch(part, file, offsets[number], ends[stop - 1])
         for here in range(number, stop):
             encoded = content[offsets[here] - offsets[number] : ends[here] - offsets[number]]
             yield here, _checked(encoded, part, file)
         number = stop
 
 
-def _checked(encoded: memoryview, part: Part, file: str) -> memoryview:
+def _fetch(part: Part, file: str, start: int, stop: int | None) -> np.ndarray:
+    return np.frombuffer(part.location.read_range(file, start, stop), np.uint8)
+
+
+def _checked(encoded: np.ndarray, part: Part, file: str) -> np.ndarray:
     """Bytes without the checksum that follows them."""
-    content, checksum = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:]
-    if int(google_crc32c.value(content)).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+    content, stored = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:]
+    if checksum(content) != stored.tobytes():
         raise _damaged(part, file, "has a wrong checksum")
     return content
 
 
-def _decode(encoded: memoryview, buffer: np.ndarray, part: Part, file: str) -> None:
-    if blosc.cbuffer_sizes(encoded)[0] != buffer.nbytes:
+def _decode(encoded: np.ndarray, buffer: np.ndarray, part: Part, file: str) -> None:
+    # Blosc's header gives the decoded size as its second 32-bit number.
+    if int(encoded[4:8].view("<u4")[0]) != buffer.nbytes:
         raise _damaged(part, file, "has a chunk of another size")
     blosc.decompress(encoded, buffer)
 

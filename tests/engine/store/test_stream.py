@@ -1,0 +1,118 @@
+"""Streamed chunks against zarr's own reading of the same array, and against files that were damaged."""
+
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+
+from engine.errors import StrataError
+from engine.store import Part, layout, open_part, stream, stream_chunks
+from engine.store.stream import stream_bytes
+from tests.engine.store.builders import tiny_store
+
+PATHS = ("token/hidden_states", "sample/unit_mean", "sample/normed_unit_mean", "sample/token_count")
+
+
+@pytest.fixture(params=["one file", "a file per layer"])
+def part(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Part:
+    """A part of 5 layers whose layers take several chunks, the last of them not full."""
+    monkeypatch.setattr(layout, "INNER_CHUNK_BYTES", 300)
+    monkeypatch.setattr(layout, "SHARD_BYTES", 10**9 if request.param == "one file" else 1)
+    tiny_store(tmp_path / "store", images=3, prompts=2, parts=1)
+    return open_part(str(tmp_path / "store"), "00000000")
+
+
+def shard_of(part: Part) -> Path:
+    """The first file of the hidden states."""
+    return Path(part.url, "parts", "00000000.zarr", "token", "hidden_states", "c", "0", "0", "0")
+
+
+def read(part: Part, path: str) -> np.ndarray:
+    group, name = path.split("/")
+    return np.asarray(part.group(group)[name][...])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("fetch", [1, 700, 2**20])
+def test_chunks_are_what_zarr_reads_in_order(
+    part: Part, path: str, fetch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FETCH_BYTES", fetch)
+    expected = read(part, path)
+    axis = part.manifest["arrays"][path]["dims"].index(path.split("/")[0])
+    collected, places = np.zeros_like(expected), []
+    for chunk in stream_chunks(part, path):
+        place = [slice(None)] * expected.ndim
+        place[0] = slice(chunk.index, chunk.index + len(chunk.values))
+        place[axis] = slice(chunk.start, chunk.stop)
+        collected[tuple(place)] = chunk.values
+        places.append((chunk.index if axis else 0, chunk.start))
+        assert chunk.values.shape[axis] == chunk.stop - chunk.start
+    np.testing.assert_array_equal(collected, expected)
+    assert places == sorted(set(places))
+    assert path != "token/hidden_states" or len(places) > 2 * len(expected)
+
+
+def test_one_buffer_serves_all_chunks(part: Part) -> None:
+    values = [chunk.values for chunk in stream_chunks(part, "token/hidden_states")]
+    assert all(np.shares_memory(values[0], other) for other in values)
+    assert stream_bytes(part, "token/hidden_states") >= values[0].nbytes + stream.FETCH_BYTES
+
+
+def test_an_empty_part_has_no_chunk(tmp_path: Path) -> None:
+    tiny_store(tmp_path / "store", images=1, parts=1, empty_parts=1)
+    part = open_part(str(tmp_path / "store"), "00000001")
+    assert list(stream_chunks(part, "token/hidden_states")) == []
+    assert stream_bytes(part, "token/hidden_states") >= 0
+
+
+@pytest.mark.parametrize(("offset", "what"), [(20, "checksum"), (-20, "checksum"), (-2, "checksum")])
+def test_a_flipped_bit_is_found(part: Part, offset: int, what: str) -> None:
+    content = bytearray(shard_of(part).read_bytes())
+    content[offset] ^= 1
+    shard_of(part).write_bytes(content)
+    with pytest.raises(StrataError, match=f"hidden_states/c/0/0/0 .*{what}.*strata verify"):
+        list(stream_chunks(part, "token/hidden_states"))
+
+
+def test_a_missing_file_is_named(part: Part) -> None:
+    shard_of(part).unlink()
+    with pytest.raises(StrataError, match="hidden_states/c/0/0/0"):
+        list(stream_chunks(part, "token/hidden_states"))
+
+
+@pytest.mark.parametrize("length", [0, 3, 30])
+def test_a_truncated_file_is_refused(part: Part, length: int) -> None:
+    shard_of(part).write_bytes(shard_of(part).read_bytes()[:length])
+    with pytest.raises(StrataError, match="hidden_states/c/0/0/0"):
+        list(stream_chunks(part, "token/hidden_states"))
+
+
+def rewrite_index(path: Path, chunks: int, change: int, value: int) -> None:
+    """Set one number of a shard's index and make its checksum right."""
+    content = path.read_bytes()
+    index = np.frombuffer(content[-16 * chunks - 4 : -4], "<u8").copy()
+    index[change] = value
+    checksum = int(google_crc32c.value(index.tobytes())).to_bytes(4, "little")
+    path.write_bytes(content[: -16 * chunks - 4] + index.tobytes() + checksum)
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, 2**62, 10**6])
+def test_an_index_that_leads_nowhere_is_refused(part: Part, value: int) -> None:
+    array = part.group("token")["hidden_states"]
+    chunks = int(np.prod(np.array(array.shards) // np.array(array.chunks)))
+    rewrite_index(shard_of(part), chunks, 2, value)
+    with pytest.raises(StrataError, match="hidden_states/c/0/0/0"):
+        list(stream_chunks(part, "token/hidden_states"))
+
+
+def test_another_encoding_is_left_to_zarr(part: Part) -> None:
+    folder = Path(part.url, "parts", "00000000.zarr")
+    states = read(part, "token/hidden_states")
+    group = zarr.open_group(folder / "token", mode="r+", use_consolidated=False)
+    group.create_array("hidden_states", data=states, chunks=(1, 2, 16), overwrite=True)
+    zarr.consolidate_metadata(folder)
+    with pytest.raises(StrataError, match="does not know: upgrade strata"):
+        list(stream_chunks(part, "token/hidden_states"))
