@@ -1,6 +1,6 @@
 """From options to a plan: reads configuration, processor, annotations and prompts, but no weights and no pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Planned(NamedTuple):
     def part_arrays(self, images: int) -> tuple[ArrayShape, ...]:
         """Arrays of a part of so many images."""
         capture = self.plan.record["capture"]
-        return _part_arrays(self.checkpoint, capture["tensors"], len(capture["layers"]), self.dtype)(
+        return _part_arrays(self.checkpoint, capture["tensors"], capture["layers"], self.dtype)(
             images * self.tokens, images * len(self.plan.prompts)
         )
 
@@ -94,7 +94,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
     preparer = Preparer(checkpoint, prompts, share_prefix=capture.share_prefix)
     nominal = preparer.prepare_nominal()
     tokens = nominal.stored_tokens(capture.roles)
-    shapes = _part_arrays(checkpoint, tensors, len(capture.layers), dtype)(tokens, len(prompts))
+    shapes = _part_arrays(checkpoint, tensors, capture.layers, dtype)(tokens, len(prompts))
     plan = make_plan(
         model={
             "id": checkpoint.model_id,
@@ -136,18 +136,19 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
 
 
 def _part_arrays(
-    checkpoint: Checkpoint, tensors: tuple[str, ...], layers: int, dtype: str
+    checkpoint: Checkpoint, tensors: Sequence[str], layers: Sequence[int], dtype: str
 ) -> Callable[[int, int], tuple[ArrayShape, ...]]:
     def arrays(tokens: int, samples: int) -> tuple[ArrayShape, ...]:
         return part_arrays(
             tokens=tokens,
             samples=samples,
-            layers=layers,
+            layers=len(layers),
             dim=checkpoint.dim,
             roles=len(ROLES),
             dtype=STORED_DTYPES[dtype],
             residual="residual" in tensors,
             pooled="pooled" in tensors,
+            last_layer=checkpoint.block_count in layers,
         )
 
     return arrays
