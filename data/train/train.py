@@ -62,8 +62,8 @@ DEMO_RUN = Run(
     pool_seed=1,
     pool=40_000,
     vision=Stage(seed=11, steps=1500, batch=64, rates=Rates(matrices=3e-3, others=2e-3)),
-    sparse=Stage(seed=12, steps=1200, batch=32, rates=Rates(matrices=3e-3, others=2e-3), patches=12, sight=0.0),
-    full=Stage(seed=13, steps=500, batch=32, rates=Rates(matrices=1e-3, others=7e-4), sight=0.5),
+    sparse=Stage(seed=12, steps=1200, batch=32, rates=Rates(matrices=5e-3, others=2e-3), patches=12, sight=0.0),
+    full=Stage(seed=13, steps=500, batch=32, rates=Rates(matrices=1.5e-3, others=7e-4), sight=0.5),
 )
 
 _PATCH_WEIGHT = 0.2

@@ -118,19 +118,26 @@ def test_a_stage_without_sight_leaves_the_tower_alone(pool: Pool) -> None:
     assert not any("vision_tower" in name or "projector" in name for name in changed)
 
 
-def test_all_patches_chosen_is_the_models_own_loss(pool: Pool) -> None:
-    made = learner()
+@pytest.mark.parametrize("patches", [None, 12])
+def test_the_loss_is_the_models_own_with_left_out_patches_masked(pool: Pool, patches: int | None) -> None:
     losses: list[float] = []
-    train_captions(made, pool, Stage(4, 1, 6, Rates(1e-3, 1e-3)), lambda step, loss: losses.append(loss))
-    fresh = learner()
+    stage = Stage(4, 1, 6, Rates(1e-3, 1e-3), patches)
+    train_captions(learner(), pool, stage, lambda step, loss: losses.append(loss))
     rng = np.random.default_rng(4)
     rows = rng.integers(len(pool.scenes), size=6)
     talk = converse(rng, [pool.scenes[row] for row in rows], TOKENIZER, 64)
+    mask = (talk.ids != TOKENIZER.pad_token_id).long()
+    if patches is not None:
+        kept = choose_patches(rng, pool.owners[rows], patches)
+        for row in range(6):
+            image = np.flatnonzero(talk.ids[row] == TOKENIZER.convert_tokens_to_ids("<image>"))
+            mask[row, np.delete(image, kept[row])] = 0
+    positions = torch.arange(talk.ids.shape[1]).expand(6, -1)
     with torch.no_grad():
         pixels = normalise(pool.pixels[rows], PROCESSOR)
-        mask = (talk.ids != TOKENIZER.pad_token_id).long()
-        out = fresh.model(input_ids=talk.ids, pixel_values=pixels, attention_mask=mask, labels=talk.labels)
-    assert losses[0] == pytest.approx(out.loss.item(), rel=1e-5)
+        inputs = {"input_ids": talk.ids, "attention_mask": mask, "position_ids": positions, "labels": talk.labels}
+        expected = learner().model(pixel_values=pixels, **inputs).loss.item()
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_both_stages_learn(pool: Pool) -> None:
