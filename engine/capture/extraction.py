@@ -6,6 +6,7 @@ is skipped, which is the whole of resuming.
 """
 
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,6 +33,9 @@ class Progress(Protocol):
 
     def batch_done(self, samples: int, state_bytes: int) -> None:
         """One forward pass is finished."""
+
+    def waited(self, what: str, seconds: float) -> None:
+        """Hear that the model stood still for ``images`` to be read, or for the ``writer`` to take a finished part."""
 
     def part_done(self, manifest: Mapping[str, object]) -> None:
         """One part is committed (called on the writer's thread)."""
@@ -88,12 +92,11 @@ class Extraction:
 
 
 class Outcome(NamedTuple):
-    """What a run left: parts and samples it stored, samples it could not store, seconds it waited for the writer."""
+    """What a run left: parts and samples it stored, and (sample id, reason) of those it could not store."""
 
     parts: int
     samples: int
     bad: tuple[tuple[str, str], ...]
-    seconds_waited: float
 
 
 def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress: Progress) -> Outcome:
@@ -115,9 +118,11 @@ def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress
             content = _extract_part(extraction, part, progress)
             bad += [(sample.sample_id, sample.reason) for sample in content.bad_samples]
             stored += content.samples.num_rows
+            waited = sink.seconds_waited
             sink.put(content)
+            progress.waited("writer", sink.seconds_waited - waited)
             del content
-    return Outcome(len(parts), stored, tuple(bad), sink.seconds_waited)
+    return Outcome(len(parts), stored, tuple(bad))
 
 
 def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) -> PartContent:
@@ -131,7 +136,13 @@ def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress)
         mantissa_bits=capture["mantissa_bits"],
     )
     pad_id = extraction.checkpoint.processor.tokenizer.pad_token_id or 0
-    for sources in _batches(_samples(extraction, part, collector), extraction.batch_size):
+    batches = _batches(_samples(extraction, part, collector), extraction.batch_size)
+    while True:
+        began = time.perf_counter()
+        sources = next(batches, None)
+        progress.waited("images", time.perf_counter() - began)
+        if sources is None:
+            break
         items = [batch_item(source, roles) for source in sources]
         captured = capture_batch(
             extraction.loaded, items, extraction.probe, pad_id=pad_id, images_kept=collector.images_kept

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from engine.errors import UsageError
 
-__all__ = ["Rank", "find_rank"]
+__all__ = ["Rank", "find_local_rank", "find_rank"]
 
 
 class Rank(NamedTuple):
@@ -64,3 +64,17 @@ def find_rank(rank: int | None, world_size: int | None, environment: Mapping[str
             raise UsageError(f"{origin} {own} of {partner[origin]} {world}: a rank is a number from 0 below the world.")
         return Rank(int(own), int(world), origin)
     return Rank(0, 1, "one process")
+
+
+def find_local_rank(environment: Mapping[str, str]) -> int:
+    """Find the number of this process among those of its node, which chooses its GPU; 0 where no launcher says.
+
+    Parameters
+    ----------
+    environment
+        torchrun's ``LOCAL_RANK``, else Slurm's ``SLURM_LOCALID`` inside a step.
+    """
+    given = environment.get("LOCAL_RANK")
+    if given is None and "SLURM_STEP_ID" in environment:
+        given = environment.get("SLURM_LOCALID")
+    return int(given) if given is not None and given.isdecimal() else 0

@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from engine.capture.checks import check_image_rows, check_prompt_independence
 from engine.capture.extraction import Extraction, Outcome, extract_parts
-from engine.capture.ranks import find_rank
+from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
@@ -70,7 +70,9 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     """Load the model, check it on a real image, and create the store where there is none yet."""
     if not sys.stderr.isatty():
         disable_progress_bar()
-    loaded = load_model(planned.checkpoint, dtype=planned.dtype, device=options.device)
+    loaded = load_model(
+        planned.checkpoint, dtype=planned.dtype, device=options.device, local_rank=find_local_rank(os.environ)
+    )
     extraction = Extraction(
         store, planned.plan, planned.root, planned.checkpoint, loaded, planned.preparer, options.batch_size
     )

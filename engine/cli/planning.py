@@ -94,6 +94,8 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
     preparer = Preparer(checkpoint, prompts, share_prefix=capture.share_prefix)
     nominal = preparer.prepare_nominal()
     tokens = nominal.stored_tokens(capture.roles)
+    if "residual" in tensors and not tokens:
+        raise UsageError(f"--roles {options.roles}: no prompt of this run has a token of such a role; choose others.")
     shapes = _part_arrays(checkpoint, tensors, capture.layers, dtype)(tokens, len(prompts))
     plan = make_plan(
         model={

@@ -54,7 +54,7 @@ class LoadedModel:
         return str(self.model.config._attn_implementation)
 
 
-def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None) -> LoadedModel:
+def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None, local_rank: int = 0) -> LoadedModel:
     """Load the weights of a checkpoint.
 
     Parameters
@@ -64,15 +64,17 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None)
     dtype
         ``float16``, ``bfloat16`` or ``float32``.
     device
-        A torch device; by default the first GPU, several where one is too small, else the CPU.
+        A torch device; by default a GPU, several where one is too small, else the CPU.
+    local_rank
+        Number of this process on its node; processes take the node's GPUs in turn.
 
     Raises
     ------
     StrataError
-        Where there are no safetensors weights, they are damaged or incomplete, or the model has no language model
-        that strata can find.
+        Where there are no safetensors weights, they are damaged or incomplete, they do not fit the GPUs, or the model
+        has no language model that strata can find.
     """
-    target = choose_device(device)
+    target = choose_device(device, local_rank)
     torch_dtype = getattr(torch, dtype)
     placement: dict[str, Any] = {}
     if device is None and target.type == "cuda" and _weight_bytes(checkpoint, torch_dtype) > _free_bytes(target):
@@ -100,6 +102,11 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None)
             f"{checkpoint.location} lacks {len(missing)} of the model's weights, the first is {missing[0]}: "
             "download the checkpoint again, or save the whole model with save_pretrained."
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise StrataError(
+            f"{checkpoint.model_id} in {dtype} does not fit the {torch.cuda.device_count()} GPUs seen here: make more "
+            "visible, choose a 16-bit --dtype, or --device cpu."
+        )
     model.eval()
     if not placement:
         torch.nn.Module.to(model, target)
@@ -120,8 +127,15 @@ def find_language_model(model: Any) -> LanguageModel:
     return LanguageModel(blocks, norm, output.weight)
 
 
-def choose_device(device: str | None) -> torch.device:
-    """Return the device asked for, or the first GPU, or the CPU.
+def choose_device(device: str | None, local_rank: int = 0) -> torch.device:
+    """Return the device asked for, or a GPU, or the CPU.
+
+    Parameters
+    ----------
+    device
+        A torch device, or None to choose.
+    local_rank
+        Processes of one node take its GPUs in turn.
 
     Raises
     ------
@@ -129,7 +143,8 @@ def choose_device(device: str | None) -> torch.device:
         Where the device does not exist here.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpus = torch.cuda.device_count()
+        return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

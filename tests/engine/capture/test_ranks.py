@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.capture.ranks import Rank, find_rank
+from engine.capture.ranks import Rank, find_local_rank, find_rank
 from engine.errors import UsageError
 
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4"}
@@ -75,3 +75,17 @@ def test_the_first_line_says_who_this_is() -> None:
     assert Rank(2, 4, "SLURM_PROCID").describe(range(12)) == "rank 2 of 4 (SLURM_PROCID): parts 2, 6, 10"
     assert Rank(2, 4, "RANK").describe(range(2)) == "rank 2 of 4 (RANK): parts none"
     assert Rank(0, 1, "x").describe(range(10)) == "rank 0 of 1 (x): parts 0, 1, 2, 3, 4, 5, 6, 7, … (10 parts)"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 0),
+        ({"LOCAL_RANK": "3"}, 3),
+        ({"SLURM_LOCALID": "2"}, 0),
+        ({"SLURM_LOCALID": "2", "SLURM_STEP_ID": "0"}, 2),
+        ({"LOCAL_RANK": "1", "SLURM_LOCALID": "2", "SLURM_STEP_ID": "0"}, 1),
+    ],
+)
+def test_the_local_rank_is_the_launchers(environment: dict[str, str], expected: int) -> None:
+    assert find_local_rank(environment) == expected

@@ -110,6 +110,7 @@ def test_a_toml_file_holds_options_and_the_command_line_wins(strata: Strata, dat
     [
         (["--layers", "0,9"], "layer 9 does not exist; this model has 4 blocks"),
         (["--roles", "picture"], "'picture' is unknown; choose from special, preamble, image"),
+        (["--roles", "generated"], "no prompt of this run has a token of such a role"),
         (["--capture", "attention"], "'attention' is unknown; choose from residual, pooled"),
         (["--capture", "pooled", "--roles", "image"], "--capture leaves residual out"),
         (["--prompts", "fancy"], "fancy"),
