@@ -1,1 +1,5 @@
 """strata's analyses: everything after the store. They read stores and never run a model."""
+
+from analyses.registry import ALL, ANALYSES, Analysis, Option, options_of, run
+
+__all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]

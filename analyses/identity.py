@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.store import Store
@@ -43,7 +44,7 @@ class StoreIdentity:
 
 def identify(stores: Sequence[Store]) -> list[StoreIdentity]:
     """Name stores so that no two have the same name."""
-    short = [store.url.rstrip("/").rsplit("/", 1)[-1] for store in stores]
+    short = [_folder_name(store.url) for store in stores]
     return [
         StoreIdentity(
             store=name if short.count(name) == 1 else store.url,
@@ -61,6 +62,10 @@ def settings_text(identities: Sequence[StoreIdentity], **settings: object) -> st
     """Write down what a result depends on: equal texts, equal results."""
     stores = [identity.asdict() for identity in identities]
     return json.dumps({"stores": stores, **settings}, sort_keys=True)
+
+
+def _folder_name(url: str) -> str:
+    return url.rsplit("/", 1)[-1] if "://" in url else Path(url).resolve().name
 
 
 def _digest(store: Store) -> str:

@@ -88,11 +88,13 @@ def test_the_dataset_is_labelled_and_gives_everything_back(results: list[StoreRe
             assert getattr(before.result, field) == getattr(after.result, field)
 
 
-def test_stores_of_one_name_are_told_apart(written_store: WrittenStore) -> None:
+def test_stores_of_one_name_are_told_apart(written_store: WrittenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = [open_store(written_store(**options).path) for options in ({}, {"pooled": False})]
     names = [identity.store for identity in identify(stores)]
     assert names == [store.url for store in stores]
     assert identify(stores[:1])[0].store == "store"
+    monkeypatch.chdir(stores[0].url)
+    assert identify([open_store(".")])[0].store == "store"
 
 
 def table_of(text: str) -> pa.Table:
