@@ -1,28 +1,26 @@
 """Peak memory of contextualization, predicted from shapes before a state is read.
 
-What lives at once in one worker: the read, which zarr holds four times at worst (compressed, chunks being decoded, the
-assembled selection, the caller's array); the kernel's scratch; the sums of unit vectors. None of it depends on how
-many parts a store has. What does grow is the result itself, a few numbers per sample and layer.
+What lives at once in one worker: one chunk, compressed and decoded; the kernel's scratch; the sums of unit vectors.
+None of it depends on how many parts a store has. What does grow is the result itself, a few numbers per sample and
+layer.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from analyses.part_task import PartTask, open_array, pair_rows
-from analyses.reads import plan_reads
+from analyses.part_task import PartTask, pair_rows
 from analyses.state_sums import NORMED_AT_ONCE, runs_of
 from analyses.unit_sums import scratch_bytes
 from engine.errors import UsageError
-from engine.store import Part
+from engine.store import Part, stream_bytes
 
 __all__ = ["PROCESS_BYTES", "check_memory", "format_bytes", "part_bytes", "result_bytes"]
 
 PROCESS_BYTES = 320 * 2**20
 """An interpreter with NumPy, SciPy, pandas, xarray, zarr, Dask, pyarrow and matplotlib loaded: measured 240 MiB."""
 
-_COPIES_OF_A_READ = 4
+_COPIES_OF_ROLES = 4
 _FLOAT64, _FLOAT32 = 8, 4
 
 
@@ -36,24 +34,15 @@ def part_bytes(part: Part, task: PartTask) -> int:
     task : PartTask
     """
     entry = part.manifest["arrays"][task.array]
-    shape, itemsize = entry["shape"], np.dtype(entry["dtype"]).itemsize
-    axis = entry["dims"].index("sample" if task.source == "pooled" else "token")
-    samples, dim = part.manifest["samples"], shape[-1]
-    if not shape[axis]:
-        return 0
-    entry_bytes = math.prod(shape[1:]) // shape[axis] * itemsize
-    inner = open_array(part, task.array).chunks[axis]
-    read = max(
-        (read.last_layer - read.first_layer) * (read.stop - read.start)
-        for read in plan_reads(shape[0], shape[axis], entry_bytes, inner)
-    )
-    sums = 2 * len(task.sets) * samples * dim * _FLOAT64  # of a layer, and once more while they are formed
+    samples, dim = part.manifest["samples"], entry["shape"][-1]
+    needed = stream_bytes(part, task.array)
+    needed += 2 * len(task.sets) * samples * dim * _FLOAT64  # of a layer, and once more while they are formed
     if task.source == "hidden_states":
         runs = len(runs_of(part, task).bounds)
-        sums += 3 * runs * dim * _FLOAT64  # of a layer, of the normed one, of a read
-        sums += scratch_bytes(dim) + 3 * NORMED_AT_ONCE * dim * _FLOAT32
-        sums += _COPIES_OF_A_READ * part.tokens * _FLOAT32  # roles, and the cuts between them
-    return _COPIES_OF_A_READ * max(read, inner) * entry_bytes + sums
+        needed += 3 * runs * dim * _FLOAT64  # of a layer, of the normed one, of a chunk
+        needed += scratch_bytes(dim) + 3 * NORMED_AT_ONCE * dim * _FLOAT32
+        needed += _COPIES_OF_ROLES * part.tokens * _FLOAT32  # roles, and the cuts between them
+    return needed
 
 
 def result_bytes(parts: Sequence[Part], layers: int, self_pairs: bool) -> int:

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.part_task import PartTask, open_array
-from analyses.reads import plan_reads
 from engine.errors import StrataError
-from engine.store import Part
+from engine.store import Part, stream_chunks
 from engine.vocabulary import ROLES
 
 __all__ = ["PooledSums"]
@@ -24,7 +23,7 @@ class PooledSums:
 
     def __init__(self, part: Part, task: PartTask) -> None:
         self._part, self._sets = part, task.sets
-        self._means = open_array(part, task.array)
+        self._path = task.array
         self._layers = np.asarray(open_array(part, "sample/layer")[...])
         self._role_counts = np.asarray(open_array(part, "sample/token_count")[...], np.int64)
         self.counts = np.stack([self._role_counts[list(codes)].sum(axis=0) for codes in task.sets])
@@ -37,25 +36,24 @@ class PooledSums:
         StrataError
             A mean over at least one token is not finite: sample, layer and roles are named.
         """
-        count, roles, samples, dim = self._means.shape
-        sums = np.zeros((len(self._sets), samples, dim))
-        for read in plan_reads(count, samples, roles * dim * 4, self._means.chunks[2]):
-            which = slice(read.start, read.stop)
-            block = np.asarray(self._means[read.first_layer : read.last_layer, :, which])
-            for layer, means in enumerate(block, start=read.first_layer):
-                sums[:, which] = self._sums(means, which, f"layer {self._layers[layer]}")
-                if read.stop == samples:
-                    yield layer, sums
+        sums = self._no_sums()
+        for chunk in stream_chunks(self._part, self._path):
+            which = slice(chunk.start, chunk.stop)
+            sums[:, which] = self._sums(chunk.values[0], which, f"layer {self._layers[chunk.first]}")
+            if chunk.stop == sums.shape[1]:
+                yield chunk.first, sums
 
     def normed(self) -> NDArray[np.float64]:
         """Return the last layer's sums after the final norm."""
-        means = open_array(self._part, "sample/normed_unit_mean")
-        sums = np.zeros((len(self._sets), *means.shape[1:]))
-        for read in plan_reads(1, means.shape[1], means.shape[0] * means.shape[2] * 4, means.chunks[1]):
-            which = slice(read.start, read.stop)
-            where = f"layer {self._layers[-1]} after the final norm"
-            sums[:, which] = self._sums(np.asarray(means[:, which]), which, where)
+        sums = self._no_sums()
+        for chunk in stream_chunks(self._part, "sample/normed_unit_mean"):
+            which = slice(chunk.start, chunk.stop)
+            sums[:, which] = self._sums(chunk.values, which, f"layer {self._layers[-1]} after the final norm")
         return sums
+
+    def _no_sums(self) -> NDArray[np.float64]:
+        *_, samples, dim = self._part.manifest["arrays"][self._path]["shape"]
+        return np.zeros((len(self._sets), samples, dim))
 
     def _sums(self, means: NDArray[np.float32], which: slice, where: str) -> NDArray[np.float64]:
         """Make sums (set, sample, dim) from means (role, sample, dim) of the samples ``which``."""

@@ -13,6 +13,7 @@ from engine.store.part import Part, open_part
 from engine.store.reader import Store, open_store
 from engine.store.record import committed_parts, create_store, is_same_store
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, VOCABULARY_SCHEMA
+from engine.store.stream import Chunk, stream_bytes, stream_chunks
 from engine.store.summary import ArraySummary, StoreSummary, summarise
 from engine.store.verify import Problem, Verification, verify
 from engine.store.writer import write_part
@@ -25,6 +26,7 @@ __all__ = [
     "ArrayShape",
     "ArraySummary",
     "BadSample",
+    "Chunk",
     "Coordinate",
     "ModelMatrix",
     "ModelTables",
@@ -47,6 +49,8 @@ __all__ = [
     "predict_size",
     "role_coordinate",
     "round_mantissa",
+    "stream_bytes",
+    "stream_chunks",
     "summarise",
     "verify",
     "widen_bfloat16",

@@ -14,7 +14,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from engine.store.layout import ChunkPlan
 
-__all__ = ["CHECKSUM_BYTES", "checksum", "create_array", "encode_chunk", "fill_value"]
+__all__ = ["BLOCK_BYTES", "CHECKSUM_BYTES", "checksum", "create_array", "encode_chunk", "fill_value"]
 
 LEVEL = 1
 BLOCK_BYTES = 2**20
@@ -67,6 +67,6 @@ def encode_chunk(values: np.ndarray) -> bytes:
     return bytes(Blosc(cname="zstd", clevel=LEVEL, shuffle=SHUFFLE, blocksize=BLOCK_BYTES).encode(values))
 
 
-def checksum(encoded: bytes) -> bytes:
+def checksum(encoded: bytes | np.ndarray) -> bytes:
     """Return the CRC-32C as the four little-endian bytes that Zarr's ``crc32c`` codec appends."""
     return int(google_crc32c.value(encoded)).to_bytes(CHECKSUM_BYTES, "little")

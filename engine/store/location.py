@@ -33,8 +33,8 @@ class Location:
         text = os.fspath(url)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser()))
 
-    def read(self, relative: str) -> bytes:
-        """Read one file whole.
+    def read(self, relative: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Read one file, or its bytes ``start:stop``; fewer come back where it is shorter.
 
         Raises
         ------
@@ -43,7 +43,7 @@ class Location:
         """
         filesystem, root = fsspec.url_to_fs(self.url)
         try:
-            return bytes(filesystem.cat_file(f"{root}/{relative}"))
+            return bytes(filesystem.cat_file(f"{root}/{relative}", start, stop))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
 

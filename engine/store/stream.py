@@ -1,10 +1,11 @@
 """Streaming one array of a part chunk by chunk, in order, through one buffer.
 
 For analyses that look at every value once. zarr assembles each selection from freshly allocated chunks; this decodes
-into the same few megabytes again and again, so that memory is what one chunk takes and stays where it is. The bytes,
-their order and every checksum are those of Zarr's ``sharding_indexed`` layout; arrays of another layout are refused.
+into the same few megabytes again and again, so that memory is what one chunk takes and stays where it is. Bytes, order
+and checksums are those of Zarr's ``sharding_indexed`` layout; an array of another layout is refused, never misread.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,17 +15,17 @@ from numcodecs import blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 
 from engine.errors import StrataError
-from engine.store.codecs import CHECKSUM_BYTES, checksum
+from engine.store.codecs import BLOCK_BYTES, CHECKSUM_BYTES, checksum
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
 
 __all__ = ["FETCH_BYTES", "Chunk", "stream_bytes", "stream_chunks"]
 
 FETCH_BYTES = 8 * 2**20
-"""Compressed bytes fetched at once where several chunks fit; an object store then answers few requests."""
+"""Encoded bytes fetched at once where chunks are smaller, so that an object store answers few requests."""
 
-_INDEX_ENTRY = 16
-_MISSING = 2**64 - 1
+_BLOSC_BLOCKS = 3  # that it shuffles and decompresses through
+_ENTRY_BYTES = 16  # of a shard's index: offset and length of one chunk
 
 
 class Chunk(NamedTuple):
@@ -32,22 +33,22 @@ class Chunk(NamedTuple):
 
     Attributes
     ----------
-    index
+    first
         Where it starts along the leading axis.
     start, stop
         What it covers of the part's axis.
     values
-        The array's values there, all its axes; overwritten when the next chunk is asked for.
+        The array's values there, along all axes; overwritten when the next chunk is asked for.
     """
 
-    index: int
+    first: int
     start: int
     stop: int
     values: np.ndarray
 
 
 def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
-    """Yield all chunks of an array, ascending in the leading axis and then along the part's axis.
+    """Yield all chunks of an array, ascending along the leading axis and then along the part's.
 
     Parameters
     ----------
@@ -69,87 +70,104 @@ def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
     grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
     buffer = np.empty(array.chunks, array.dtype)
     for shard in np.ndindex(*(-(-long // step) for long, step in zip(array.shape, array.shards, strict=True))):
-        file = f"{PARTS_FOLDER}/{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}"
-        for number, encoded in _encoded_chunks(part, file, int(np.prod(grid))):
-            place = [
-                (outer * count + inner) * step
-                for outer, count, inner, step in zip(
-                    shard, grid, np.unravel_index(number, grid), array.chunks, strict=True
-                )
-            ]
+        file = _Shard(part, f"{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}", math.prod(grid))
+        corner = [at * long for at, long in zip(shard, array.shards, strict=True)]
+        for number in file.decode_each(buffer):
+            inside = np.unravel_index(number, grid)
+            place = [at + int(by) * step for at, by, step in zip(corner, inside, array.chunks, strict=True)]
             lengths = [min(step, long - at) for step, long, at in zip(array.chunks, array.shape, place, strict=True)]
-            if min(lengths) <= 0:  # zarr rounds shards up to whole chunks
-                continue
-            _decode(encoded, buffer, part, file)
-            values = buffer[tuple(slice(0, length) for length in lengths)]
-            yield Chunk(int(place[0]), int(place[axis]), int(place[axis]) + lengths[axis], values)
+            if min(lengths) > 0:  # zarr rounds shards up to whole chunks
+                values = buffer[tuple(slice(0, length) for length in lengths)]
+                yield Chunk(place[0], place[axis], place[axis] + lengths[axis], values)
 
 
 def stream_bytes(part: Part, path: str) -> int:
-    """Bytes that `stream_chunks` holds at once: one decoded chunk and what is fetched."""
+    """Bytes that `stream_chunks` holds at once: one decoded chunk, what was fetched, and Blosc's own blocks."""
     array = _open(part, path)
-    decoded = int(np.prod(array.chunks)) * array.dtype.itemsize
-    return decoded + max(FETCH_BYTES, decoded + blosc.MAX_OVERHEAD + CHECKSUM_BYTES)
+    decoded = math.prod(array.chunks) * array.dtype.itemsize
+    most_encoded = decoded + blosc.MAX_OVERHEAD + CHECKSUM_BYTES
+    stored = sum(entry["bytes"] for name, entry in part.manifest["files"].items() if f".zarr/{path}/c/" in name)
+    return decoded + min(stored, max(FETCH_BYTES, most_encoded)) + _BLOSC_BLOCKS * min(BLOCK_BYTES, decoded)
 
 
 def _open(part: Part, path: str) -> zarr.Array:
     group, name = path.split("/")
     array = part.group(group)[name]
     assert isinstance(array, zarr.Array)
-    codec = array.metadata.codecs[0]  # type: ignore[union-attr]
-    known = (
-        isinstance(codec, ShardingCodec)
-        and codec.index_location is ShardingCodecIndexLocation.end
-        and [type(inner) for inner in codec.codecs] == [BytesCodec, BloscCodec, Crc32cCodec]
-        and [type(inner) for inner in codec.index_codecs] == [BytesCodec, Crc32cCodec]
-    )
-    if not known:
+    codecs = array.metadata.codecs if array.metadata.zarr_format == 3 else ()
+    sharding = codecs[0] if codecs else None
+    if not (
+        isinstance(sharding, ShardingCodec)
+        and sharding.index_location is ShardingCodecIndexLocation.end
+        and [type(codec) for codec in sharding.codecs] == [BytesCodec, BloscCodec, Crc32cCodec]
+        and [type(codec) for codec in sharding.index_codecs] == [BytesCodec, Crc32cCodec]
+    ):
         raise StrataError(
-            f"{path} of part {part.name} of {part.url} is encoded in a way that this strata does not know: upgrade "
-            "strata, or read it with zarr"
+            f"{path} of part {part.name} of {part.url} is encoded in a way that this strata does not know: "
+            "upgrade strata"
         )
     return array
 
 
-def _encoded_chunks(part: Part, file: str, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and encoded bytes of every chunk of a shard, in C order."""
-    index_bytes = _INDEX_ENTRY * count + CHECKSUM_BYTES
-    index = _checked(_fetch(part, file, -index_bytes, None), part, file).view("<u8").reshape(count, 2)
-    if (index == _MISSING).any():
-        raise _damaged(part, file, "lacks a chunk")
-    offsets, ends = index[:, 0].tolist(), index.sum(axis=1).tolist()
-    number = 0
-    while number < count:
-        stop = number + 1
-        while stop < count and offsets[stop] == ends[stop - 1] and ends[stop] - offsets[number] <= FETCH_BYTES:
-            stop += 1
-        content = _fetch(part, file, offsets[number], ends[stop - 1])
-        for here in range(number, stop):
-            encoded = content[offsets[here] - offsets[number] : ends[here] - offsets[number]]
-            yield here, _checked(encoded, part, file)
-        number = stop
+class _Shard:
+    """One file of so many chunks, each followed by its checksum, and the index at its end."""
 
+    def __init__(self, part: Part, name: str, count: int) -> None:
+        self._part = part
+        self._name = name
+        self._count = count
+        self._bytes = int(part.manifest["files"].get(name, {"bytes": 0})["bytes"])
 
-def _fetch(part: Part, file: str, start: int, stop: int | None) -> np.ndarray:
-    return np.frombuffer(part.location.read_range(file, start, stop), np.uint8)
+    def decode_each(self, buffer: np.ndarray) -> Iterator[int]:
+        """Decode one chunk after the other into ``buffer`` and yield its number, in C order."""
+        starts, stops = self._index()
+        first = 0
+        while first < self._count:
+            last = first
+            while (
+                last + 1 < self._count
+                and starts[last + 1] == stops[last]
+                and stops[last + 1] - starts[first] <= FETCH_BYTES
+            ):
+                last += 1
+            fetched = self._fetch(starts[first], stops[last])
+            for number in range(first, last + 1):
+                self._decode(fetched[starts[number] - starts[first] : stops[number] - starts[first]], buffer)
+                yield number
+            del fetched  # before the next ones are fetched
+            first = last + 1
 
+    def _index(self) -> tuple[list[int], list[int]]:
+        """Where each chunk starts and stops in the file."""
+        end = self._bytes - self._count * _ENTRY_BYTES - CHECKSUM_BYTES
+        if end < 0:
+            raise self._damaged("is not listed with its size in the manifest")
+        index = self._checked(self._fetch(end, self._bytes)).view("<u8").reshape(self._count, 2)
+        if (index > end).any() or (index.sum(axis=1) > end).any():
+            raise self._damaged("lacks a chunk")
+        return index[:, 0].tolist(), index.sum(axis=1).tolist()
 
-def _checked(encoded: np.ndarray, part: Part, file: str) -> np.ndarray:
-    """Bytes without the checksum that follows them."""
-    content, stored = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:]
-    if checksum(content) != stored.tobytes():
-        raise _damaged(part, file, "has a wrong checksum")
-    return content
+    def _decode(self, encoded: np.ndarray, buffer: np.ndarray) -> None:
+        content = self._checked(encoded)
+        # The second 32-bit number of Blosc's header is the decoded size.
+        if len(content) < blosc.MAX_OVERHEAD or int(content[4:8].view("<u4")[0]) != buffer.nbytes:
+            raise self._damaged("has a chunk of another size")
+        blosc.decompress(content, buffer)
 
+    def _fetch(self, start: int, stop: int) -> np.ndarray:
+        content = self._part.location.read(f"{PARTS_FOLDER}/{self._name}", start, stop)
+        if len(content) != stop - start:
+            raise self._damaged("is cut short")
+        return np.frombuffer(content, np.uint8)
 
-def _decode(encoded: np.ndarray, buffer: np.ndarray, part: Part, file: str) -> None:
-    # Blosc's header gives the decoded size as its second 32-bit number.
-    if int(encoded[4:8].view("<u4")[0]) != buffer.nbytes:
-        raise _damaged(part, file, "has a chunk of another size")
-    blosc.decompress(encoded, buffer)
+    def _checked(self, encoded: np.ndarray) -> np.ndarray:
+        content, stored = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:]
+        if checksum(content) != stored.tobytes():
+            raise self._damaged("has a wrong checksum")
+        return content
 
-
-def _damaged(part: Part, file: str, what: str) -> StrataError:
-    return StrataError(
-        f"{part.url}/{file} {what}: run `strata verify` on the store, then remove the part's manifest and extract again"
-    )
+    def _damaged(self, what: str) -> StrataError:
+        return StrataError(
+            f"{self._part.url}/{PARTS_FOLDER}/{self._name} {what}: `strata verify` says what is damaged; extract the "
+            "part again"
+        )

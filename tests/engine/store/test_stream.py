@@ -1,5 +1,6 @@
 """Streamed chunks against zarr's own reading of the same array, and against files that were damaged."""
 
+import tracemalloc
 from pathlib import Path
 
 import google_crc32c
@@ -9,6 +10,7 @@ import zarr
 
 from engine.errors import StrataError
 from engine.store import Part, layout, open_part, stream, stream_chunks
+from engine.store.consolidate import consolidate
 from engine.store.stream import stream_bytes
 from tests.engine.store.builders import tiny_store
 
@@ -41,14 +43,14 @@ def test_chunks_are_what_zarr_reads_in_order(
 ) -> None:
     monkeypatch.setattr(stream, "FETCH_BYTES", fetch)
     expected = read(part, path)
-    axis = part.manifest["arrays"][path]["dims"].index(path.split("/")[0])
+    axis = part.manifest["arrays"][path]["dims"].index(path.split("/", 1)[0])
     collected, places = np.zeros_like(expected), []
     for chunk in stream_chunks(part, path):
         place = [slice(None)] * expected.ndim
-        place[0] = slice(chunk.index, chunk.index + len(chunk.values))
+        place[0] = slice(chunk.first, chunk.first + len(chunk.values))
         place[axis] = slice(chunk.start, chunk.stop)
         collected[tuple(place)] = chunk.values
-        places.append((chunk.index if axis else 0, chunk.start))
+        places.append((chunk.first if axis else 0, chunk.start))
         assert chunk.values.shape[axis] == chunk.stop - chunk.start
     np.testing.assert_array_equal(collected, expected)
     assert places == sorted(set(places))
@@ -58,7 +60,18 @@ def test_chunks_are_what_zarr_reads_in_order(
 def test_one_buffer_serves_all_chunks(part: Part) -> None:
     values = [chunk.values for chunk in stream_chunks(part, "token/hidden_states")]
     assert all(np.shares_memory(values[0], other) for other in values)
-    assert stream_bytes(part, "token/hidden_states") >= values[0].nbytes + stream.FETCH_BYTES
+
+
+def test_memory_is_predicted_within_its_double(tmp_path: Path) -> None:
+    tiny_store(tmp_path / "store", images=30, prompts=1, parts=1, dim=4096)
+    part = open_part(str(tmp_path / "store"), "00000000")
+    sum(1 for _ in stream_chunks(part, "token/hidden_states"))  # imports are not the stream's
+    tracemalloc.start()
+    chunks = sum(1 for _ in stream_chunks(part, "token/hidden_states"))
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert chunks == 5
+    assert used <= stream_bytes(part, "token/hidden_states") <= 3 * used
 
 
 def test_an_empty_part_has_no_chunk(tmp_path: Path) -> None:
@@ -113,6 +126,6 @@ def test_another_encoding_is_left_to_zarr(part: Part) -> None:
     states = read(part, "token/hidden_states")
     group = zarr.open_group(folder / "token", mode="r+", use_consolidated=False)
     group.create_array("hidden_states", data=states, chunks=(1, 2, 16), overwrite=True)
-    zarr.consolidate_metadata(folder)
+    consolidate(folder)
     with pytest.raises(StrataError, match="does not know: upgrade strata"):
         list(stream_chunks(part, "token/hidden_states"))
