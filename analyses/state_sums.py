@@ -13,7 +13,7 @@ from engine.store import Part, stream_chunks
 
 __all__ = ["NORMED_AT_ONCE", "StateSums", "runs_of"]
 
-NORMED_AT_ONCE = 256
+NORMED_AT_ONCE = 64
 """Tokens that the final norm takes at once; bounds the float32 copy it makes."""
 
 

@@ -1,7 +1,10 @@
 """Where a store is, locally or behind any URL that fsspec knows, and reading from there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 
 import fsspec
@@ -33,8 +36,8 @@ class Location:
         text = os.fspath(url)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser()))
 
-    def read(self, relative: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Read one file, or its bytes ``start:stop``; fewer come back where it is shorter.
+    def read(self, relative: str) -> bytes:
+        """Read one file whole.
 
         Raises
         ------
@@ -43,9 +46,26 @@ class Location:
         """
         filesystem, root = fsspec.url_to_fs(self.url)
         try:
-            return bytes(filesystem.cat_file(f"{root}/{relative}", start, stop))
+            return bytes(filesystem.cat_file(f"{root}/{relative}"))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
+
+    @contextmanager
+    def opened(self, relative: str) -> Iterator[BufferedIOBase]:
+        """Open one file for reading piece by piece.
+
+        Raises
+        ------
+        StrataError
+            When it is not there.
+        """
+        filesystem, root = fsspec.url_to_fs(self.url)
+        try:
+            file = filesystem.open(f"{root}/{relative}", "rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
+        with file:
+            yield file
 
     def read_all(self, folder: str, suffix: str) -> dict[str, bytes]:
         """Read all files of one folder whose names end in ``suffix``, by name, in name order."""

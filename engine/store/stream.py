@@ -7,6 +7,7 @@ and checksums are those of Zarr's ``sharding_indexed`` layout; an array of anoth
 
 import math
 from collections.abc import Iterator
+from io import BufferedIOBase
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,7 @@ from engine.store.codecs import BLOCK_BYTES, CHECKSUM_BYTES, checksum
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
 
-__all__ = ["FETCH_BYTES", "Chunk", "stream_bytes", "stream_chunks"]
-
-FETCH_BYTES = 8 * 2**20
-"""Encoded bytes fetched at once where chunks are smaller, so that an object store answers few requests."""
+__all__ = ["Chunk", "stream_bytes", "stream_chunks"]
 
 _BLOSC_BLOCKS = 3  # that it shuffles and decompresses through
 _ENTRY_BYTES = 16  # of a shard's index: offset and length of one chunk
@@ -68,26 +66,29 @@ def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
     assert array.shards is not None
     axis = next(number for number, dim in enumerate(part.manifest["arrays"][path]["dims"]) if dim in PART_DIMS)
     grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
-    buffer = np.empty(array.chunks, array.dtype)
+    decoded = np.empty(array.chunks, array.dtype)
+    encoded = np.empty(_most_encoded(decoded.nbytes), np.uint8)
     for shard in np.ndindex(*(-(-long // step) for long, step in zip(array.shape, array.shards, strict=True))):
         file = _Shard(part, f"{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}", math.prod(grid))
         corner = [at * long for at, long in zip(shard, array.shards, strict=True)]
-        for number in file.decode_each(buffer):
+        for number in file.decode_each(encoded, decoded):
             inside = np.unravel_index(number, grid)
             place = [at + int(by) * step for at, by, step in zip(corner, inside, array.chunks, strict=True)]
             lengths = [min(step, long - at) for step, long, at in zip(array.chunks, array.shape, place, strict=True)]
             if min(lengths) > 0:  # zarr rounds shards up to whole chunks
-                values = buffer[tuple(slice(0, length) for length in lengths)]
+                values = decoded[tuple(slice(0, length) for length in lengths)]
                 yield Chunk(place[0], place[axis], place[axis] + lengths[axis], values)
 
 
 def stream_bytes(part: Part, path: str) -> int:
-    """Bytes that `stream_chunks` holds at once: one decoded chunk, what was fetched, and Blosc's own blocks."""
+    """Bytes that `stream_chunks` holds at once: one chunk, decoded and encoded, and Blosc's own blocks."""
     array = _open(part, path)
     decoded = math.prod(array.chunks) * array.dtype.itemsize
-    most_encoded = decoded + blosc.MAX_OVERHEAD + CHECKSUM_BYTES
-    stored = sum(entry["bytes"] for name, entry in part.manifest["files"].items() if f".zarr/{path}/c/" in name)
-    return decoded + min(stored, max(FETCH_BYTES, most_encoded)) + _BLOSC_BLOCKS * min(BLOCK_BYTES, decoded)
+    return decoded + _most_encoded(decoded) + _BLOSC_BLOCKS * min(BLOCK_BYTES, decoded)
+
+
+def _most_encoded(decoded: int) -> int:
+    return decoded + blosc.MAX_OVERHEAD + CHECKSUM_BYTES
 
 
 def _open(part: Part, path: str) -> zarr.Array:
@@ -118,53 +119,42 @@ class _Shard:
         self._count = count
         self._bytes = int(part.manifest["files"].get(name, {"bytes": 0})["bytes"])
 
-    def decode_each(self, buffer: np.ndarray) -> Iterator[int]:
-        """Decode one chunk after the other into ``buffer`` and yield its number, in C order."""
-        starts, stops = self._index()
-        first = 0
-        while first < self._count:
-            last = first
-            while (
-                last + 1 < self._count
-                and starts[last + 1] == stops[last]
-                and stops[last + 1] - starts[first] <= FETCH_BYTES
-            ):
-                last += 1
-            fetched = self._fetch(starts[first], stops[last])
-            for number in range(first, last + 1):
-                self._decode(fetched[starts[number] - starts[first] : stops[number] - starts[first]], buffer)
+    def decode_each(self, encoded: np.ndarray, decoded: np.ndarray) -> Iterator[int]:
+        """Read one chunk after the other into ``encoded``, decode it into ``decoded`` and yield its number."""
+        with self._part.location.opened(f"{PARTS_FOLDER}/{self._name}") as file:
+            for number, (start, length) in enumerate(self._index(file)):
+                if length > len(encoded):
+                    raise self._damaged("has a chunk of another size")
+                self._decode(self._read(file, start, encoded[:length]), decoded)
                 yield number
-            del fetched  # before the next ones are fetched
-            first = last + 1
 
-    def _index(self) -> tuple[list[int], list[int]]:
-        """Where each chunk starts and stops in the file."""
+    def _index(self, file: BufferedIOBase) -> list[list[int]]:
+        """Where each chunk starts in the file, and its length."""
         end = self._bytes - self._count * _ENTRY_BYTES - CHECKSUM_BYTES
         if end < 0:
             raise self._damaged("is not listed with its size in the manifest")
-        index = self._checked(self._fetch(end, self._bytes)).view("<u8").reshape(self._count, 2)
+        index = self._read(file, end, np.empty(self._bytes - end, np.uint8)).view("<u8").reshape(self._count, 2)
         if (index > end).any() or (index.sum(axis=1) > end).any():
             raise self._damaged("lacks a chunk")
-        return index[:, 0].tolist(), index.sum(axis=1).tolist()
+        entries: list[list[int]] = index.tolist()
+        return entries
 
-    def _decode(self, encoded: np.ndarray, buffer: np.ndarray) -> None:
-        content = self._checked(encoded)
-        # The second 32-bit number of Blosc's header is the decoded size.
-        if len(content) < blosc.MAX_OVERHEAD or int(content[4:8].view("<u4")[0]) != buffer.nbytes:
-            raise self._damaged("has a chunk of another size")
-        blosc.decompress(content, buffer)
-
-    def _fetch(self, start: int, stop: int) -> np.ndarray:
-        content = self._part.location.read(f"{PARTS_FOLDER}/{self._name}", start, stop)
-        if len(content) != stop - start:
+    def _read(self, file: BufferedIOBase, start: int, into: np.ndarray) -> np.ndarray:
+        """Fill ``into`` from ``start`` on; return it without the checksum at its end, which must be right."""
+        file.seek(start)
+        if file.readinto(into.data) != len(into):
             raise self._damaged("is cut short")
-        return np.frombuffer(content, np.uint8)
-
-    def _checked(self, encoded: np.ndarray) -> np.ndarray:
-        content, stored = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:]
+        into.flags.writeable = False  # the checksum is only taken of what cannot change
+        content, stored = into[:-CHECKSUM_BYTES], into[-CHECKSUM_BYTES:]
         if checksum(content) != stored.tobytes():
             raise self._damaged("has a wrong checksum")
         return content
+
+    def _decode(self, content: np.ndarray, decoded: np.ndarray) -> None:
+        # The second 32-bit number of Blosc's header is the decoded size.
+        if len(content) < blosc.MAX_OVERHEAD or int(content[4:8].view("<u4")[0]) != decoded.nbytes:
+            raise self._damaged("has a chunk of another size")
+        blosc.decompress(content, decoded)
 
     def _damaged(self, what: str) -> StrataError:
         return StrataError(

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from engine.errors import StrataError
-from engine.store import Part, layout, open_part, stream, stream_chunks
+from engine.store import Part, layout, open_part, stream_chunks
 from engine.store.consolidate import consolidate
 from engine.store.stream import stream_bytes
 from tests.engine.store.builders import tiny_store
@@ -37,11 +37,7 @@ def read(part: Part, path: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("fetch", [1, 700, 2**20])
-def test_chunks_are_what_zarr_reads_in_order(
-    part: Part, path: str, fetch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "FETCH_BYTES", fetch)
+def test_chunks_are_what_zarr_reads_in_order(part: Part, path: str) -> None:
     expected = read(part, path)
     axis = part.manifest["arrays"][path]["dims"].index(path.split("/", 1)[0])
     collected, places = np.zeros_like(expected), []

@@ -1,0 +1,78 @@
+"""Writing alone: a fake producer hands over raw states of whole parts, against ``torch.save`` and fsync of the same.
+
+Both write to the same disk and end when the bytes are durable. The sink compresses, hashes and commits.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.capture.sink import BackgroundSink
+from engine.store import PART_SAMPLES_SCHEMA, Coordinate, PartArray, PartContent, widen_bfloat16, write_part
+from tests.bench.rows import Row
+from tests.bench.states import make_states
+from tests.bench.timing import take_turns
+
+__all__ = ["run"]
+
+PARTS = 2
+
+
+def run(folder: Path, *, quick: bool) -> Iterator[Row]:
+    """Measure both dtypes; no goal yet, more is better."""
+    layers, tokens, dim = (3, 600, 512) if quick else (33, 1200, 4096)
+    states = make_states(0, layers=layers, tokens=tokens, dim=dim)
+    for dtype in ("float16", "bfloat16"):
+        raw = torch.from_numpy(states).to(getattr(torch, dtype))
+        times = take_turns(
+            {
+                "sink": partial(_sink, folder / "store", raw),
+                "save": partial(_save, folder / "saved", raw),
+            },
+            rounds=2 if quick else 3,
+        )
+        size = PARTS * raw.nbytes
+        yield Row(
+            f"writing parts, {dtype}",
+            times.ratio("save", "sink"),
+            f"rate of torch.save and fsync of the same bytes, {times.rate('save', size)} of raw states; the sink "
+            f"takes {times.rate('sink', size)}",
+        )
+
+
+def _save(folder: Path, raw: torch.Tensor) -> None:
+    folder.mkdir()
+    for number in range(PARTS):
+        with (folder / f"{number}.pt").open("wb") as file:
+            torch.save(raw, file)
+            file.flush()
+            os.fsync(file.fileno())
+    shutil.rmtree(folder)
+
+
+def _sink(store: Path, raw: torch.Tensor) -> None:
+    store.mkdir()
+    with BackgroundSink(lambda content: write_part(store, content, plan_sha256="0" * 64)) as sink:
+        for number in range(PARTS):
+            sink.put(_content(number, raw))
+    shutil.rmtree(store)
+
+
+def _content(number: int, raw: torch.Tensor) -> PartContent:
+    layers, tokens, dim = raw.shape
+    widened = np.empty((tokens, dim), np.float32)
+
+    def slab(index: int) -> np.ndarray:
+        if raw.dtype == torch.bfloat16:
+            return widen_bfloat16(raw[index].view(torch.uint16).numpy(), out=widened)
+        return raw[index].numpy()
+
+    stored = "float32" if raw.dtype == torch.bfloat16 else "float16"
+    states = PartArray("token/hidden_states", ("layer", "token", "dim"), (layers, tokens, dim), stored, slab)
+    role = Coordinate("token/role", ("token",), np.zeros(tokens, np.int32))
+    return PartContent(number, (states,), (role,), PART_SAMPLES_SCHEMA.empty_table(), (), {}, 0.0)

@@ -1,0 +1,53 @@
+"""Times of several ways of doing the same thing, taken in turns so that a busy machine slows all of them alike.
+
+Every contestant runs once unmeasured before the first round: libraries are imported and files lie in the page cache.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+__all__ = ["Times", "take_turns"]
+
+
+class Times:
+    """Seconds of every contestant in every round."""
+
+    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+        self._seconds = seconds
+
+    def ratio(self, numerator: str, denominator: str) -> float:
+        """Median over rounds of one contestant's seconds divided by the other's of the same round."""
+        pairs = zip(self._seconds[numerator], self._seconds[denominator], strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+    def rate(self, contestant: str, size: float) -> str:
+        """``size`` bytes per median second, as text."""
+        return f"{size / statistics.median(self._seconds[contestant]) / 1e6:,.0f} MB/s"
+
+    def seconds(self, contestant: str) -> str:
+        """Median seconds, as text."""
+        return f"{statistics.median(self._seconds[contestant]):.2f} s"
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
+    """Run all contestants once to warm up, then ``rounds`` times one after the other, starting with another each time.
+
+    Parameters
+    ----------
+    contestants
+        By name; called without arguments.
+    rounds
+        At least 1.
+    """
+    for run in contestants.values():
+        run()
+    names = list(contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.perf_counter()
+            contestants[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return Times(seconds)
