@@ -69,7 +69,7 @@ class PooledSums:
             sample_id = self._part.samples["sample_id"].iloc[which.start + int(sample)]
             roles = ", ".join(ROLES[code] for code in self._sets[group])
             raise StrataError(
-                f"{self._part.url}: sample {sample_id}, {where}: the pooled states of {roles} are not finite: run "
-                "`strata verify --deep` on the store, then extract the sample again"
+                f"{self._part.url}: sample {sample_id}, {where}: the pooled states of {roles} are not finite; "
+                "`strata verify` says whether the store is damaged"
             )
         return sums

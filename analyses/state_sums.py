@@ -90,5 +90,5 @@ class StateSums:
         )
         return StrataError(
             f"{self._part.url}: sample {sample}, {where}, position {position} is {error.reason}, so it has no cosine "
-            "with anything: run `strata verify --deep` on the store, then extract the sample again"
+            "with anything; `strata verify` says whether the store is damaged"
         )
