@@ -38,8 +38,8 @@ def _rows(folder: Path, dtype: str, quick: bool) -> Iterator[Row]:
     yield Row(
         f"peak memory of contextualization, {dtype}",
         rise / of_large.predicted,
-        f"what it predicts beyond the process itself, {of_large.predicted / MIB:.0f} MiB for {WORKERS} threads; resident "
-        f"memory rose by {rise / MIB:.0f} MiB",
+        f"what it predicts beyond the process itself, {of_large.predicted / MIB:.0f} MiB for {WORKERS} threads; "
+        f"resident memory rose by {rise / MIB:.0f} MiB",
         at_most(1.0),
     )
     yield Row(

@@ -1,8 +1,8 @@
 """Child process of the memory benchmark: ``python -m tests.bench.memory_of_analysis WARM_UP STORE WORKERS``.
 
-Prints bytes as JSON: ``peak``, the high-water mark of resident memory during the analysis of STORE; ``before``, what was
-resident when it began; ``predicted``, what the analysis predicts beyond the process itself. WARM_UP is a small store
-that is analysed first, so that everything is imported. Reads ``/proc``, hence Linux only.
+Prints bytes as JSON: ``peak``, the high-water mark of resident memory during the analysis of STORE; ``before``, what
+was resident when it began; ``predicted``, what the analysis predicts beyond the process itself. WARM_UP is a small
+store that is analysed first, so that everything is imported. Reads ``/proc``, hence Linux only.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A random LLaVA in memory, large enough to be slow; images for it, and extractions of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,10 @@ class Silence:
     def batch_done(self, samples: int, state_bytes: int) -> None:
         """Ignore it."""
 
-    def part_done(self, manifest: object) -> None:
+    def waited(self, what: str, seconds: float) -> None:
+        """Ignore it."""
+
+    def part_done(self, manifest: Mapping[str, object]) -> None:
         """Ignore it."""
 
 
