@@ -108,11 +108,12 @@ def plan_extraction(
     images_per_part: int,
     batch_size: int,
     tensors: tuple[str, ...] = CAPTURES,
+    first_layer: int = 0,
 ) -> Extraction:
-    """Plan an extraction of all layers, prefix shared, and create its store."""
+    """Plan an extraction of all layers from the first on, prefix shared, and create its store."""
     checkpoint = model.checkpoint
     asked = [Prompt(f"normal-{number + 1}", "normal", text) for number, text in enumerate(PROMPTS[:prompts])]
-    layers = tuple(range(checkpoint.block_count + 1))
+    layers = tuple(range(first_layer, checkpoint.block_count + 1))
     plan = make_plan(
         model={
             "id": checkpoint.model_id,

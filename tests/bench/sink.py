@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from engine.capture.sink import BackgroundSink
-from engine.store import PART_SAMPLES_SCHEMA, Coordinate, PartArray, PartContent, widen_bfloat16, write_part
+from engine.store import PartContent, widen_bfloat16, write_part
 from tests.bench.rows import Row
 from tests.bench.states import make_states
+from tests.bench.stores import states_content
 from tests.bench.timing import take_turns
 
 __all__ = ["run"]
@@ -73,6 +74,4 @@ def _content(number: int, raw: torch.Tensor) -> PartContent:
         return raw[index].numpy()
 
     stored = "float32" if raw.dtype == torch.bfloat16 else "float16"
-    states = PartArray("token/hidden_states", ("layer", "token", "dim"), (layers, tokens, dim), stored, slab)
-    role = Coordinate("token/role", ("token",), np.zeros(tokens, np.int32))
-    return PartContent(number, (states,), (role,), PART_SAMPLES_SCHEMA.empty_table(), (), {}, 0.0)
+    return states_content(number, (layers, tokens, dim), stored, slab)

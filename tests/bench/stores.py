@@ -1,16 +1,25 @@
-"""Stores of synthetic states, written by the real writer: one image with one prompt per sample, no shared prefix."""
+"""Synthetic states for the real writer: whole stores of one prompt per image, and single parts of states alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from engine.store import PLAN_SCHEMA, create_store, write_part
+from engine.store import (
+    PART_SAMPLES_SCHEMA,
+    PLAN_SCHEMA,
+    Coordinate,
+    PartArray,
+    PartContent,
+    create_store,
+    write_part,
+)
 from engine.vocabulary import ROLE_CODES
 from tests.bench.states import make_states
 from tests.engine.store.builders import TinySample, in_stored_dtype, tiny_part, tiny_record, tiny_vocabulary
 
-__all__ = ["write_store"]
+__all__ = ["states_content", "write_store"]
 
 
 def write_store(
@@ -59,3 +68,12 @@ def write_store(
         )
         write_part(path, content, plan_sha256=str(record["plan_sha256"]))
     return path
+
+
+def states_content(
+    number: int, shape: tuple[int, int, int], dtype: str, slab: Callable[[int], np.ndarray]
+) -> PartContent:
+    """A part of hidden states (layer, token, dim) in a stored dtype and nothing else, not even a sample."""
+    states = PartArray("token/hidden_states", ("layer", "token", "dim"), shape, dtype, slab)
+    role = Coordinate("token/role", ("token",), np.zeros(shape[1], np.int32))
+    return PartContent(number, (states,), (role,), PART_SAMPLES_SCHEMA.empty_table(), (), {}, 0.0)
