@@ -242,12 +242,17 @@ def _slabs(states: list[list[torch.Tensor]], shape: tuple[int, int], dtype: str)
     stored = np.empty(shape, dtype=STORED_DTYPES[dtype])
 
     def slab(index: int) -> np.ndarray:
-        if not states[index]:
-            return stored
-        captured = torch.cat(states[index])
+        row = 0
+        for captured in states[index]:
+            # Not torch.cat: on this thread torch would start a second team of threads, which fights the model's team
+            # for the cores.
+            rows = stored[row : row + len(captured)]
+            if dtype == "bfloat16":
+                widen_bfloat16(captured.view(torch.uint16).numpy(), out=rows)
+            else:
+                rows[...] = captured.numpy()
+            row += len(captured)
         states[index] = []
-        if dtype == "bfloat16":
-            return widen_bfloat16(captured.view(torch.uint16).numpy(), out=stored)
-        return captured.numpy()
+        return stored
 
     return slab
