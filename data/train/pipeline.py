@@ -121,13 +121,17 @@ def _describe(run: Run) -> dict[str, object]:
         "weights_seed": WEIGHTS_SEED,
         "pool_seed": run.pool_seed,
         "pool": run.pool,
-        "stages": {name: getattr(run, name)._asdict() for name in STAGES},
+        "stages": {name: _describe_stage(getattr(run, name)) for name in STAGES},
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
         },
     }
+
+
+def _describe_stage(stage: Stage) -> dict[str, object]:
+    return stage._asdict() | {"rates": stage.rates._asdict()}
 
 
 def _fingerprint(run: Run, name: str) -> str:

