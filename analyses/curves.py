@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Band", "band", "image_curves", "ordered_kinds"]
+from analyses.resampling import PERCENTILES, draw_times
+
+__all__ = ["BOOTSTRAPS", "Band", "band", "image_curves", "ordered_kinds"]
 
 BOOTSTRAPS = 1000
-_PERCENTILES = (2.5, 97.5)
 _KINDS = ("normal", "question", "noisy", "empty")
 
 
@@ -67,6 +68,7 @@ def band(curves: NDArray[np.floating], *, seed: int = 0) -> Band:
     if images == 0:
         return Band(missing, missing, missing, missing, 0)
     std = curves.std(axis=0, ddof=1) if images > 1 else missing
-    times = np.random.default_rng(seed).multinomial(images, np.full(images, 1.0 / images), size=BOOTSTRAPS)
-    low, high = np.percentile(times @ curves / images, _PERCENTILES, axis=0)
+    blocks = draw_times(images, BOOTSTRAPS, np.random.default_rng(seed))
+    means = np.concatenate([times @ curves / images for times in blocks])
+    low, high = np.percentile(means, PERCENTILES, axis=0)
     return Band(curves.mean(axis=0), std, low, high, images)

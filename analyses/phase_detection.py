@@ -3,10 +3,11 @@
 Pure arrays in, records out; the boundaries come from `analyses.segmentation`, the names from Wei, Shi and Inoue
 (arXiv 2411.00646).
 
-Intervals resample images. The curve that chose the boundaries flatters them: on noise alone it finds a "rise" between
-its own lowest and highest layer in nearly every resample. So each resample chooses its boundaries on the images drawn
-and reads the change between them off the images left out; an interval that excludes 0 is then evidence, and noise stays
-"not supported". The price is a somewhat wider interval than the drawn images alone would claim.
+Intervals resample images: each resample is cut, and its changes are read, on the images drawn. They say how far the
+numbers would move with other images, and no more. The curve that chose the boundaries flatters them: on noise alone it
+finds a "rise" between its own lowest and highest layer in nearly every resample. So whether a phase is supported is
+decided by a second reading: between the boundaries of each resample, the change of the images left out. An interval may
+exclude 0 and the phase still be unsupported.
 """
 
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analyses.resampling import PERCENTILES, resample_means
 from analyses.segmentation import MINIMUM_LENGTH, segment_all, segment_curves
 from engine.errors import UsageError
 
@@ -26,7 +28,6 @@ THREE_STAGES = ("I+II Early Alignment", "III Rise", "IV Decline")
 
 _MOST_SEGMENTS = 5
 _SPLITS = 50
-_PERCENTILES = (2.5, 97.5)
 
 
 class Shape(NamedTuple):
@@ -45,7 +46,10 @@ class Shape(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One phase of one curve; layers are the store's numbers, inclusive at both ends, intervals are 95 %."""
+    """One phase of one curve; layers are the store's numbers, inclusive at both ends, intervals are 95 %.
+
+    ``supported`` is read on images left out of each resample, not from the interval of the change.
+    """
 
     phase: int
     name: str
@@ -62,10 +66,11 @@ class Phase(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """The phases of a mean curve and the shape they follow."""
+    """The phases of a mean curve, the shape they follow, and the shape that held-out images prefer."""
 
     shape: Shape
     phases: tuple[Phase, ...]
+    preferred: Shape
 
 
 def fixed_shape(pattern: str) -> Shape:
@@ -149,9 +154,10 @@ def detect(
     Returns
     -------
     Detection
-        ``change`` is the mean curve's value at ``end`` minus that at ``start``; its interval is read off images left
-        out (see the module's text), NaN with fewer than two images. A phase is supported where the interval of every
-        segment in it excludes 0 with the segment's sign.
+        ``change`` is the mean curve's value at ``end`` minus that at ``start``; its interval is that of the resamples,
+        each cut and read on the images drawn, NaN with fewer than two images. A phase is supported where, for every
+        segment in it, the interval of the change on the images left out (see the module's text) excludes 0 with the
+        segment's sign. ``preferred`` is the outcome of `choose_shape`, which ``"auto"`` follows.
 
     Raises
     ------
@@ -160,20 +166,23 @@ def detect(
     """
     values = np.asarray(curves, np.float64)
     _refuse_short(values.shape[1], 1 if pattern == "auto" else fixed_shape(pattern).segments)
-    shape = choose_shape(values, seed) if pattern == "auto" else fixed_shape(pattern)
+    preferred = choose_shape(values, seed)
+    shape = preferred if pattern == "auto" else fixed_shape(pattern)
     mean = values.mean(axis=0, keepdims=True)
     found = segment_curves(mean, shape.segments, first_rises=shape.first_rises).last
-    drawn, left_out = _resample(values, bootstraps, np.random.default_rng(seed))
+    drawn, left_out = resample_means(values, bootstraps, np.random.default_rng(seed))
     resampled = segment_curves(drawn, shape.segments, first_rises=shape.first_rises).last
     supported = _supported(left_out, resampled, shape.first_rises)
 
     start, end = _phase_points(found, shape)
     starts, ends = _phase_points(resampled, shape)
     change = (_at(mean, end) - _at(mean, start))[0]
-    change_low, change_high = _interval(_at(left_out, ends) - _at(left_out, starts))
+    # One image gives the same curve in every resample: no interval, not one without width.
+    changes = _at(drawn, ends) - _at(drawn, starts)
+    change_low, change_high = _interval(changes if len(values) > 1 else np.full_like(changes, np.nan))
     numbers = np.asarray(layers, np.int64)
     (start_low, start_high), (end_low, end_high) = (
-        numbers[np.percentile(points, _PERCENTILES, axis=0, method="inverted_cdf").astype(np.intp)]
+        numbers[np.percentile(points, PERCENTILES, axis=0, method="inverted_cdf").astype(np.intp)]
         for points in (starts, ends)
     )
     phases = tuple(
@@ -186,7 +195,7 @@ def detect(
         )
         for p, (name, first, last) in enumerate(shape.phases)
     )  # fmt: skip
-    return Detection(shape, phases)
+    return Detection(shape, phases, preferred)
 
 
 def _refuse_short(points: int, segments: int) -> None:
@@ -207,23 +216,11 @@ def _at(curves: NDArray[np.float64], points: NDArray[np.intp]) -> NDArray[np.flo
     return np.take_along_axis(curves, points, axis=1)
 
 
-def _resample(
-    curves: NDArray[np.float64], bootstraps: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean curves of the images drawn and of those left out (NaN where none was), each (bootstrap, layer)."""
-    images = len(curves)
-    times = rng.multinomial(images, np.full(images, 1.0 / images), size=bootstraps)
-    unused = times == 0
-    some = unused.sum(axis=1, keepdims=True)
-    left_out = np.divide(unused @ curves, some, out=np.full((bootstraps, curves.shape[1]), np.nan), where=some > 0)
-    return times @ curves / images, left_out
-
-
 def _interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values):
         return (np.full(values.shape[1], np.nan),) * 2
-    low, high = np.percentile(values, _PERCENTILES, axis=0)
+    low, high = np.percentile(values, PERCENTILES, axis=0)
     return low, high
 
 

@@ -18,6 +18,9 @@ __all__ = ["PHASES_IMAGES_SCHEMA", "PHASES_SCHEMA", "to_dataset", "to_image_tabl
 _LAYERS = ("start", "start_low", "start_high", "end", "end_low", "end_high")
 _CHANGES = ("change", "change_low", "change_high")
 
+_INTERVAL = "95 % percentile interval over bootstrap samples of images, each cut and read on the images drawn"
+_SUPPORTED = "on images left out of each bootstrap sample the interval of the change excludes 0 with the phase's sign"
+
 PHASES_SCHEMA = pa.schema(
     [
         *STORE_COLUMNS,
@@ -88,7 +91,8 @@ def _store_columns(curve: CurvePhases) -> dict[str, str]:
 def to_dataset(found: Sequence[CurvePhases], settings: str) -> xr.Dataset:
     """Label the phases (curve, phase); a curve with fewer phases than others is filled with layer -1 and NaN.
 
-    With ``--pattern auto`` the held-out scores of 1 to 5 segments are beside them (curve, segments).
+    Whatever the pattern, the number of segments that held-out images prefer is beside them (curve), with the scores
+    that decided it (curve, segments).
     """
     most = max((len(curve.detection.phases) for curve in found), default=0)
     table = [[_padded(curve, p) for p in range(most)] for curve in found]
@@ -98,7 +102,7 @@ def to_dataset(found: Sequence[CurvePhases], settings: str) -> xr.Dataset:
         for name, dtype, attrs in (
             *((name, np.int32, {"units": units[name]}) for name in _LAYERS),
             *((name, np.float64, {"units": units[name]}) for name in _CHANGES),
-            ("supported", np.bool_, {"long_name": "the interval of the change excludes 0 with the phase's sign"}),
+            ("supported", np.bool_, {"long_name": _SUPPORTED}),
             ("name", object, {"long_name": "name of the phase"}),
         )
     }
@@ -123,21 +127,30 @@ def to_dataset(found: Sequence[CurvePhases], settings: str) -> xr.Dataset:
             "title": "Phases",
             "settings": settings,
             "stores": json.dumps(list({curve.identity.store: curve.identity.asdict() for curve in found}.values())),
-            "interval": "95 % percentile interval over bootstrap samples of images; changes on images left out",
+            "interval": _INTERVAL,
+            "supported": f"{_SUPPORTED}; the interval of the change may exclude 0 where the phase is not supported",
         },
     )
 
 
 def _scores(found: Sequence[CurvePhases]) -> dict[str, Any]:
-    """Held-out scores (curve, segments) where the shape was chosen by them, NaN beyond what a short curve allows."""
-    most = max((len(curve.detection.shape.scores) for curve in found), default=0)
-    if most == 0:
-        return {}
+    """Preferred shapes and held-out scores (curve, segments), NaN beyond what a short curve allows."""
+    preferred = [curve.detection.preferred for curve in found]
+    most = max((len(shape.scores) for shape in preferred), default=0)
     scores = np.full((2, len(found), most), np.nan)
-    for c, curve in enumerate(found):
-        shape = curve.detection.shape
+    for c, shape in enumerate(preferred):
         scores[:, c, : len(shape.scores)] = shape.scores, shape.errors
     return {
+        "preferred_segments": (
+            "curve",
+            np.array([shape.segments for shape in preferred], np.int32),
+            {"long_name": "number of alternating segments that held-out images prefer", "units": "1"},
+        ),
+        "preferred_first_rises": (
+            "curve",
+            np.array([shape.first_rises for shape in preferred], np.bool_),
+            {"long_name": "whether the first of the preferred segments rises"},
+        ),
         "segments": ("segments", np.arange(1, most + 1), {"long_name": "number of alternating segments"}),
         "score": (("curve", "segments"), scores[0], {"long_name": "held-out mean squared error", "units": "1"}),
         "score_error": (

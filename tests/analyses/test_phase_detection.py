@@ -3,6 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from analyses.phase_detection import FOUR_PHASES, choose_shape, cut_each, detect, fixed_shape
+from analyses.resampling import resample_means
 from engine.errors import UsageError
 
 LAYERS = np.arange(41)
@@ -111,3 +112,45 @@ def test_too_few_layers_and_unknown_patterns_name_the_next_step() -> None:
         detect(np.zeros((3, 9)), np.arange(9), "five")
     with pytest.raises(UsageError, match="the curve has 1"):
         detect(np.zeros((3, 1)), np.arange(1), "auto")
+
+
+def test_intervals_of_change_are_percentiles_of_resamples_cut_and_read_on_the_images_drawn() -> None:
+    curves = images(PLANTED[::4], 0.05, count=12)
+    found = detect(curves, np.arange(11), "four", bootstraps=80, seed=3)
+    rng, changes = np.random.default_rng(3), []
+    for _ in range(80):
+        times = rng.multinomial(12, np.full(12, 1 / 12))
+        mean = np.repeat(curves, times, axis=0).mean(axis=0)
+        start, end = cut_each(mean[None], np.arange(11), fixed_shape("four"))
+        changes.append(mean[end[0]] - mean[start[0]])
+    low, high = np.percentile(changes, (2.5, 97.5), axis=0)
+    np.testing.assert_allclose([p.change_low for p in found.phases], low)
+    np.testing.assert_allclose([p.change_high for p in found.phases], high)
+
+
+def test_an_interval_of_noise_excludes_0_and_its_phase_is_still_not_supported() -> None:
+    phases = detect(images(np.zeros(40), 0.05), np.arange(40), "four", bootstraps=200).phases
+    assert any(p.change_low > 0 or p.change_high < 0 for p in phases)
+    assert not any(p.supported for p in phases)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("walk", [False, True])
+def test_a_smooth_monotone_curve_is_never_four_phases_and_held_out_images_say_so(seed: int, walk: bool) -> None:
+    layers = np.arange(1, 25)
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 0.004, (40, 24))
+    curve = 0.1 + 0.3 * (1 - np.exp(-layers / 8))
+    curves = curve + rng.normal(0, 0.05, (40, 1)) + (noise.cumsum(axis=1) if walk else noise)
+    for values, first_rises in ((curves, True), (-curves, False)):
+        found = detect(values, layers, "four", bootstraps=200)
+        assert not all(p.supported for p in found.phases)
+        assert (found.preferred.segments, found.preferred.first_rises) == (1, first_rises)
+
+
+def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = images(PLANTED, 0.1)
+    whole = resample_means(curves, 50, np.random.default_rng(0))
+    monkeypatch.setattr("analyses.resampling._VALUES_AT_ONCE", 130)  # two resamples of 60 images
+    for once, cut in zip(whole, resample_means(curves, 50, np.random.default_rng(0)), strict=True):
+        np.testing.assert_allclose(cut, once)

@@ -73,6 +73,17 @@ def test_tables_have_the_contracts_columns() -> None:
     assert images[images["sample_id"] == "7/normal-0"]["start"].tolist()[0] == 1
 
 
+def test_the_dataset_says_what_held_out_images_prefer_also_for_a_fixed_pattern() -> None:
+    results = [planted_result(noise=0.005), planted_result(((0, 40), (0.0, 0.4)), store="rise")]
+    fixed, auto = (to_dataset(find_phases(results, pattern=name, bootstraps=20), "") for name in ("four", "auto"))
+    assert fixed["preferred_segments"].values.tolist() == [4, 1, 1, 1, 1, 1]
+    assert fixed["preferred_first_rises"].values.all()
+    for name in ("preferred_segments", "preferred_first_rises", "score", "score_error"):
+        xr.testing.assert_identical(fixed[name], auto[name])
+    assert "images drawn" in fixed.attrs["interval"]
+    assert "left out" in fixed.attrs["supported"]
+
+
 def test_the_dataset_holds_the_same_numbers_and_the_scores_of_auto() -> None:
     results = [planted_result(noise=0.005), planted_result(((0, 40), (0.0, 0.4)), store="rise")]
     found = find_phases(results, pattern="auto", bootstraps=50)
