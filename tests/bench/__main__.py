@@ -1,6 +1,7 @@
 """``python -m tests.bench [NAME…] [--quick]``: run benchmarks, print one table and write ``out/bench.json``."""
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -24,6 +25,9 @@ def main() -> None:
     unknown = sorted(set(arguments.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"{unknown[0]} is no benchmark: choose from {', '.join(BENCHMARKS)}")
+    # Read when torch is loaded: threads that wait for each other sleep, else a machine with anything else to do spends
+    # most of its time on their spinning.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     console = Console()
     rows: list[Row] = []
     OUTPUT.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure both dtypes."""
-    dim, blocks, images = (256, 2, 2) if quick else (512, 6, 8)
+    dim, blocks, images = (256, 2, 2) if quick else (1024, 4, 8)
     records = write_images(folder / "images", images)
     for dtype in ("float16", "bfloat16"):
         model = build_llava(dim=dim, blocks=blocks, dtype=dtype)

@@ -64,7 +64,9 @@ def test_ratios_are_medians_of_rounds() -> None:
     times = Times({"a": [1.0, 10.0, 6.0], "b": [2.0, 5.0, 2.0]})
     assert times.ratio("a", "b") == 2.0
     assert times.ratio("b", "a") == 0.5
+    assert times.ratio_of_best("a", "b") == 0.5
     assert times.rate("a", 12e6) == "2 MB/s"
+    assert times.best("b") == "2.00 s"
 
 
 def test_contestants_take_turns_after_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:

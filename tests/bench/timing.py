@@ -21,13 +21,17 @@ class Times:
         pairs = zip(self._seconds[numerator], self._seconds[denominator], strict=True)
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
+    def ratio_of_best(self, numerator: str, denominator: str) -> float:
+        """One contestant's fastest round by the other's, for work that a busy machine slows out of proportion."""
+        return min(self._seconds[numerator]) / min(self._seconds[denominator])
+
     def rate(self, contestant: str, size: float) -> str:
         """``size`` bytes per median second, as text."""
         return f"{size / statistics.median(self._seconds[contestant]) / 1e6:,.0f} MB/s"
 
-    def seconds(self, contestant: str) -> str:
-        """Median seconds, as text."""
-        return f"{statistics.median(self._seconds[contestant]):.2f} s"
+    def best(self, contestant: str) -> str:
+        """Seconds of the fastest round, as text."""
+        return f"{min(self._seconds[contestant]):.2f} s"
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
