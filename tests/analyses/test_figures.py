@@ -18,8 +18,10 @@ NARROW = ((0, 2, 4, 6, 80), (0.0, 0.1, 0.02, 0.5, 0.3))
 
 
 def texts(figure: Figure) -> list[Text]:
-    """Texts that are drawn; matplotlib also keeps labels of ticks that lie outside their axis."""
-    FigureCanvasAgg(figure).draw()
+    """Texts that are drawn, as wide as in the files; matplotlib also keeps labels of ticks outside their axis."""
+    figure.set_dpi(300)
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
     outside: set[Text] = set()
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
         low, high = axis.get_view_interval()
@@ -105,6 +107,56 @@ def test_unsupported_phases_are_marked() -> None:
     assert words(figure).count("not supported") == 1 + 4
     hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
     assert len(hatched) == 4
+
+
+def colour_of(figure: Figure, start: str) -> str:
+    return next(str(text.get_color()) for text in texts(figure) if text.get_text().startswith(start))
+
+
+def dots(figure: Figure) -> list[str]:
+    return [str(line.get_color()) for line in figure.axes[0].lines if line.get_marker() == "o"]
+
+
+def test_a_monotone_curve_does_not_look_like_four_phases() -> None:
+    rise = find_phases([planted_result(((0, 40), (0.0, 0.4)), noise=0.02)], bootstraps=100)
+    assert [phase.supported for phase in rise[0].detection.phases].count(True) == 2  # two rises, no decline
+    figure = draw_phases(rise)
+    assert_nothing_is_cut_or_overlaps(figure)
+    assert "Held-out fit prefers 1 segment (rise): --pattern auto" in words(figure)
+    firm = draw_phases(find_phases([planted_result()], bootstraps=100))
+    assert "Held-out" not in words(firm)
+    assert len(dots(figure)) == len(dots(firm)) == 3
+    assert len({*dots(figure), *dots(firm)}) == 2
+    for name in ("I Alignment", "II Intra", "III Inter", "IV Output", "III"):
+        assert colour_of(figure, name) != colour_of(firm, name)
+
+
+@pytest.mark.parametrize(
+    ("supported", "ends", "names"),
+    [("1111", "1111", "1111"), ("0111", "0111", "0011"), ("1110", "1100", "1100"), ("1011", "0011", "0001")],
+)
+def test_a_boundary_is_firm_between_supported_phases_only(supported: str, ends: str, names: str) -> None:
+    curve = find_phases([planted_result()], bootstraps=5)[0]
+    phases = [
+        phase._replace(supported=flag == "1") for phase, flag in zip(curve.detection.phases, supported, strict=True)
+    ]
+    figure = draw_phases([curve._replace(detection=curve.detection._replace(phases=tuple(phases)))])
+    strong = colour_of(draw_phases([curve]), "I Alignment"), dots(draw_phases([curve]))[0]
+    shown = [phase.name for phase in phases]
+    assert "".join(str(int(colour_of(figure, name) == strong[0])) for name in shown) == names
+    firm_dots = [colour == strong[1] for colour in dots(figure)]
+    assert "".join(str(int(firm)) for firm in firm_dots) == ends[:-1]
+    assert ("these 4 segments too" in words(figure)) == (supported != "1111")
+
+
+def test_several_panels_are_low_and_name_their_common_axis_once() -> None:
+    found = find_phases([planted_result(kinds=("normal", "question", "noisy", "empty"))], bootstraps=20)
+    figure = draw_phases(found)
+    assert_nothing_is_cut_or_overlaps(figure)
+    assert figure.get_figheight() <= 4 * 2.1 + 0.6
+    assert [ax.get_xlabel() for ax in figure.axes] == ["", "", "", "layer"]
+    both = [planted_result(), planted_result(NARROW, blocks=80, store="narrow", noise=0.001)]
+    assert [ax.get_xlabel() for ax in draw_phases(find_phases(both, bootstraps=5)).axes] == ["layer", "layer"]
 
 
 def test_without_an_inter_modal_curve_there_is_only_a_note() -> None:
