@@ -69,5 +69,6 @@ def check_prompt_independence(loaded: LoadedModel, prepared: PreparedImage, prob
     if cosines[worst] < _SAME_COSINE[loaded.dtype]:
         raise StrataError(
             f"image states change with the prompt (layer {probe.layers[worst]}: mean cosine {cosines[worst]:.6f}), "
-            "though this family should read the image before the prompt; run again with --share-prefix off."
+            "though this family reads the image before the prompt: the checkpoint is not what its model_type says, and "
+            "a store of it would be described wrongly. `strata models` lists what is supported."
         )

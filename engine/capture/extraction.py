@@ -13,10 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import torch
+
 from engine.capture.forward import Probe, capture_batch
 from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
 from engine.capture.sink import BackgroundSink
+from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
 from engine.models.prepare import PreparedImage, Preparer
@@ -144,9 +147,16 @@ def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress)
         if sources is None:
             break
         items = [batch_item(source, roles) for source in sources]
-        captured = capture_batch(
-            extraction.loaded, items, extraction.probe, pad_id=pad_id, images_kept=collector.images_kept
-        )
+        try:
+            captured = capture_batch(
+                extraction.loaded, items, extraction.probe, pad_id=pad_id, images_kept=collector.images_kept
+            )
+        except torch.OutOfMemoryError as error:
+            longest = max(len(item.layout) for item in items)
+            raise StrataError(
+                f"a batch of {len(items)} samples of up to {longest} tokens does not fit {extraction.loaded.device}: "
+                "run the same command again with a smaller --batch-size; finished parts are kept."
+            ) from error
         collector.add_batch(sources, items, captured)
         progress.batch_done(len(items), sum(rows.nbytes for rows in captured.states))
     return collector.finish(extraction.run)

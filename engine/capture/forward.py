@@ -150,13 +150,15 @@ class _Collector:
         self._final_norm = loaded.language.final_norm
         self._items = items
         self._probe = probe
-        self._real = attention_mask.flatten().nonzero().squeeze(1)
+        self._real = _OnDevices(attention_mask.flatten().nonzero().squeeze(1))
         self._images_kept = images_kept
         self._candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
+        chosen = np.flatnonzero(self._candidates)
+        self._chosen = None if self._candidates.all() else _OnDevices(torch.from_numpy(chosen))
         self._counts = torch.tensor(
             [[int((item.layout.role == role).sum()) for item in items] for role in range(len(ROLES))]
         )
-        self._averaging = self._averaging_matrix() if probe.pooled else None
+        self._averaging = _OnDevices(self._averaging_matrix()) if probe.pooled else None
         self._dtype = loaded.dtype
         self._states: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
@@ -166,9 +168,10 @@ class _Collector:
 
     def receive(self, layer: int, states: torch.Tensor) -> None:
         """Keep the real rows of one layer's states (sample, position, dim)."""
-        rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.to(states.device))
+        rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.at(states.device))
         if self._probe.residual:
-            self._states.append(_select(rows, self._candidates))
+            chosen = self._chosen
+            self._states.append(rows if chosen is None else rows.index_select(0, chosen.at(rows.device)))
         wide = rows.float()
         norms = torch.linalg.vector_norm(wide, dim=-1)
         self._norms.append(norms)
@@ -178,14 +181,14 @@ class _Collector:
     def _pool(self, layer: int, wide: torch.Tensor, norms: torch.Tensor) -> None:
         """Average one layer's states (row, dim) float32, whose norms are (row,)."""
         assert self._averaging is not None
-        averaging = self._averaging.to(wide.device)
+        averaging = self._averaging.at(wide.device)
         # One product serves the whole batch, and 0 · NaN is NaN: an unusable row must not reach the other samples.
         usable = torch.isfinite(norms) & (norms > 0)
         wide, norms = wide.where(usable[:, None], 1.0), norms.where(usable, 1.0)
         self._means.append(averaging @ wide)
         self._unit_means.append((averaging / norms) @ wide)
         if layer == self._probe.block_count:
-            normed = self._final_norm(wide).float()
+            normed = self._final_norm(wide).float().to(wide.device)
             self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
 
     def finish(self) -> BatchCapture:
@@ -237,6 +240,18 @@ class _Collector:
             index, position = (norms == 0).nonzero()[0].tolist()
             return f"layer {self._probe.layers[index]}, position {position} is a zero vector, which has no direction"
         return None
+
+
+class _OnDevices:
+    """One small host tensor, copied once to each device that a model is spread over: a copy stops the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copies = {tensor.device: tensor}
+
+    def at(self, device: torch.device) -> torch.Tensor:
+        if device not in self._copies:
+            self._copies[device] = next(iter(self._copies.values())).to(device)
+        return self._copies[device]
 
 
 def _select(rows: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,19 @@ import click
 from transformers.utils.logging import disable_progress_bar
 
 from engine.capture.checks import check_image_rows, check_prompt_independence
-from engine.capture.extraction import Extraction, Outcome, extract_parts
+from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
 from engine.errors import StrataError
+from engine.inputs import name_few
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import load_model
 from engine.models.prepare import PreparedImage
 from engine.models.tables import model_tables
 from engine.sources import UnreadableImage, load_image
-from engine.store import committed_parts, create_store, is_same_store
+from engine.store import committed_parts, create_store, is_same_store, part_name
 
 __all__ = ["command"]
 
@@ -45,25 +47,26 @@ def command(**values: Any) -> None:
     for warning in planned.warnings:
         click.echo(f"note: {warning}", err=True)
     exists = is_same_store(store, planned.plan.record)
-    done = committed_parts(store) if exists else set()
+    done = committed_parts(store) if exists else {}
     parts = planned.plan.parts
     owned = set(rank.owned([part.number for part in parts]))
-    todo = [part for part in parts if part.number in owned - done]
+    todo = [part for part in parts if part.number in owned - done.keys()]
+    if rank.world_size > 1:
+        click.echo(rank.describe([part.number for part in parts]))
     click.echo(
         f"{planned.plan.sample_count} samples ({len(planned.plan.images)} images × "
         f"{len(planned.plan.prompts)} prompts) in {len(parts)} parts, {len(done)} of them finished"
     )
-    if rank.world_size > 1:
-        click.echo(rank.describe([part.number for part in parts]))
-    if not todo:
+    if todo:
+        extraction = _prepare(planned, options, store, exists=exists)
+        samples = sum(part.stop - part.start for part in todo) * len(planned.plan.prompts)
+        with extraction_progress(samples=samples, parts=len(todo)) as progress:
+            outcome = extract_parts(extraction, todo, progress)
+        click.echo(f"{outcome.samples} samples in {outcome.parts} parts written to {store}")
+    else:
         click.echo(f"{store} has every part of this run; nothing to do")
-        return
-    extraction = _prepare(planned, options, store, exists=exists)
-    samples = sum(part.stop - part.start for part in todo) * len(planned.plan.prompts)
-    with extraction_progress(samples=samples, parts=len(todo)) as progress:
-        outcome = extract_parts(extraction, todo, progress)
-    click.echo(f"{outcome.samples} samples in {outcome.parts} parts written to {store}")
-    _report_bad(outcome, skip=values["skip_bad_samples"])
+    manifests = committed_parts(store)
+    _report_bad({part: manifests[part] for part in sorted(owned)}, skip=values["skip_bad_samples"])
 
 
 def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool) -> Extraction:
@@ -78,7 +81,8 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     )
     first = _first_readable(planned)
     check_image_rows(loaded, first)
-    if first.prefix:
+    family = planned.checkpoint.family
+    if len(first.layouts) > 1 and not family.image_states_depend_on_prompt:
         pad_id = planned.checkpoint.processor.tokenizer.pad_token_id or 0
         check_prompt_independence(loaded, first, extraction.probe, pad_id=pad_id)
     if not exists:
@@ -99,13 +103,19 @@ def _first_readable(planned: Planned) -> PreparedImage:
     )
 
 
-def _report_bad(outcome: Outcome, *, skip: bool) -> None:
-    if not outcome.bad:
+def _report_bad(manifests: Mapping[int, Mapping[str, Any]], *, skip: bool) -> None:
+    """Name what could not be stored, of earlier runs too, and how to try it again."""
+    bad = [(part, sample) for part, manifest in manifests.items() for sample in manifest["bad_samples"]]
+    if not bad:
         return
-    click.echo(f"{len(outcome.bad)} samples could not be stored; the manifests keep the reasons:", err=True)
-    for sample_id, reason in outcome.bad[:_NAMED_BAD]:
-        click.echo(f"  {sample_id}: {reason}", err=True)
-    if len(outcome.bad) > _NAMED_BAD:
-        click.echo(f"  … and {len(outcome.bad) - _NAMED_BAD} more (strata inspect lists them)", err=True)
+    click.echo(f"{len(bad)} samples could not be stored; the manifests keep the reasons:", err=True)
+    for _, sample in bad[:_NAMED_BAD]:
+        click.echo(f"  {sample['sample_id']}: {sample['reason']}", err=True)
+    if len(bad) > _NAMED_BAD:
+        click.echo(f"  … and {len(bad) - _NAMED_BAD} more (strata inspect --bad lists them)", err=True)
     if not skip:
-        raise StrataError("the run is finished but not complete; --skip-bad-samples accepts that.")
+        names = [f"parts/{part_name(part)}.json" for part in dict.fromkeys(part for part, _ in bad)]
+        raise StrataError(
+            f"the run is finished but not complete. To try again, mend the cause, remove {name_few(names)} and run the "
+            "same command; --skip-bad-samples accepts the samples that there are."
+        )

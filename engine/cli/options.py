@@ -73,14 +73,22 @@ def _load_config(context: click.Context, _parameter: click.Parameter, path: Path
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}; check --config.") from error
-    known = {parameter.name for parameter in context.command.params} - {"config"}
+    options = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
     defaults = {name.replace("-", "_"): value for name, value in entries.items()}
-    unknown = sorted(set(defaults) - known)
+    unknown = sorted(set(defaults) - options.keys())
     if unknown:
         raise UsageError(
             f"{path} sets {unknown[0]!r}, which is no option of this command; known are "
-            f"{', '.join(sorted(name.replace('_', '-') for name in known if name))}."
+            f"{', '.join(sorted(name.replace('_', '-') for name in options if name))}."
         )
+    for name, value in defaults.items():
+        if isinstance(value, dict):
+            raise UsageError(f"{path} has a table [{name}]; options stand at the top of the file, as {name} = …")
+        # A list and the command line's notation mean the same: layers = [0, 4] and layers = "0,4".
+        if options[name].multiple:
+            defaults[name] = value if isinstance(value, list) else [value]
+        elif isinstance(value, list):
+            defaults[name] = ",".join(map(str, value))
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
@@ -117,7 +125,7 @@ _OPTIONS = (
         "--capture",
         default="residual,pooled",
         show_default=True,
-        help="residual: every hidden state. pooled: means per role, enough for contextualization and ~50x smaller.",
+        help="residual: every hidden state. pooled: means per role, enough for contextualization at 1/30 of the bytes.",
     ),
     click.option("--layers", help="Layers to keep, 0 (embeddings) to L: 0,8,16:32 (the end excluded). Default: all."),
     click.option("--roles", help="Roles whose tokens are stored, such as image,instruction. Default: all."),

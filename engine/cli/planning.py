@@ -7,7 +7,7 @@ from typing import NamedTuple
 from engine.capture.part import STORED_DTYPES
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
-from engine.models.checkpoint import Checkpoint, open_checkpoint
+from engine.models.checkpoint import Checkpoint, open_checkpoint, template_notes
 from engine.models.prepare import Preparer
 from engine.models.vocabulary import TokenizerVocabulary
 from engine.plan import CAPTURES, CaptureChoice, Plan, images_per_part, make_plan, parse_layers, parse_names
@@ -133,7 +133,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         dtype=dtype,
         tokens=tokens,
         sequence=max(map(len, nominal.layouts)),
-        warnings=source.warnings,
+        warnings=(*source.warnings, *template_notes(checkpoint)),
     )
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import click
+from rich.progress import Progress
 
+from engine.cli.console import stdout_console
 from engine.cli.sizes import format_bytes
 from engine.errors import StrataError
 from engine.store import open_store, summarise, verify
@@ -18,7 +20,10 @@ def command(store: Path) -> None:
 
     Prints one line per problem, naming the file, and exits 1 if there is any.
     """
-    found = verify(store)
+    console = stdout_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("bytes hashed")
+        found = verify(store, lambda done, total: bar.update(task, completed=done, total=total))
     for note in found.notes:
         click.echo(f"note: {note}")
     for problem in found.problems:

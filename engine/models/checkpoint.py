@@ -91,6 +91,8 @@ def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
         Where it is no checkpoint, no VLLM of a known family, or has no usable processor.
     """
     folder = Path(model)
+    if folder.is_dir() and revision is not None:
+        raise UsageError(f"--revision {revision} is for hub ids and {folder} is a local folder: leave it out.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UsageError(f"{folder} has no config.json, so it is no model folder; give --model a folder or a hub id.")
     try:
@@ -130,6 +132,22 @@ def content_revision(folder: Path) -> str:
         with path.open("rb") as stream:
             listing.update(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.name}\n".encode())
     return f"sha256:{listing.hexdigest()}"
+
+
+def template_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Say where a checkpoint's own chat template is another than its family's, which strata fills.
+
+    Models of one type are tuned with different templates; with a foreign one a model still answers, but its states are
+    not those that its users know.
+    """
+    if not getattr(checkpoint.processor, "chat_template", None):
+        return ()
+    content = [{"type": "image"}, {"type": "text", "text": "PROMPT"}]
+    own = checkpoint.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    ours, _ = checkpoint.family.fill("PROMPT", checkpoint.image_token)
+    if "".join(str(own).split()) == "".join(ours.split()):
+        return ()
+    return (f"{checkpoint.model_id} has the chat template {own!r}, strata uses {ours!r} of {checkpoint.family.title}",)
 
 
 def _resolve_commit(model: str, revision: str | None) -> str:

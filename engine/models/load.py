@@ -77,8 +77,10 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None,
     target = choose_device(device, local_rank)
     torch_dtype = getattr(torch, dtype)
     placement: dict[str, Any] = {}
-    if device is None and target.type == "cuda" and _weight_bytes(checkpoint, torch_dtype) > _free_bytes(target):
-        placement = {"device_map": "auto"}
+    if target.type == "cuda":
+        # Weights go straight to the GPU: through host memory, each process of a node would need room for all of them.
+        spread = device is None and _weight_bytes(checkpoint, torch_dtype) > _free_bytes(target)
+        placement = {"device_map": "auto" if spread else {"": target}}
     pinned = {"revision": checkpoint.commit} if checkpoint.commit else {}
     try:
         reading: Any = AutoModelForImageTextToText.from_pretrained(
@@ -90,6 +92,11 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None,
             **pinned,
             **placement,
         )
+    except torch.OutOfMemoryError as error:
+        raise StrataError(
+            f"the weights of {checkpoint.model_id} in {dtype} do not fit {target}: choose a 16-bit --dtype, leave "
+            "--device out to spread them over all GPUs, or free the GPU."
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise StrataError(
             f"cannot load the weights of {checkpoint.location}: {first_line(error)} "

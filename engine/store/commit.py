@@ -6,6 +6,7 @@ few files that all writers share are deterministic bytes; they are linked into p
 wins, and later writers compare. Requires a file system with atomic rename and hard links.
 """
 
+import fcntl
 import os
 import shutil
 import uuid
@@ -23,7 +24,6 @@ __all__ = [
     "files_below",
     "link_common",
     "refuse_committed",
-    "remove_leftovers",
     "staging_folder",
     "sync_file",
     "sync_folders",
@@ -33,20 +33,68 @@ SYNC_THREADS = 4
 
 
 @contextmanager
-def staging_folder(store: Path, name: str) -> Iterator[Path]:
-    """Make a fresh folder under ``STORE/.staging`` and remove it, with whatever is left inside, at the end."""
-    folder = store / STAGING_FOLDER / f"{name}-{uuid.uuid4().hex}"
+def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
+    """Make a fresh folder under ``STORE/.staging`` and remove it, with whatever is left inside, at the end.
+
+    The folder is locked while its process lives, so what a crash left is told from what another process is writing;
+    the former is removed.
+
+    Parameters
+    ----------
+    store
+        The store's folder.
+    name
+        What is built.
+    alone
+        Whether a second process that builds the same is a mistake (a part), or welcome (the files all share).
+
+    Raises
+    ------
+    StrataError
+        When another process is building the same and should not.
+    """
+    staging = store / STAGING_FOLDER
+    folder = staging / f"{name}-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
+    handle = os.open(folder, os.O_RDONLY)
     try:
+        _lock(handle)
+        for other in sorted(staging.glob(f"{name}-*")):
+            if other == folder:
+                continue
+            if not _is_being_written(other):
+                shutil.rmtree(other, ignore_errors=True)
+            elif alone:
+                raise StrataError(
+                    f"another process is writing part {name} of {store}: give each process its own --rank, or wait "
+                    "for that one"
+                )
         yield folder
     finally:
+        os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(store: Path, name: str) -> None:
-    """Remove staging folders that a crash left; a part has one writer, so they are nobody's."""
-    for folder in (store / STAGING_FOLDER).glob(f"{name}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def _lock(handle: int) -> bool:
+    """Take the lock of an open folder; False where another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: what is found there is taken for left by a crash
+    return True
+
+
+def _is_being_written(folder: Path) -> bool:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(handle)
+    finally:
+        os.close(handle)
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -32,9 +32,9 @@ class Location:
 
     @classmethod
     def of(cls, url: str | os.PathLike[str]) -> "Location":
-        """Take a URL, or a path with ``~``."""
+        """Take a URL, or a path; paths are made absolute, because another process may work in another folder."""
         text = os.fspath(url)
-        return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser()))
+        return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
     def read(self, relative: str) -> bytes:
         """Read one file whole.

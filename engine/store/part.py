@@ -13,7 +13,7 @@ from engine.errors import StrataError
 from engine.store.layout import PARTS_FOLDER
 from engine.store.lazy import StoredArray
 from engine.store.location import Location
-from engine.store.manifest import parse_json
+from engine.store.manifest import has_true_sha256, parse_json
 
 __all__ = ["Part", "open_part", "parse_manifest"]
 
@@ -112,18 +112,30 @@ class Part:
         return bool(self.manifest["arrays"][path]["coordinate"])
 
 
-def parse_manifest(content: bytes, origin: str) -> dict[str, Any]:
+def parse_manifest(content: bytes, origin: str, plan_sha256: str | None = None) -> dict[str, Any]:
     """Read a manifest.
+
+    Parameters
+    ----------
+    content, origin
+        The file's bytes, and what to call it in a message.
+    plan_sha256
+        The plan that it must belong to, where that is known.
 
     Raises
     ------
     StrataError
-        When it is damaged.
+        When it is damaged, was edited, or is of another plan.
     """
+    advice = "`strata verify` says what else is wrong; remove it, and strata extract does this part again"
+    if not content or not has_true_sha256(content):
+        raise StrataError(f"the manifest {origin} is damaged or was edited: {advice}")
     manifest = parse_json(content, origin)
     missing = [name for name in _NEEDED if name not in manifest]
     if missing:
-        raise StrataError(f"{origin} lacks {', '.join(missing)}: the manifest was edited or damaged, see strata verify")
+        raise StrataError(f"the manifest {origin} lacks {', '.join(missing)}: {advice}")
+    if plan_sha256 not in (None, manifest["plan_sha256"]):
+        raise StrataError(f"the manifest {origin} belongs to another plan than store.json: {advice}")
     return manifest
 
 

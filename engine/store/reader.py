@@ -59,10 +59,14 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     return Store(locations, records)
 
 
-def _parts(location: Location) -> list[Part]:
+def _parts(location: Location, plan_sha256: str) -> list[Part]:
     manifests = location.read_all(PARTS_FOLDER, ".json")
     return [
-        Part(location, name.removesuffix(".json"), parse_manifest(content, f"{location.url}/{PARTS_FOLDER}/{name}"))
+        Part(
+            location,
+            name.removesuffix(".json"),
+            parse_manifest(content, f"{location.url}/{PARTS_FOLDER}/{name}", plan_sha256),
+        )
         for name, content in manifests.items()
     ]
 
@@ -83,7 +87,11 @@ class Store:
     def __init__(self, locations: list[Location], records: list[dict[str, Any]]) -> None:
         self._locations = locations
         self.record = records[0]
-        self.parts: tuple[Part, ...] = tuple(part for location in locations for part in _parts(location))
+        self.parts: tuple[Part, ...] = tuple(
+            part
+            for location, record in zip(locations, records, strict=True)
+            for part in _parts(location, record["plan_sha256"])
+        )
         self.model = ModelTables(locations[0], self.record["sha256"])
 
     def __repr__(self) -> str:

@@ -27,6 +27,7 @@ from engine.store.layout import (
 )
 from engine.store.manifest import hash_file, parse_json, seal_json
 from engine.store.model_tables import ModelMatrix, write_model_group
+from engine.store.part import parse_manifest
 from engine.store.schemas import PLAN_SCHEMA, VOCABULARY_SCHEMA
 
 __all__ = ["committed_parts", "create_store", "is_same_store", "parse_record"]
@@ -76,7 +77,7 @@ def create_store(
         return
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with staging_folder(store, "store") as staged:
+        with staging_folder(store, "store", alone=False) as staged:
             pq.write_table(plan, staged / PLAN_FILE, compression="zstd")
             pq.write_table(vocabulary, staged / VOCABULARY_FILE, compression="zstd")
             write_model_group(
@@ -180,6 +181,17 @@ def parse_record(content: bytes, store: str) -> dict[str, Any]:
     return record
 
 
-def committed_parts(store: Path) -> set[int]:
-    """Return the numbers of the parts that have a manifest."""
-    return {int(path.stem) for path in (Path(store) / PARTS_FOLDER).glob("*.json") if path.stem.isdecimal()}
+def committed_parts(store: Path) -> dict[int, dict[str, Any]]:
+    """Return the manifests of the committed parts, by part number.
+
+    Raises
+    ------
+    StrataError
+        When a manifest is damaged or of another plan: whether its part is finished cannot be told.
+    """
+    store = Path(store)
+    manifests = sorted(path for path in (store / PARTS_FOLDER).glob("*.json") if path.stem.isdecimal())
+    if not manifests:
+        return {}
+    plan = parse_record((store / STORE_FILE).read_bytes(), str(store))["plan_sha256"]
+    return {int(path.stem): parse_manifest(path.read_bytes(), str(path), plan) for path in manifests}

@@ -21,7 +21,6 @@ from engine.store.commit import (
     commit_part,
     files_below,
     refuse_committed,
-    remove_leftovers,
     staging_folder,
     sync_file,
     sync_folders,
@@ -58,8 +57,8 @@ def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[s
     Raises
     ------
     StrataError
-        When the part is already committed, the disk is full, or the disk fails otherwise. Committed parts stay valid
-        and nothing of the new one is left behind.
+        When the part is already committed, another process is writing it, the disk is full, or fails otherwise.
+        Committed parts stay valid and nothing of the new one is left behind.
     ValueError
         When a slab, coordinate or table is not what it was announced to be.
     """
@@ -67,10 +66,9 @@ def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[s
     refuse_committed(store, name)
     if not content.samples.schema.equals(PART_SAMPLES_SCHEMA):
         raise ValueError(f"samples of part {name} have the schema\n{content.samples.schema}\nnot PART_SAMPLES_SCHEMA")
-    remove_leftovers(store, name)
     keep_freed_chunks()
     try:
-        with staging_folder(store, name) as staged:
+        with staging_folder(store, name, alone=True) as staged:
             files = _write_zarr(staged, f"{name}.zarr", content)
             pq.write_table(content.samples, staged / f"{name}.parquet", compression="zstd")
             files[f"{name}.parquet"] = _seal(staged / f"{name}.parquet")

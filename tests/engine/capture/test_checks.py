@@ -46,7 +46,9 @@ def test_image_states_of_a_causal_model_do_not_depend_on_the_prompt(checkpoint: 
 def test_a_model_whose_image_sees_the_prompt_is_found_out(checkpoint: Checkpoint, dtype: str) -> None:
     loaded = load_model(checkpoint, dtype=dtype, device="cpu")
     attend_to_what_follows(loaded)
-    with pytest.raises(StrataError, match=r"image states change with the prompt \(layer [123]: .*--share-prefix off"):
+    with pytest.raises(
+        StrataError, match=r"image states change with the prompt \(layer [123]: .*is not what its model_type says"
+    ):
         check_prompt_independence(loaded, prepared(checkpoint), PROBE, pad_id=0)
 
 

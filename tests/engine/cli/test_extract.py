@@ -151,6 +151,9 @@ def test_unreadable_images_are_named_and_the_others_stored(strata: Strata, datas
     assert sorted(bad["sample_id"] for bad in reasons) == ["0/normal-1", "1/normal-1", "2/normal-1"]
     shutil.rmtree(out)
     assert extract(strata, dataset, out, "--skip-bad-samples").exit_code == 0
+    forgotten = extract(strata, dataset, out)
+    assert forgotten.exit_code == 1, "a run that resumes must not forget what is missing"
+    assert "remove parts/00000000.json" in forgotten.stderr
     listed = strata("inspect", out, "--bad")
     assert "bad: 0/normal-1: image" in listed.stdout
 
@@ -239,3 +242,31 @@ def test_xarray_alone_reads_what_extract_wrote(strata: Strata, dataset: Dataset,
     states = open_store(out).hidden_states
     np.testing.assert_array_equal(tokens.hidden_states, states)
     np.testing.assert_array_equal(tokens.role, states.role)
+
+
+def test_running_out_of_accelerator_memory_says_what_to_change(
+    strata: Strata, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.capture import extraction  # noqa: PLC0415
+
+    def too_large(*_: object, **__: object) -> None:
+        raise extraction.torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(extraction, "capture_batch", too_large)
+    result = extract(strata, dataset, tmp_path / "store")
+    assert result.exit_code == 1
+    assert "a batch of 3 samples of up to" in result.stderr
+    assert "smaller --batch-size" in result.stderr
+
+
+def test_lists_in_a_toml_file_mean_what_the_command_line_says(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('layers = [0, "2:4"]\nprompts = "empty"\ncapture = ["residual"]\n')
+    out = tmp_path / "store"
+    result = strata("extract", "--config", config, *dataset.arguments("--out", out))
+    assert result.exit_code == 0, result.output
+    assert open_store(out).layers.tolist() == [0, 2, 3]
+    config.write_text("[capture]\nlayers = 1\n")
+    wrong = strata("extract", "--config", config, *dataset.arguments("--out", out))
+    assert wrong.exit_code == 2
+    assert "has a table [capture]" in wrong.stderr

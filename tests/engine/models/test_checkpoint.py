@@ -1,6 +1,7 @@
 """What a checkpoint says of itself, and every folder that is none or not the right one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from transformers import ByT5Tokenizer, CLIPImageProcessorPil, LlamaConfig, LlamaForCausalLM, LlavaProcessor
 
 from engine.errors import UsageError
-from engine.models.checkpoint import DTYPES, Checkpoint, content_revision, open_checkpoint
+from engine.models.checkpoint import DTYPES, Checkpoint, content_revision, open_checkpoint, template_notes
 from tests.tiny_llava import TinyShape, build_model, build_processor
 
 
@@ -173,3 +174,31 @@ def test_pixels_do_not_depend_on_the_processors_back_end(own_copy: Path) -> None
         lambda config: config["image_processor"].update(image_processor_type="CLIPImageProcessor"),  # type: ignore[attr-defined]
     )
     assert open_checkpoint(str(own_copy)).processor.image_processor.backend == "pil"
+
+
+def test_a_foreign_chat_template_is_noted(saved: Path, own_copy: Path) -> None:
+    assert template_notes(open_checkpoint(str(saved))) == ()
+    template = "{% for m in messages %}{{ m.role | upper }}: <image>\n{{ m.content[1].text }} {% endfor %}ASSISTANT:"
+    (own_copy / "chat_template.jinja").write_text(template)
+    assert template_notes(open_checkpoint(str(own_copy))) == ()
+    (own_copy / "chat_template.jinja").write_text("<|im_start|>" + template)
+    (note,) = template_notes(open_checkpoint(str(own_copy)))
+    assert "<|im_start|>" in note
+
+
+def test_a_revision_of_a_folder_is_refused(saved: Path) -> None:
+    with pytest.raises(UsageError, match="--revision main is for hub ids"):
+        open_checkpoint(str(saved), revision="main")
+
+
+def test_a_hub_id_is_pinned_to_its_commit(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--team--tiny-llava"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True, raising=False)
+    checkpoint = open_checkpoint("team/tiny-llava")
+    assert (checkpoint.model_id, checkpoint.commit, checkpoint.revision()) == ("team/tiny-llava", commit, commit)

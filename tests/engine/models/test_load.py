@@ -97,3 +97,28 @@ def test_the_device_is_the_one_asked_for_or_the_best_there_is() -> None:
 def test_a_device_that_is_not_here_is_wrong_usage(device: str) -> None:
     with pytest.raises(UsageError, match=rf"--device '{device}' is not usable here"):
         choose_device(device)
+
+
+def test_processes_of_a_node_take_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [choose_device(None, rank) for rank in range(4)] == [torch.device("cuda", n) for n in (0, 1, 2, 0)]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10**9, {"": torch.device("cuda", 1)}), (1000, "auto")])
+def test_a_model_larger_than_one_gpu_is_spread_over_all(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, free: int, expected: object
+) -> None:
+    asked: dict[str, object] = {}
+
+    def remember(_location: str, **options: object) -> None:
+        asked.update(options)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
+    monkeypatch.setattr("engine.models.load.AutoModelForImageTextToText.from_pretrained", remember)
+    with pytest.raises(StrataError, match=r"do not fit cuda:1: choose a 16-bit --dtype"):
+        load_model(checkpoint, dtype="float16", local_rank=1)
+    assert asked["device_map"] == expected
+    assert asked["use_safetensors"] is True
+    assert asked["trust_remote_code"] is False

@@ -56,7 +56,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert (model.norm_kind, model.norm_eps, model.norm_weight_offset) == ("layer", 1e-6, 1.0)
     assert (model.logit_softcap, model.tied_embeddings, model.unembedding) == (30.0, True, None)
     assert model.vocabulary["piece"].tolist()[3] == "▁a"
-    assert committed_parts(tmp_path / "store") == set()
+    assert committed_parts(tmp_path / "store") == {}
 
 
 def test_unembedding_is_asked_for_in_blocks(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from zarr.errors import ZarrUserWarning
 from engine.errors import StrataError
 from engine.store import Coordinate, PartArray, committed_parts, open_store, verify, write_part
 from engine.store import shards as shards_module
-from engine.store.manifest import has_true_sha256
+from engine.store.commit import staging_folder
+from engine.store.manifest import has_true_sha256, seal_json
 from tests.engine.store.builders import tiny_part, tiny_store
 
 PLAN = f"{0:064x}"
@@ -128,7 +129,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             StrataError, match=r"00000001 .*No space left.* needs at most [\d,]+ bytes and 1,234 are free"
         ):
             write_part(tiny.path, content, plan_sha256=PLAN)
-    assert committed_parts(tiny.path) == {0}
+    assert set(committed_parts(tiny.path)) == {0}
     assert not list((tiny.path / ".staging").iterdir())
     assert [problem.file for problem in verify(tiny.path).problems] == ["parts/00000001.json"]
     write_part(tiny.path, content, plan_sha256=PLAN)
@@ -155,7 +156,7 @@ def test_what_is_not_as_announced(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             write_part(tiny.path, content, plan_sha256=PLAN)
-    assert committed_parts(tiny.path) == {0}
+    assert set(committed_parts(tiny.path)) == {0}
     assert not list((tiny.path / ".staging").iterdir())
 
 
@@ -165,3 +166,32 @@ def test_columns_of_the_sample_table(tmp_path: Path) -> None:
     assert table["segments"][0].as_py() == [{"start": 0, "stop": 6}, {"start": 6, "stop": 9}]
     assert table["references"][0].as_py() == ["a red circle", "a circle"]
     assert table["grids"][0].as_py()[0]["thumbnail"] is False
+
+
+def test_a_second_process_on_the_same_part_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", written=[0])
+    content = tiny_part(1, [s for s in tiny.samples.values() if s.part == 1], layers=tiny.layers, dim=16)
+    with staging_folder(tiny.path, "00000001", alone=True) as held:
+        (held / "half").write_text("written")
+        with pytest.raises(StrataError, match="another process is writing part 00000001"):
+            write_part(tiny.path, content, plan_sha256=PLAN)
+        assert (held / "half").read_text() == "written"
+    left = tiny.path / ".staging" / "00000001-0123"
+    left.mkdir()
+    write_part(tiny.path, content, plan_sha256=PLAN)
+    assert not left.exists(), "what a crash left is nobody's"
+    assert not verify(tiny.path).problems
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "other plan"])
+def test_a_manifest_that_cannot_be_trusted_is_no_finished_part(tmp_path: Path, damage: str) -> None:
+    path = tiny_store(tmp_path / "store").path
+    manifest = path / "parts" / "00000001.json"
+    if damage == "other plan":
+        content = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "sha256"}
+        manifest.write_bytes(seal_json({**content, "plan_sha256": "1" * 64}))
+    else:
+        manifest.write_text(damage)
+    for read in (committed_parts, open_store):
+        with pytest.raises(StrataError, match=r"00000001\.json .*remove it, and strata extract does this part again"):
+            read(path)
