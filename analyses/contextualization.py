@@ -1,6 +1,6 @@
 """Contextualization of a store: mean cosines between and within image and text tokens, per sample and layer.
 
-One task per part, on threads or a cluster. Read from pooled states where they are stored, which is a hundredth of the
+One task per part, on threads or a cluster. Read from pooled states where they are stored, which is a fraction of the
 bytes, else from hidden states; both give the same numbers to float32 accuracy and the result says which was read.
 """
 
