@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from analyses.execution import run_tasks
 from analyses.final_norm import FinalNorm
 from analyses.kept_parts import KeptParts
-from analyses.memory import check_memory, part_bytes, result_bytes
+from analyses.memory import check_memory, fitting_workers, part_bytes, result_bytes
 from analyses.part_cosines import PartCosines, part_cosines
 from analyses.part_task import PairRow, PartTask, Source, pair_rows
 from analyses.resources import Resources
 from engine.errors import StrataError, UsageError
-from engine.store import Store
+from engine.store import Part, Store
 from engine.vocabulary import ROLES
 
 __all__ = ["SAMPLE_COLUMNS", "SOURCES", "TEXT_ROLES", "Contextualization", "analyze_store", "choose_source"]
@@ -102,12 +102,7 @@ def analyze_store(
     chosen = choose_source(store, source)
     roles = _check_roles(text_roles)
     tasks = _plan_tasks(store, chosen, roles, self_pairs)
-    heaviest = max((part for part in store.parts), key=lambda part: (part.tokens, part.manifest["samples"]))
-    per_worker = part_bytes(heaviest, tasks[store.parts.index(heaviest)])
-    results = result_bytes(store.parts, len(store.layers), self_pairs)
-    at_once = 1 if resources.scheduler else min(resources.workers, len(tasks))
-    check_memory(per_worker, results, at_once, resources.memory)
-
+    resources = _plan_workers(store, tasks, resources)
     parts = _run_or_recall(store, tasks, resources, kept)
     return Contextualization(
         samples=store.samples[list(SAMPLE_COLUMNS)],
@@ -120,6 +115,25 @@ def analyze_store(
         text_roles=roles,
         source=chosen,
     )
+
+
+def _plan_workers(store: Store, tasks: Sequence[PartTask], resources: Resources) -> Resources:
+    """Refuse where the heaviest part does not fit; take fewer workers where that is allowed and helps."""
+    task = tasks[0]
+    heaviest = max(range(len(tasks)), key=lambda number: _weight(store.parts[number], task.source))
+    per_worker = part_bytes(store.parts[heaviest], tasks[heaviest])
+    results = result_bytes(store.parts, len(store.layers), task.self_pairs)
+    at_once = 1 if resources.scheduler else min(resources.workers, len(tasks))
+    if resources.fewer_workers:
+        at_once = max(1, min(at_once, fitting_workers(per_worker, results, resources.memory)))
+    check_memory(per_worker, results, at_once, resources.memory)
+    return resources._replace(workers=at_once)
+
+
+def _weight(part: Part, source: Source) -> tuple[int, int]:
+    """Rank parts by memory: pooled states follow samples alone, however many tokens a part has."""
+    samples = int(part.manifest["samples"])
+    return (samples, 0) if source == "pooled" else (part.tokens, samples)
 
 
 def _run_or_recall(

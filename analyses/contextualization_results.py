@@ -204,16 +204,24 @@ def _curves(results: Sequence[StoreResult], layers: NDArray[np.int32]) -> xr.Dat
 
 
 def from_dataset(dataset: xr.Dataset) -> list[StoreResult]:
-    """Take `to_dataset` back."""
+    """Take `to_dataset` back.
+
+    Raises
+    ------
+    ValueError
+        Values are missing: a lost chunk reads as NaN, as 0, as the empty text. What else may be raised where files
+        are damaged is for the caller to expect.
+    """
     rows = tuple(
         PairRow(str(pair), bool(own)) for pair, own in zip(dataset.pair.values, dataset.self_pairs.values, strict=True)
     )
-    assert rows in (pair_rows(False), pair_rows(True))
+    if rows not in (pair_rows(False), pair_rows(True)):
+        raise ValueError("the rows of pairs are not those of contextualization")
     results, start = [], 0
     for entry in json.loads(dataset.attrs["stores"]):
         own = dataset.isel(sample=slice(start, start + entry["samples"])).sel(layer=entry["layers"]).load()
         start += entry["samples"]
-        identity = StoreIdentity(**{name: entry[name] for name in StoreIdentity.__dataclass_fields__})
+        identity = StoreIdentity.fromdict(entry)
         result = Contextualization(
             samples=pd.DataFrame({name: own[name].values.tolist() for name in SAMPLE_COLUMNS}),
             layers=np.asarray(entry["layers"], np.int32),
@@ -225,5 +233,24 @@ def from_dataset(dataset: xr.Dataset) -> list[StoreResult]:
             text_roles=tuple(dataset.attrs["text_roles"].split(",")),
             source=entry["read_from"],
         )
+        _refuse_holes(result)
         results.append(StoreResult(identity, result))
     return results
+
+
+def _refuse_holes(result: Contextualization) -> None:
+    """Refuse results whose cosines are not NaN exactly where the token counts leave no pair."""
+    image, text = result.counts.T
+    enough = {
+        PairRow("image-text", False): (image > 0) & (text > 0),
+        PairRow("image-image", False): image > 1,
+        PairRow("text-text", False): text > 1,
+        PairRow("image-image", True): image > 0,
+        PairRow("text-text", True): text > 0,
+    }
+    expected = np.stack([enough[row] for row in result.rows], axis=1)
+    values = result.cosine if result.normed is None else np.append(result.cosine, result.normed[:, np.newaxis], axis=1)
+    if (np.isfinite(values) != expected[:, np.newaxis]).any():
+        raise ValueError("cosines are missing")
+    if result.samples.eq("").to_numpy().any():
+        raise ValueError("names of samples are missing")

@@ -55,7 +55,7 @@ def run_tasks(
     Exception
         The first error of a task, as it was raised there.
     """
-    _, _, scheduler, progress = resources
+    scheduler, progress = resources.scheduler, resources.progress
     calls = [functools.partial(function, task) for task in tasks]
     done = 0
 

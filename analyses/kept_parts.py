@@ -1,8 +1,8 @@
 """Finished parts of an analysis under way, so that it goes on where it stopped.
 
 Each part's few numbers are kept beside the results, in ``.unfinished/``, under a name made of everything they depend
-on: the part's content, the roles, the arrays that were read. Whoever asks for the same gets them back; the folder goes
-when the analysis has written its results. A file that cannot be read is computed again.
+on: the part's content, the roles, the arrays that were read, the version of strata. Whoever asks for the same gets them
+back; the folder goes when the analysis has written its results. A file that cannot be read is computed again.
 """
 
 import hashlib
@@ -10,12 +10,15 @@ import os
 import shutil
 import uuid
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from analyses.part_cosines import PartCosines
 from analyses.part_task import PartTask
+from engine import __version__
+from engine.errors import StrataError
 from engine.store import Part
 
 __all__ = ["KeptParts"]
@@ -36,6 +39,7 @@ class KeptParts:
     def name(self, part: Part, task: PartTask) -> str:
         """Name what a task's result depends on."""
         depends = (
+            __version__,
             part.manifest["sha256"],
             task.source,
             task.text_roles,
@@ -50,18 +54,30 @@ class KeptParts:
         try:
             with np.load(self._folder / f"{name}.npz", allow_pickle=False) as arrays:
                 return PartCosines(**{field: arrays[field] for field in PartCosines._fields})
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
             return None
 
     def save(self, name: str, result: PartCosines) -> None:
-        """Keep a finished part, whole or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Keep a finished part, whole or not at all.
+
+        Raises
+        ------
+        StrataError
+            It cannot be written.
+        """
         staged = self._folder / f"{uuid.uuid4().hex}.tmp.npz"
         try:
-            np.savez(staged, **result._asdict())
-            os.replace(staged, self._folder / f"{name}.npz")
-        finally:
-            staged.unlink(missing_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                np.savez(staged, **result._asdict())
+                os.replace(staged, self._folder / f"{name}.npz")
+            finally:
+                staged.unlink(missing_ok=True)
+        except OSError as error:
+            raise StrataError(
+                f"a finished part could not be kept in {self._folder} ({error}): make room, then run the same command "
+                "again, which goes on from the parts that were kept; or choose another --out"
+            ) from error
 
     def clear(self) -> None:
         """Forget everything: the results are written."""

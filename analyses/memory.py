@@ -15,7 +15,7 @@ from analyses.unit_sums import scratch_bytes
 from engine.errors import UsageError
 from engine.store import Part, stream_bytes
 
-__all__ = ["PROCESS_BYTES", "check_memory", "format_bytes", "part_bytes", "result_bytes"]
+__all__ = ["PROCESS_BYTES", "check_memory", "fitting_workers", "format_bytes", "part_bytes", "result_bytes"]
 
 PROCESS_BYTES = 320 * 2**20
 """An interpreter with NumPy, SciPy, pandas, xarray, zarr, Dask, pyarrow and matplotlib loaded: measured 240 MiB."""
@@ -51,6 +51,11 @@ def result_bytes(parts: Sequence[Part], layers: int, self_pairs: bool) -> int:
     return 2 * samples * (layers + 1) * len(pair_rows(self_pairs)) * _FLOAT64
 
 
+def fitting_workers(per_worker: int, results: int, memory: int) -> int:
+    """Return how many workers ``memory`` has room for; 0 or less where not for one."""
+    return (memory - PROCESS_BYTES - results) // max(1, per_worker)
+
+
 def check_memory(per_worker: int, results: int, workers: int, memory: int) -> int:
     """Return the predicted peak in bytes, or refuse.
 
@@ -62,7 +67,7 @@ def check_memory(per_worker: int, results: int, workers: int, memory: int) -> in
     needed = PROCESS_BYTES + workers * per_worker + results
     if needed <= memory:
         return needed
-    fitting = (memory - PROCESS_BYTES - results) // per_worker
+    fitting = fitting_workers(per_worker, results, memory)
     fewer = f", or lower --workers to {fitting}" if 0 < fitting < workers else ""
     raise UsageError(
         f"--memory {format_bytes(memory)} is too small: {workers} workers of {format_bytes(per_worker)} each, "

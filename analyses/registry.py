@@ -4,19 +4,22 @@ Adding an analysis is one module with a ``run`` function and one entry here. Opt
 and the help text are made from them; modules are loaded when they run, because a help text needs no SciPy.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analyses.resources import Progress, Resources
+from analyses.resources import Notify, Progress, Resources
 from engine.errors import UsageError
 
 __all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]
 
 ALL = "all"
 """The name that runs every analysis."""
+
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,11 @@ def run(
     stores: Sequence[str],
     results_folder: Path,
     *,
-    workers: int,
+    workers: int | None = None,
     memory: int,
     scheduler: str | None = None,
     progress: Progress | None = None,
+    notify: Notify | None = None,
     **options: Any,
 ) -> list[Path]:
     """Run one analysis, or all.
@@ -134,14 +138,17 @@ def run(
     stores : sequence of str
         Paths or URLs; their results stack.
     results_folder : Path
-    workers : int
-        Threads of this process.
+    workers : int, optional
+        Threads of this process. By default one per CPU that this process may use, at most 8, and fewer where ``memory``
+        is too small for so many.
     memory : int
         Bytes that may be used.
     scheduler : str, optional
         Address of a Dask scheduler.
     progress : callable, optional
         Called with the number of finished parts and of all parts.
+    notify : callable, optional
+        Called with sentences that whoever reads the results should know, each once: a store that is not complete.
     **options
         Those of `options_of`; a missing one has its default. With ``all``, each analysis takes its own.
 
@@ -153,21 +160,49 @@ def run(
     Raises
     ------
     StrataError
-        A wrong request, or a store that cannot be analysed.
+        A wrong request, a store that cannot be analysed, or a folder that cannot be written.
     """
     known = {option.name: option for option in options_of(name)}
     for option in options:
         if option not in known:
             raise UsageError(f"{name} has no option {option!r}; it has {', '.join(known)}")
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one is needed")
-    resources = Resources(workers, memory, scheduler, progress)
+    _refuse_file(Path(results_folder))
+    resources = Resources(
+        workers or min(_MOST_WORKERS, _usable_cpus()), memory, scheduler, progress, _once(notify), workers is None
+    )
     written: list[Path] = []
     for analysis in _chosen(name):
         own = {option.name: options.get(option.name, option.default) for option in analysis.options}
         function = import_module(analysis.module).run
         written += function(stores, Path(results_folder), resources, **own)
     return list(dict.fromkeys(written))
+
+
+def _refuse_file(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--out {folder}: {there} is a file, and results need a folder; choose another --out")
+
+
+def _usable_cpus() -> int:
+    # Only Linux knows which CPUs a job was given; elsewhere it is all of them.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _once(notify: Notify | None) -> Notify | None:
+    """Pass each sentence on once: with ``all``, several analyses find the same."""
+    if notify is None:
+        return None
+    told: set[str] = set()
+
+    def tell(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            notify(sentence)
+
+    return tell
 
 
 def _chosen(name: str) -> list[Analysis]:

@@ -37,7 +37,7 @@ def write_dataset(folder: Path, name: str, dataset: xr.Dataset) -> Path:
 def open_dataset(folder: Path, name: str) -> xr.Dataset | None:
     """Open ``NAME.zarr``, or return None where there is none."""
     path = folder / f"{name}.zarr"
-    return xr.open_zarr(path, chunks=None) if path.is_dir() else None
+    return xr.open_zarr(path, chunks=None, consolidated=True) if path.is_dir() else None
 
 
 def write_table(folder: Path, name: str, pieces: Iterable[pa.Table], schema: pa.Schema) -> Path:

@@ -23,6 +23,9 @@ __all__ = ["NAME", "load_or_compute", "run"]
 
 NAME = "contextualization"
 
+_DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
+"""What zarr, its codecs and xarray raise on files that are cut, changed or gone."""
+
 
 def run(
     stores: Sequence[str],
@@ -34,8 +37,7 @@ def run(
     source: str,
 ) -> list[Path]:
     """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
-    opened = open_all(stores)
-    identities = identify(opened)
+    opened, identities = open_all(stores, resources)
     kept = KeptParts(results_folder)
     results = [
         StoreResult(
@@ -72,17 +74,25 @@ def load_or_compute(
     """Give another analysis what this one found: from ``results_folder`` where it is there, else by running.
 
     Results there count when they are of the same stores in the same state, with the same roles, read from the same
-    arrays; rows with self-pairs may be among them.
+    arrays, by this version; rows with self-pairs may be among them. Damaged ones are computed again.
 
     Returns
     -------
     results : list of StoreResult
     written : list of Path
         Empty where nothing had to be computed.
+
+    Raises
+    ------
+    UsageError
+        The folder holds contextualization of other roles, which would be lost.
     """
-    opened = open_all(stores)
-    identities = identify(opened)
-    found = _load(results_folder, opened, identities, text_roles, source)
+    opened, identities = open_all(stores, resources)
+    try:
+        found = _load(results_folder, opened, identities, text_roles, source)
+    except _DAMAGED as error:
+        resources.tell(f"{results_folder / NAME}.zarr is damaged ({error}) and is computed again")
+        found = None
     if found is not None:
         return found, []
     written = run(
@@ -98,8 +108,8 @@ def load_or_compute(
     return from_dataset(dataset), written
 
 
-def open_all(stores: Sequence[str]) -> list[Store]:
-    """Open stores one by one.
+def open_all(stores: Sequence[str], resources: Resources) -> tuple[list[Store], list[StoreIdentity]]:
+    """Open stores one by one; notify of each that does not hold all that was planned.
 
     Raises
     ------
@@ -112,7 +122,10 @@ def open_all(stores: Sequence[str]) -> list[Store]:
     for store in opened:
         if [other.url for other in opened].count(store.url) > 1:
             raise UsageError(f"{store.url} is named twice: name each store once")
-    return opened
+    identities = identify(opened)
+    for store, identity in zip(opened, identities, strict=True):
+        resources.tell(identity.completeness.note(store.url))
+    return opened, identities
 
 
 def _load(
@@ -121,10 +134,15 @@ def _load(
     dataset = open_dataset(folder, NAME)
     if dataset is None:
         return None
-    roles = tuple(str(dataset.attrs.get("text_roles", "")).split(","))
+    roles = tuple(str(dataset.attrs["text_roles"]).split(","))
+    if set(roles) != set(text_roles):
+        asked = ",".join(text_roles)
+        raise UsageError(
+            f"{folder} holds {NAME} of --text-roles {','.join(roles)}, asked is --text-roles {asked}: choose another "
+            f"--out, for example {folder}-{asked.replace(',', '-')}, or ask for the same roles"
+        )
     wanted = [_settings(stores, identities, roles, self_pairs, source) for self_pairs in (False, True)]
-    same = set(roles) == set(text_roles) and dataset.attrs.get("settings") in wanted
-    return from_dataset(dataset) if same else None
+    return from_dataset(dataset) if dataset.attrs["settings"] in wanted else None
 
 
 def _settings(

@@ -1,6 +1,5 @@
 """``strata analyze``: one subcommand per analysis, made from the registry of analyses."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,8 +52,8 @@ def _subcommand(name: str, text: str) -> click.Command:
     common: list[click.Parameter] = [
         click.Argument(["stores"], nargs=-1, required=True),
         click.Option(["--out"], required=True, type=click.Path(path_type=Path), help="Folder for the results."),
-        click.Option(["--workers"], type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="all cores",
-                     help="Threads of this process."),
+        click.Option(["--workers"], type=click.IntRange(min=1),
+                     help="Threads of this process; by default one per usable CPU, at most 8, and as fit --memory."),
         click.Option(["--memory"], type=ByteSize(), default=2 * 2**30, show_default="2GiB",
                      help="Peak memory that may be used; refused early when it is too small."),
         click.Option(["--scheduler"], metavar="ADDRESS", help="Address of an existing Dask scheduler, tcp://…"),
@@ -65,7 +64,7 @@ def _subcommand(name: str, text: str) -> click.Command:
 
 def _runner(name: str) -> Callable[..., None]:
     def callback(
-        stores: tuple[str, ...], out: Path, workers: int, memory: int, scheduler: str | None, **options: Any
+        stores: tuple[str, ...], out: Path, workers: int | None, memory: int, scheduler: str | None, **options: Any
     ) -> None:
         with _progress() as progress:
             written = run(
@@ -76,6 +75,7 @@ def _runner(name: str) -> Callable[..., None]:
                 memory=memory,
                 scheduler=scheduler,
                 progress=progress,
+                notify=lambda sentence: click.echo(f"note: {sentence}", err=True),
                 **options,
             )
         for path in written:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from analyses.completeness import Completeness
 from analyses.contextualization import Contextualization
 from analyses.contextualization_results import StoreResult
 from analyses.identity import StoreIdentity
@@ -48,4 +49,6 @@ def planted_result(
         text_roles=("instruction", "template"),
         source="pooled",
     )
-    return StoreResult(StoreIdentity(store, "tiny/llava", "coco", "p" * 64, "q" * 64, depends), result)
+    counts = Completeness(1, 1, len(samples), len(samples), 0)
+    identity = StoreIdentity(store, "tiny/llava", "coco", "p" * 64, "q" * 64, depends, counts)
+    return StoreResult(identity, result)

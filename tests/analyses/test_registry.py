@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -5,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import dask
 import pandas as pd
 import pytest
 import xarray as xr
@@ -12,9 +14,12 @@ import zarr
 
 from analyses.contextualization import SOURCES, TEXT_ROLES
 from analyses.kept_parts import KeptParts
+from analyses.memory import PROCESS_BYTES, part_bytes, result_bytes
+from analyses.part_task import PartTask
 from analyses.phase_detection import PATTERNS
 from analyses.registry import ALL, ANALYSES, options_of, run
 from engine.errors import StrataError, UsageError
+from engine.store import open_store
 from engine.vocabulary import ROLE_CODES
 from tests.engine.store.builders import TinyStore, tiny_store
 
@@ -55,9 +60,144 @@ def test_phases_computes_what_is_missing_or_of_other_settings(written_store: Wri
     # Pooled is what auto chose, and roles have no order.
     assert phases(pattern="three", source="pooled", text_roles=("template", "instruction")) == PHASES
     assert phases(source="hidden_states") == NAMES | PHASES
-    assert phases(source="hidden_states", text_roles=("instruction",)) == NAMES | PHASES
     other = str(written_store(layers=12, pooled=False).path)
-    assert phases([*store, other], source="hidden_states", text_roles=("instruction",)) == NAMES | PHASES
+    assert phases([*store, other], source="hidden_states") == NAMES | PHASES
+
+
+def test_phases_does_not_overwrite_contextualization_of_other_roles(
+    written_store: WrittenStore, tmp_path: Path
+) -> None:
+    stores, use = [str(written_store(layers=9).path)], {**USE, "text_roles": ("instruction",)}
+    run("contextualization", stores, tmp_path / "r", **use)
+    before = (tmp_path / "r" / "contextualization.parquet").read_bytes()
+    there, asked = r"--text-roles instruction,", r"--text-roles instruction,template:"
+    with pytest.raises(
+        UsageError, match=rf"{there} asked is {asked} choose another --out, for example .*r-instruction-"
+    ):
+        run("phases", stores, tmp_path / "r", bootstraps=5, **USE)
+    assert (tmp_path / "r" / "contextualization.parquet").read_bytes() == before
+    assert {path.name for path in run("phases", stores, tmp_path / "r", bootstraps=5, **use)} == PHASES
+    assert {path.name for path in run(ALL, stores, tmp_path / "r", bootstraps=5, **USE)} == NAMES | PHASES
+
+
+def test_results_of_another_version_are_computed_again(
+    written_store: WrittenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = written_store(layers=9)
+    run("contextualization", [str(tiny.path)], tmp_path, **USE)
+    part = open_store(tiny.path).parts[0]
+    task = PartTask(part.url, part.name, "pooled", TEXT_ROLES, False, True, None)
+    before = KeptParts(tmp_path).name(part, task)
+    for module in ("identity", "kept_parts"):
+        monkeypatch.setattr(f"analyses.{module}.__version__", "9.9")
+    assert KeptParts(tmp_path).name(part, task) != before
+    assert {path.name for path in run("phases", [str(tiny.path)], tmp_path, bootstraps=5, **USE)} >= NAMES
+
+
+def drop_chunks(folder: Path, variable: str) -> None:
+    shutil.rmtree(folder / variable / "c")
+
+
+def cut_chunk(folder: Path) -> None:
+    chunk = next(path for path in (folder / "cosine" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "zarr.json").unlink(),
+        lambda folder: (folder / "zarr.json").write_text("{"),
+        lambda folder: (folder / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}'),
+        cut_chunk,
+        lambda folder: drop_chunks(folder, "cosine"),
+        lambda folder: drop_chunks(folder, "cosine_normed"),
+        lambda folder: drop_chunks(folder, "tokens"),
+        lambda folder: drop_chunks(folder, "sample_id"),
+    ],
+)
+def test_damaged_contextualization_is_computed_again(
+    written_store: WrittenStore, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    stores, use = [str(written_store(layers=9).path)], {**USE, "bootstraps": 5}
+    run("phases", stores, tmp_path, **use)
+    whole = pd.read_parquet(tmp_path / "phases.parquet")
+    damage(tmp_path / "contextualization.zarr")
+    notes: list[str] = []
+    assert {path.name for path in run("phases", stores, tmp_path, notify=notes.append, **use)} == NAMES | PHASES
+    assert [note for note in notes if "contextualization.zarr is damaged" in note] == notes != []
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "phases.parquet"), whole)
+
+
+def test_a_store_that_is_not_complete_is_analysed_and_said_to_be(tmp_path: Path) -> None:
+    path = str(tiny_store(tmp_path / "store", layers=9, parts=3, written=[0]).path)
+    notes: list[str] = []
+    run(ALL, [path], tmp_path / "r", notify=notes.append, bootstraps=5, **USE)
+    assert notes == [
+        f"{path} holds 1 of 3 parts, 2 of 6 samples; 4 planned samples are missing (strata inspect {path})"
+    ]
+    for name in ("contextualization", "phases"):
+        (entry,) = json.loads(xr.open_zarr(tmp_path / "r" / f"{name}.zarr").attrs["stores"])
+        counts = ("planned_parts", "stored_parts", "planned_samples", "stored_samples", "bad_samples")
+        assert [entry[key] for key in counts] == [3, 1, 6, 2, 0]
+
+
+def test_bad_samples_are_told_and_a_complete_store_is_not(written_store: WrittenStore, tmp_path: Path) -> None:
+    notes: list[str] = []
+    whole = str(written_store(layers=9).path)
+    run("contextualization", [whole], tmp_path / "r", notify=notes.append, **USE)
+    assert notes == []
+    path = str(tiny_store(tmp_path / "store", layers=9, empty_parts=1).path)
+    bad = len(open_store(path).parts[-1].manifest["bad_samples"])
+    run("contextualization", [path], tmp_path / "r", notify=notes.append, **USE)
+    assert notes == [
+        f"{path} holds 3 of 3 parts, 6 of {6 + bad} samples; "
+        f"{bad} bad sample{'s are' if bad > 1 else ' is'} left out (strata inspect --bad {path})"
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_a_next_step(
+    written_store: WrittenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = [str(written_store(layers=9).path)]
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match=r"--out .*file is a file, and results need a folder"):
+            run("contextualization", stores, out, **USE)
+
+    def disk_full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.savez", disk_full)
+    with pytest.raises(StrataError, match=r"could not be kept in .*No space left on device.*make room"):
+        run("contextualization", stores, tmp_path / "r", **USE)
+
+
+def test_workers_by_default_are_as_many_as_fit(written_store: WrittenStore, tmp_path: Path) -> None:
+    store = open_store(written_store(images=8, parts=8).path)
+    task = PartTask(store.parts[0].url, store.parts[0].name, "pooled", TEXT_ROLES, False, True, None)
+    per_worker = max(part_bytes(part, task) for part in store.parts)
+    results = result_bytes(store.parts, len(store.layers), self_pairs=False)
+    memory = PROCESS_BYTES + results + 3 * per_worker + 1
+    used: list[int] = []
+    original = dask.compute
+
+    def compute(*args: object, **options: object) -> object:
+        used.append(int(str(options["num_workers"])))
+        return original(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dask.compute", compute)
+        patch.setattr("os.sched_getaffinity", lambda _: range(64))
+        run("contextualization", [store.url], tmp_path, memory=memory)
+        run("contextualization", [store.url], tmp_path, memory=2**31)
+        patch.setattr("os.sched_getaffinity", lambda _: range(2))
+        run("contextualization", [store.url], tmp_path, memory=2**31)
+    assert used == [3, 8, 2]
+    with pytest.raises(UsageError, match="lower --workers to 3"):
+        run("contextualization", [store.url], tmp_path, workers=4, memory=memory)
+    with pytest.raises(UsageError, match=r"too small: 1 workers"):
+        run("contextualization", [store.url], tmp_path, memory=PROCESS_BYTES + results)
 
 
 def test_a_broken_off_analysis_goes_on_with_the_parts_that_are_missing(
