@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-
+from engine.cli.console import stdout_console
 from tests.bench.report import make_table, write_json
 from tests.bench.rows import Row
 
@@ -28,7 +27,7 @@ def main() -> None:
     # Read when torch is loaded: threads that wait for each other sleep, else a machine with anything else to do spends
     # most of its time on their spinning.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    console = Console()
+    console = stdout_console()
     rows: list[Row] = []
     OUTPUT.mkdir(exist_ok=True)
     for name in arguments.names or BENCHMARKS:
