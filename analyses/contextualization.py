@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analyses.curves import BOOTSTRAPS
 from analyses.execution import run_tasks
 from analyses.final_norm import FinalNorm
 from analyses.kept_parts import KeptParts
-from analyses.memory import check_memory, fitting_workers, part_bytes, result_bytes
+from analyses.memory import check_memory, fitting_workers, part_bytes, result_bytes, statistics_bytes
 from analyses.part_cosines import PartCosines, part_cosines
 from analyses.part_task import PairRow, PartTask, Source, pair_rows
 from analyses.resources import Resources
@@ -122,7 +123,9 @@ def _plan_workers(store: Store, tasks: Sequence[PartTask], resources: Resources)
     task = tasks[0]
     heaviest = max(range(len(tasks)), key=lambda number: _weight(store.parts[number], task.source))
     per_worker = part_bytes(store.parts[heaviest], tasks[heaviest])
+    samples = sum(part.manifest["samples"] for part in store.parts)
     results = result_bytes(store.parts, len(store.layers), task.self_pairs)
+    results += statistics_bytes(samples, len(store.layers), BOOTSTRAPS)
     at_once = 1 if resources.scheduler else min(resources.workers, len(tasks))
     if resources.fewer_workers:
         at_once = max(1, min(at_once, fitting_workers(per_worker, results, resources.memory)))

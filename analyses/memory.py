@@ -2,7 +2,7 @@
 
 What lives at once in one worker: one chunk, compressed and decoded; the kernel's scratch; the sums of unit vectors.
 None of it depends on how many parts a store has. What does grow is the result itself, a few numbers per sample and
-layer.
+layer, and what is made of it: curves of images, and bootstrap samples of them in blocks.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from analyses.part_task import PartTask, pair_rows
+from analyses.phase_detection import halves_bytes
+from analyses.resampling import block_bytes
+from analyses.segmentation import segmentation_bytes
 from analyses.state_sums import NORMED_AT_ONCE, runs_of
 from analyses.unit_sums import scratch_bytes
 from engine.errors import UsageError
 from engine.store import Part, stream_bytes
 
-__all__ = ["PROCESS_BYTES", "check_memory", "fitting_workers", "format_bytes", "part_bytes", "result_bytes"]
+__all__ = [
+    "PROCESS_BYTES",
+    "check_memory",
+    "fitting_workers",
+    "format_bytes",
+    "part_bytes",
+    "result_bytes",
+    "statistics_bytes",
+]
 
 PROCESS_BYTES = 320 * 2**20
 """An interpreter with NumPy, SciPy, pandas, xarray, zarr, Dask, pyarrow and matplotlib loaded: measured 240 MiB."""
 
 _COPIES_OF_ROLES = 4
+_COPIES_OF_CURVES = 4  # one pair's values, those of samples with text, of images, and their distance to the mean
+_COPIES_OF_RESAMPLES = 4
+_SAMPLE_BYTES = 256  # names and codes of samples that are looked up
+_CUT_BYTES = 256  # boundaries of a sample's own curve, for 1 to 4 segments, joined
 _FLOAT64, _FLOAT32 = 8, 4
 
 
@@ -51,6 +66,25 @@ def result_bytes(parts: Sequence[Part], layers: int, self_pairs: bool) -> int:
     return 2 * samples * (layers + 1) * len(pair_rows(self_pairs)) * _FLOAT64
 
 
+def statistics_bytes(samples: int, layers: int, bootstraps: int, *, cut: bool = False) -> int:
+    """Bytes of bands over images and, where curves are cut into phases, of that; every sample may be an image.
+
+    Parameters
+    ----------
+    samples, layers : int
+        Of one store.
+    bootstraps : int
+    cut : bool
+        Whether each curve, each resample and each sample's own curve is cut.
+    """
+    curves = _COPIES_OF_CURVES * samples * layers * _FLOAT64 + samples * _SAMPLE_BYTES
+    resamples = _COPIES_OF_RESAMPLES * bootstraps * layers * _FLOAT64
+    steps = [block_bytes(samples, bootstraps)]
+    if cut:
+        steps += [halves_bytes(samples) + segmentation_bytes(layers), samples * _CUT_BYTES + segmentation_bytes(layers)]
+    return curves + resamples + max(steps)
+
+
 def fitting_workers(per_worker: int, results: int, memory: int) -> int:
     """Return how many workers ``memory`` has room for; 0 or less where not for one."""
     return (memory - PROCESS_BYTES - results) // max(1, per_worker)
@@ -69,8 +103,9 @@ def check_memory(per_worker: int, results: int, workers: int, memory: int) -> in
         return needed
     fitting = fitting_workers(per_worker, results, memory)
     fewer = f", or lower --workers to {fitting}" if 0 < fitting < workers else ""
+    each = f"{workers} workers of {format_bytes(per_worker)} each, " if per_worker else ""
     raise UsageError(
-        f"--memory {format_bytes(memory)} is too small: {workers} workers of {format_bytes(per_worker)} each, "
+        f"--memory {format_bytes(memory)} is too small: {each}"
         f"{format_bytes(PROCESS_BYTES)} for the process and {format_bytes(results)} for results need "
         f"{format_bytes(needed)}. Raise --memory to {format_bytes(needed)}{fewer}"
     )

@@ -19,7 +19,17 @@ from analyses.resampling import PERCENTILES, resample_means
 from analyses.segmentation import MINIMUM_LENGTH, segment_all, segment_curves
 from engine.errors import UsageError
 
-__all__ = ["PATTERNS", "Detection", "Phase", "Shape", "choose_shape", "cut_each", "detect", "fixed_shape"]
+__all__ = [
+    "PATTERNS",
+    "Detection",
+    "Phase",
+    "Shape",
+    "choose_shape",
+    "cut_each",
+    "detect",
+    "fixed_shape",
+    "halves_bytes",
+]
 
 PATTERNS = ("four", "three", "auto")
 
@@ -196,6 +206,11 @@ def detect(
         for p, (name, first, last) in enumerate(shape.phases)
     )  # fmt: skip
     return Detection(shape, phases, preferred)
+
+
+def halves_bytes(images: int) -> int:
+    """Bytes of the random halves of images that `choose_shape` compares: a flag, its opposite, and one as float."""
+    return _SPLITS * images * (1 + 1 + 8)
 
 
 def _refuse_short(points: int, segments: int) -> None:

@@ -38,6 +38,21 @@ def run(
 ) -> list[Path]:
     """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
     opened, identities = open_all(stores, resources)
+    return _run(
+        opened, identities, results_folder, resources, text_roles=text_roles, self_pairs=self_pairs, source=source
+    )
+
+
+def _run(
+    opened: Sequence[Store],
+    identities: Sequence[StoreIdentity],
+    results_folder: Path,
+    resources: Resources,
+    *,
+    text_roles: Sequence[str],
+    self_pairs: bool,
+    source: str,
+) -> list[Path]:
     kept = KeptParts(results_folder)
     results = [
         StoreResult(
@@ -64,7 +79,8 @@ def run(
 
 
 def load_or_compute(
-    stores: Sequence[str],
+    stores: Sequence[Store],
+    identities: Sequence[StoreIdentity],
     results_folder: Path,
     resources: Resources,
     *,
@@ -87,16 +103,16 @@ def load_or_compute(
     UsageError
         The folder holds contextualization of other roles, which would be lost.
     """
-    opened, identities = open_all(stores, resources)
     try:
-        found = _load(results_folder, opened, identities, text_roles, source)
+        found = _load(results_folder, stores, identities, text_roles, source)
     except _DAMAGED as error:
         resources.tell(f"{results_folder / NAME}.zarr is damaged ({error}) and is computed again")
         found = None
     if found is not None:
         return found, []
-    written = run(
+    written = _run(
         stores,
+        identities,
         results_folder,
         resources,
         text_roles=text_roles,

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from analyses.monotone_costs import monotone_costs
 
-__all__ = ["MINIMUM_LENGTH", "Segmentation", "segment_all", "segment_curves"]
+__all__ = ["MINIMUM_LENGTH", "Segmentation", "segment_all", "segment_curves", "segmentation_bytes"]
 
 MINIMUM_LENGTH = 2
 _EQUAL = 1e-12
-_CURVES_AT_ONCE = 256  # bounds the work space: about 80 MB for 41 layers
+_CURVES_AT_ONCE = 256  # bounds the work space
+_BYTES_PER_STRETCH = 56  # costs of both signs, stacks, candidates: measured 42 to 51
 
 
 class Segmentation(NamedTuple):
@@ -73,6 +74,11 @@ def segment_all(curves: NDArray[np.floating], most: int, *, first_rises: bool = 
         Segmentation(np.concatenate([p[k].last for p in pieces]), np.concatenate([p[k].cost for p in pieces]))
         for k in range(most)
     ]
+
+
+def segmentation_bytes(layers: int) -> int:
+    """Bytes of work space for curves of that many layers, however many curves there are."""
+    return _BYTES_PER_STRETCH * _CURVES_AT_ONCE * layers * layers
 
 
 def _segment_batch(curves: NDArray[np.float64], most: int, first_rises: bool) -> list[Segmentation]:

@@ -1,17 +1,23 @@
 import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analyses.contextualization import analyze_store
-from analyses.memory import PROCESS_BYTES, check_memory, format_bytes, part_bytes
+from analyses.curves import band, image_curves
+from analyses.memory import PROCESS_BYTES, check_memory, format_bytes, part_bytes, statistics_bytes
 from analyses.part_cosines import part_cosines
 from analyses.part_task import PartTask
+from analyses.phases import find_phases
+from analyses.registry import run
 from analyses.resources import Resources
 from engine.errors import UsageError
 from engine.store import open_store, write_part
 from engine.vocabulary import ROLE_CODES
+from tests.analyses.builders import planted_result
 from tests.engine.store import builders
 
 DIM, LAYERS = 1024, 3
@@ -59,6 +65,67 @@ def test_the_prediction_is_per_part_and_not_per_store(large_parts: Path) -> None
     parts = open_store(large_parts).parts
     tasks = [PartTask(part.url, part.name, "hidden_states", TEXT, False, False, None) for part in parts]
     assert len({part_bytes(part, task) for part, task in zip(parts, tasks, strict=True)}) == 1
+
+
+def test_the_heaviest_part_of_pooled_states_is_the_one_with_most_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    tiny = builders.tiny_store(path, images=1, prompts=1, dim=16, parts=1, written=[])
+    for number, (count, tokens) in enumerate(((2, 900), (40, 6))):
+        rng = np.random.default_rng(number)
+        states = rng.standard_normal((5, tokens, 16), dtype=np.float32).astype(np.float16)
+        roles = np.full(tokens, ROLE_CODES["image"], np.int32)
+        roles[-3:] = ROLE_CODES["instruction"]
+        names = [f"{number}-{k}" for k in range(count)]
+        samples = [builders.TinySample(f"{name}/normal-1", name, "normal-1", number, states, roles) for name in names]
+        content = builders.tiny_part(number, samples, layers=range(5), dim=16)
+        write_part(path, content, plan_sha256=str(tiny.record["plan_sha256"]))
+    weighed: list[str] = []
+    monkeypatch.setattr(
+        "analyses.contextualization.part_bytes", lambda part, task: weighed.append(part.name) or part_bytes(part, task)
+    )
+    for source in ("pooled", "hidden_states"):
+        analyze_store(open_store(path), source=source)
+    assert weighed == ["00000001", "00000000"]
+
+
+def traced(function: Callable[[], object]) -> int:
+    tracemalloc.start()
+    function()
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return used
+
+
+def test_bands_and_phases_of_40000_images_stay_within_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, layers, bootstraps = 40_000, 12, 200
+    monkeypatch.setattr("analyses.curves.BOOTSTRAPS", bootstraps)
+    item = planted_result(((0, 2, 4, 9, 11), (0.0, 0.1, 0.0, 0.5, 0.3)), images=8, blocks=layers - 1)
+    find_phases([item], bootstraps=5)  # imports are not the analysis'
+    item = planted_result(((0, 2, 4, 9, 11), (0.0, 0.1, 0.0, 0.5, 0.3)), images=images, blocks=layers - 1)
+    only = replace(item.result, cosine=item.result.cosine[:, :, :1], rows=item.result.rows[:1])
+    curves = only.cosine[:, :, 0]
+    used = traced(lambda: band(image_curves(only.samples["image_id"], curves)[1]))
+    predicted = statistics_bytes(images, layers, bootstraps)
+    assert used <= predicted <= 2.5 * used
+    used = traced(lambda: find_phases([item._replace(result=only)], bootstraps=bootstraps))
+    predicted = statistics_bytes(images, layers, bootstraps, cut=True)
+    assert used <= predicted <= 2.5 * used
+    assert predicted < 8 * images * bootstraps * 2  # far from all draws at once
+
+
+def test_bootstraps_hardly_add_to_the_prediction() -> None:
+    few, many = (statistics_bytes(40_000, 41, count, cut=True) for count in (1000, 10_000))
+    assert many - few == 4 * 9000 * 41 * 8
+
+
+def test_phases_are_refused_before_anything_is_read_where_their_curves_do_not_fit(
+    large_parts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"--memory 321.0MiB is too small: .* Raise --memory to"):
+        run("phases", [str(large_parts)], tmp_path / "r", memory=PROCESS_BYTES + 2**20, bootstraps=10**6)
+    assert not (tmp_path / "r").exists()
 
 
 def test_too_little_memory_is_refused_before_anything_is_read(large_parts: Path) -> None:

@@ -13,8 +13,9 @@ import xarray as xr
 import zarr
 
 from analyses.contextualization import SOURCES, TEXT_ROLES
+from analyses.curves import BOOTSTRAPS
 from analyses.kept_parts import KeptParts
-from analyses.memory import PROCESS_BYTES, part_bytes, result_bytes
+from analyses.memory import PROCESS_BYTES, part_bytes, result_bytes, statistics_bytes
 from analyses.part_task import PartTask
 from analyses.phase_detection import PATTERNS
 from analyses.registry import ALL, ANALYSES, options_of, run
@@ -178,6 +179,7 @@ def test_workers_by_default_are_as_many_as_fit(written_store: WrittenStore, tmp_
     task = PartTask(store.parts[0].url, store.parts[0].name, "pooled", TEXT_ROLES, False, True, None)
     per_worker = max(part_bytes(part, task) for part in store.parts)
     results = result_bytes(store.parts, len(store.layers), self_pairs=False)
+    results += statistics_bytes(len(store.samples), len(store.layers), BOOTSTRAPS)
     memory = PROCESS_BYTES + results + 3 * per_worker + 1
     used: list[int] = []
     original = dask.compute
