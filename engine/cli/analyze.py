@@ -53,7 +53,7 @@ def _subcommand(name: str, text: str) -> click.Command:
         click.Argument(["stores"], nargs=-1, required=True),
         click.Option(["--out"], required=True, type=click.Path(path_type=Path), help="Folder for the results."),
         click.Option(["--workers"], type=click.IntRange(min=1),
-                     help="Threads of this process; by default one per usable CPU, at most 8; fewer if they do not fit."),
+                     help="Threads of this process; default: one per usable CPU, at most 8, fewer if they do not fit."),
         click.Option(["--memory"], type=ByteSize(), default=2 * 2**30, show_default="2GiB",
                      help="Peak memory that may be used; refused early when it is too small."),
         click.Option(["--scheduler"], metavar="ADDRESS", help="Address of an existing Dask scheduler, tcp://…"),
