@@ -102,7 +102,7 @@ class PartCollector:
         self._rows: list[dict[str, Any]] = []
         self._tokens: list[dict[str, np.ndarray]] = []
         self._states: list[list[torch.Tensor]] = [[] for _ in probe.layers]
-        self._pooled: list[Pooled] = []
+        self._pooled: dict[str, list[np.ndarray]] = {name: [] for name in Pooled._fields}
         self._bad: list[BadSample] = []
 
     @property
@@ -128,7 +128,9 @@ class PartCollector:
         for layer, rows in zip(self._states, capture.states, strict=False):
             layer.append(rows)
         if capture.pooled is not None:
-            self._pooled.append(capture.pooled)
+            for name, values in capture.pooled._asdict().items():
+                if values is not None:
+                    self._pooled[name].append(values)
 
     def finish(self, run: Mapping[str, object]) -> PartContent:
         """Lay out the part; the collector is used up, its states are freed as they are written."""
@@ -179,7 +181,8 @@ class PartCollector:
         layers, roles = len(self._probe.layers), len(ROLES)
 
         def joined(name: str, empty: tuple[int, ...], sample_axis: int, dtype: str) -> np.ndarray:
-            pieces = [getattr(pooled, name) for pooled in self._pooled]
+            # Batches are given up array by array, so that joining never holds all of them twice.
+            pieces, self._pooled[name] = self._pooled[name], []
             return np.concatenate(pieces, axis=sample_axis) if pieces else np.empty(empty, dtype=dtype)
 
         dims = ("layer", "role", "sample", "dim")
