@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	@echo "out/demo/results/*.parquet, *.zarr, *.svg  the numbers as tidy tables and datasets, the figures for a paper"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,0 +1,8 @@
+"""Settings of every test process."""
+
+import os
+
+# Read when torch, NumPy and Blosc are loaded: test models are tiny, and threads that wait for each other only cost.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test may depend on a hub, nor wait for one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
