@@ -1,9 +1,10 @@
-"""Training in three stages, from fresh weights to a captioning model.
+"""Training in four stages, from fresh weights to a captioning model.
 
 ``vision``: the vision tower and the projector learn, patch by patch, what is seen: which object from the left, its
 size, colour and shape (a linear read-out that is thrown away afterwards). No language model runs, so this is cheap.
 ``sparse``: the language model learns captions from some of the image's patches, at their true positions, which halves
 the sequence. ``full``: the whole model learns captions from every patch, with the patch loss kept on at a small weight.
+``polish``: the same at low rates and in larger batches.
 The loss of the text is taken over the answer only.
 
 Every stage has its own seed and depends on nothing but the weights it is given, so that a later stage may be repeated
@@ -56,6 +57,7 @@ class Run(NamedTuple):
     vision: Stage
     sparse: Stage
     full: Stage
+    polish: Stage
 
 
 DEMO_RUN = Run(
@@ -64,6 +66,7 @@ DEMO_RUN = Run(
     vision=Stage(seed=11, steps=1500, batch=64, rates=Rates(matrices=3e-3, others=2e-3)),
     sparse=Stage(seed=12, steps=1200, batch=32, rates=Rates(matrices=5e-3, others=2e-3), patches=12, sight=0.0),
     full=Stage(seed=13, steps=500, batch=32, rates=Rates(matrices=1.5e-3, others=7e-4), sight=0.5),
+    polish=Stage(seed=14, steps=450, batch=64, rates=Rates(matrices=4e-4, others=2e-4)),
 )
 
 _PATCH_WEIGHT = 0.2
