@@ -2,8 +2,8 @@
 
 A phase may be one layer wide, so no name stands inside it: a short numeral stands above, and a key under the panel
 gives the name, the layers and the change, or says that the phase is not supported. Every curve has best boundaries, a
-monotone one too: a boundary stands in full strength only between two supported phases and a name only where no boundary
-of its phase is faint, and where the asked pattern is not supported as a whole a line says what held-out images prefer.
+monotone one too: a boundary stands in full strength only between two supported phases, and where the asked pattern is
+not supported as a whole a line says what held-out images prefer.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,13 @@ _UNSUPPORTED: Any = {"facecolor": "0.95", "hatch": "/////"}
 _STRONG, _FAINT = "0.15", "0.6"
 _FOOTER = (
     "Line and band: mean and standard deviation over images.\n"
-    "Dots and bars: boundaries, 95 % intervals; faint: unsupported.\n"
-    "Right column: change of the mean. Hatched: not supported,\n"
-    "that is, not found again on images left out."
+    "Dots and bars: boundaries and their 95 % intervals,\n"
+    "grey next to a phase that is not supported (hatched),\n"
+    "that is, not found again on images left out.\n"
+    "Right column: change of the mean within a phase."
 )
 _POINT = 1 / 72  # inches
-_LEFT, _WIDTH, _NOTE = 0.52, 2.88, 38 * _POINT
+_LEFT, _WIDTH, _NOTE = 0.52, 2.88, 46 * _POINT
 _ALONE, _AMONG_OTHERS = 1.35, 0.95  # inches of a panel's axes
 _TICKS, _LABEL, _LINE, _GAP, _TITLE = 14, 11, 8, 5, 12  # points
 _ROW_BARS, _ROW_NUMERALS = 3.0, 8.0  # points
@@ -87,12 +88,18 @@ def draw_phases(found: Sequence[CurvePhases]) -> Figure:
             ax = figure.add_axes(box)
             kind, store = panel.curve.prompt_kind, panel.curve.identity.store
             title = f"{store} · {kind}" if several else kind
-            _write(ax, f"{title} ({panel.curve.band.images} images)", (0, 1), (0, panel.head + 2), fontsize=7)
+            _write(ax, f"{title} ({_counts(panel.curve)})", (0, 1), (0, panel.head + 2), fontsize=7)
             _draw_curve(ax, panel)
             _draw_key(figure, ax, panel)
             top -= panel.inches
         figure.text(_LEFT / COLUMN_INCHES, 4 * _POINT / total, _FOOTER, va="bottom", **NOTE)
     return figure
+
+
+def _counts(curve: CurvePhases) -> str:
+    """How many images, and how many prompts of the kind each curve of an image is averaged over."""
+    prompts = 1 if curve.samples is None else curve.samples.samples["prompt_id"].nunique()
+    return f"{prompts} prompts, {curve.band.images} images" if prompts > 1 else f"{curve.band.images} images"
 
 
 def _plan_panel(curve: CurvePhases, axes_inches: float, labelled: bool) -> _Panel:
@@ -112,24 +119,18 @@ def _hint(detection: Detection) -> str:
     if shape is preferred or all(phase.supported for phase in detection.phases):
         return ""
     if (shape.segments, shape.first_rises) == (preferred.segments, preferred.first_rises):
-        return f"Held-out fit prefers these {shape.segments} segments too, yet not all are supported"
+        return f"Held-out images prefer {shape.segments} segments too, yet not all are supported"
     direction = "rise" if preferred.first_rises else "decline"
     segments = (
         f"1 segment ({direction})" if preferred.segments == 1 else f"{preferred.segments} segments ({direction} first)"
     )
-    return f"Held-out fit prefers {segments}: --pattern auto"
+    return f"Held-out images prefer {segments}, see --pattern auto"
 
 
 def _firm_ends(phases: Sequence[Phase]) -> list[bool]:
     """Whether each phase's end is a boundary between supported phases; the last one ends with the model."""
     after = [*(phase.supported for phase in phases[1:]), True]
     return [phase.supported and following for phase, following in zip(phases, after, strict=True)]
-
-
-def _firm_names(phases: Sequence[Phase]) -> list[bool]:
-    """Whether each phase is supported and so are its neighbours."""
-    ends = _firm_ends(phases)
-    return [end and before for before, end in zip([True, *ends], ends, strict=False)]
 
 
 def _first_fit(spans: Sequence[tuple[float, float]]) -> list[int]:
@@ -150,9 +151,9 @@ def _numeral(phase: Phase) -> str:
     return first if set(first) <= set("IV+") else str(phase.phase)
 
 
-def _shade(phase: Phase, firm: bool) -> Any:
+def _shade(phase: Phase) -> Any:
     tint = _TINTS[_TINT_OF.get(_numeral(phase), phase.phase - 1)]
-    return {"facecolor": tint, "alpha": 0.35 if firm else 0.12} if phase.supported else _UNSUPPORTED
+    return {"facecolor": tint, "alpha": 0.35} if phase.supported else _UNSUPPORTED
 
 
 def _write(ax: Axes, text: str, at: tuple[float, float], points: tuple[float, float], **style: Any) -> None:
@@ -166,8 +167,8 @@ def _draw_curve(ax: Axes, panel: _Panel) -> None:
     layer_axis(ax, int(layers[0]), int(layers[-1]))
     if not panel.labelled:
         ax.set_xlabel("")
-    for phase, firm in zip(phases, _firm_names(phases), strict=True):
-        ax.axvspan(phase.start, phase.end, linewidth=0, zorder=0, **_shade(phase, firm))
+    for phase in phases:
+        ax.axvspan(phase.start, phase.end, linewidth=0, zorder=0, **_shade(phase))
     for phase, firm in zip(phases, _firm_ends(phases), strict=True):
         ax.axvline(phase.end, color="0.5" if firm else "0.85", linewidth=0.5, zorder=1)
     if band.images > 1:
@@ -190,10 +191,10 @@ def _draw_marks(ax: Axes, panel: _Panel) -> None:
         style: Any = {"transform": across, "color": _STRONG if firm else _FAINT, "clip_on": False}
         ax.plot([phase.end_low, phase.end_high], [y, y], linewidth=0.9, solid_capstyle="butt", **style)
         ax.plot([phase.end], [y], "o", markersize=2, **style)
-    for phase, firm, row in zip(phases, _firm_names(phases), panel.numeral_rows, strict=True):
+    for phase, row in zip(phases, panel.numeral_rows, strict=True):
         middle = ((phase.start + phase.end) / 2 - left) / (right - left)
         rise = panel.bars + _ROW_NUMERALS * row
-        colour = _STRONG if firm else _FAINT
+        colour = _STRONG if phase.supported else _FAINT
         _write(ax, _numeral(phase), (middle, 1), (0, rise), ha="center", va="bottom", fontsize=6.5, color=colour)
 
 
@@ -203,10 +204,10 @@ def _draw_key(figure: Figure, ax: Axes, panel: _Panel) -> None:
     corner = ax.get_position()
     phases = panel.curve.detection.phases
     below = -panel.under - _LINE / 2
-    for phase, firm in zip(phases, _firm_names(phases), strict=True):
+    for phase in phases:
         where = (corner.x0, corner.y0 + (below - 2.5) / height)
-        figure.add_artist(Rectangle(where, 6 / width, 5 / height, transform=figure.transFigure, **_shade(phase, firm)))
-        style: Any = {"fontsize": 6, "va": "center_baseline", "color": "black" if firm else "0.45"}
+        figure.add_artist(Rectangle(where, 6 / width, 5 / height, transform=figure.transFigure, **_shade(phase)))
+        style: Any = {"fontsize": 6, "va": "center_baseline", "color": "black" if phase.supported else "0.45"}
         name = phase.name if _numeral(phase) != str(phase.phase) else f"{phase.phase} {phase.name}"
         interval = f" (end {phase.end_low}–{phase.end_high})" if phase.end_high > phase.end_low else ""
         _write(ax, f"{name}, {phase.start}–{phase.end}{interval}", (0, 0), (9, below), **style)
