@@ -191,7 +191,11 @@ def choose_source(store: Store, source: str) -> Source:
     wanted = [name for name in there if source in ("auto", name)]
     if not wanted:
         captured = ", ".join(there) or "neither pooled nor hidden states"
-        raise UsageError(f"{store.url} holds {captured}, --source asks for {source}: capture residual or pooled")
+        tensors = {"pooled": "pooled", "hidden_states": "residual"}.get(source, "residual,pooled")
+        raise UsageError(
+            f"{store.url} holds {captured}, --source asks for {source}: use --source auto, or extract another store "
+            f"with --capture {tensors}"
+        )
     return wanted[0]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses.contextualization import analyze_store, choose_source
+from analyses.contextualization import Contextualization, analyze_store, choose_source
 from analyses.contextualization_figure import draw_contextualization
 from analyses.contextualization_results import (
     CONTEXTUALIZATION_SCHEMA,
@@ -68,6 +68,8 @@ def _run(
         )
         for identity, store in zip(identities, opened, strict=True)
     ]
+    for identity, result in results:
+        _tell_of_empty_sets(identity, result, resources)
     settings = _settings(opened, identities, results[0].result.text_roles, self_pairs, source)
     written = [
         write_dataset(results_folder, NAME, to_dataset(results, settings)),
@@ -76,6 +78,16 @@ def _run(
     ]
     kept.clear()
     return written
+
+
+def _tell_of_empty_sets(identity: StoreIdentity, result: Contextualization, resources: Resources) -> None:
+    """Say where no sample has a token of a set, so that its curves are empty."""
+    for kind, total in zip(("image", ", ".join(result.text_roles)), result.counts.sum(axis=0), strict=True):
+        if total == 0:
+            resources.tell(
+                f"{identity.store} holds no {kind} token, so curves with them are empty: extract with --capture "
+                "pooled, with these among --roles, or choose other --text-roles"
+            )
 
 
 def load_or_compute(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analyses.curves import BOOTSTRAPS
 from analyses.memory import check_memory, result_bytes, statistics_bytes
-from analyses.phases import find_phases
+from analyses.phases import HEADLINE, find_phases
 from analyses.phases_figure import draw_phases
 from analyses.phases_results import PHASES_IMAGES_SCHEMA, PHASES_SCHEMA, to_dataset, to_image_tables, to_table
 from analyses.resources import Resources
@@ -57,7 +57,7 @@ def run(
         write_dataset(results_folder, NAME, to_dataset(found, json.dumps(settings, sort_keys=True))),
         write_table(results_folder, NAME, [to_table(found, pattern)], PHASES_SCHEMA),
         write_table(results_folder, f"{NAME}-images", to_image_tables(found), PHASES_IMAGES_SCHEMA),
-        *write_figure(results_folder, NAME, draw_phases(found)),
+        *(write_figure(results_folder, NAME, draw_phases(found)) if any(c.pair == HEADLINE for c in found) else ()),
     ]
 
 

@@ -16,7 +16,9 @@ from engine.store import predict_size
 
 __all__ = ["command"]
 
-# Measured share of the captured bytes that stays after compression, by captured dtype; float32 hardly compresses.
+# Measured share that stays after compression: of the captured bytes of states, by dtype (float32 hardly compresses),
+# and of pooled means, most of whose roles have no token.
+_POOLED_ON_DISK = 0.5
 _STATES_ON_DISK = {"float16": 0.87, "bfloat16": 0.69, "float32": 0.92}
 _CAPTURED_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -47,15 +49,19 @@ def _array_table(planned: Planned) -> Table:
     for heading in ("array", "dimensions", "stored as", "raw bytes", "on disk, about"):
         table.add_column(heading, justify="right" if "bytes" in heading or "disk" in heading else "left")
     whole = planned.part_arrays(len(planned.plan.images))
+    total = 0.0
     for array in whole:
         if len(array.shape) < 2:
             continue
         dims = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
-        on_disk = _states_on_disk(planned, math.prod(array.shape)) if array.path == "token/hidden_states" else None
-        about = "" if on_disk is None else format_bytes(on_disk)
-        table.add_row(array.path, dims, array.dtype, format_bytes(array.raw_bytes), about)
-    coordinates = sum(array.raw_bytes for array in whole if len(array.shape) < 2)
-    table.add_row("coordinates", "", "int32", format_bytes(coordinates), "")
+        states = array.path == "token/hidden_states"
+        on_disk = _states_on_disk(planned, math.prod(array.shape)) if states else _POOLED_ON_DISK * array.raw_bytes
+        total += on_disk
+        table.add_row(array.path, dims, array.dtype, format_bytes(array.raw_bytes), format_bytes(on_disk))
+    coordinates = [array.raw_bytes for array in whole if len(array.shape) < 2]
+    table.add_row("coordinates", "", "int32", format_bytes(sum(coordinates)), "")
+    raw = sum(array.raw_bytes for array in whole)
+    table.add_row("all", "", "", format_bytes(raw), format_bytes(total))
     return table
 
 

@@ -66,7 +66,7 @@ def command(**values: Any) -> None:
     else:
         click.echo(f"{store} has every part of this run; nothing to do")
     manifests = committed_parts(store)
-    _report_bad({part: manifests[part] for part in sorted(owned)}, skip=values["skip_bad_samples"])
+    _report_bad(store, {part: manifests[part] for part in sorted(owned)}, skip=values["skip_bad_samples"])
 
 
 def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool) -> Extraction:
@@ -103,19 +103,19 @@ def _first_readable(planned: Planned) -> PreparedImage:
     )
 
 
-def _report_bad(manifests: Mapping[int, Mapping[str, Any]], *, skip: bool) -> None:
+def _report_bad(store: Path, manifests: Mapping[int, Mapping[str, Any]], *, skip: bool) -> None:
     """Name what could not be stored, of earlier runs too, and how to try it again."""
     bad = [(part, sample) for part, manifest in manifests.items() for sample in manifest["bad_samples"]]
     if not bad:
         return
-    click.echo(f"{len(bad)} samples could not be stored; the manifests keep the reasons:", err=True)
+    click.echo(f"{len(bad)} samples could not be stored when their parts were extracted:", err=True)
     for _, sample in bad[:_NAMED_BAD]:
         click.echo(f"  {sample['sample_id']}: {sample['reason']}", err=True)
     if len(bad) > _NAMED_BAD:
         click.echo(f"  … and {len(bad) - _NAMED_BAD} more (strata inspect --bad lists them)", err=True)
     if not skip:
-        names = [f"parts/{part_name(part)}.json" for part in dict.fromkeys(part for part, _ in bad)]
+        names = [store / "parts" / f"{part_name(part)}.json" for part in dict.fromkeys(part for part, _ in bad)]
         raise StrataError(
             f"the run is finished but not complete. To try again, mend the cause, remove {name_few(names)} and run the "
-            "same command; --skip-bad-samples accepts the samples that there are."
+            "same command, which extracts those parts anew; --skip-bad-samples accepts the samples that there are."
         )

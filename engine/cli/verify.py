@@ -31,6 +31,11 @@ def command(store: Path) -> None:
     if found.problems:
         raise StrataError(f"{store} has {len(found.problems)} problems")
     summary = summarise(open_store(store))
+    if summary.bad_samples:
+        click.echo(
+            f"note: {len(summary.bad_samples)} of {summary.planned_samples} planned samples could not be stored "
+            f"(strata inspect --bad {store})"
+        )
     click.echo(
         f"{store} is sound: {summary.committed_parts} parts, {summary.samples} samples, "
         f"{format_bytes(summary.stored_bytes)}, every file as it was written"

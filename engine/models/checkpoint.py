@@ -95,6 +95,8 @@ def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
         raise UsageError(f"--revision {revision} is for hub ids and {folder} is a local folder: leave it out.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UsageError(f"{folder} has no config.json, so it is no model folder; give --model a folder or a hub id.")
+    if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+        raise UsageError(f"the folder {model} does not exist, and a hub id has the form owner/name; check --model.")
     try:
         commit = None if folder.is_dir() else _resolve_commit(model, revision)
         pinned = {"revision": commit, "trust_remote_code": False} if commit else {"trust_remote_code": False}

@@ -157,8 +157,8 @@ def choose_device(device: str | None, local_rank: int = 0) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"--device {device!r} is not usable here: {first_line(error)} "
-            f"CUDA devices seen: {torch.cuda.device_count()}."
+            f"--device {device!r} is not usable here ({first_line(error)}); torch sees {torch.cuda.device_count()} "
+            "CUDA devices. Leave --device out to take what there is."
         ) from error
     return chosen
 

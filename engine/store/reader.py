@@ -224,8 +224,9 @@ class Store:
         }
         for along in parts[0].coordinates(axis):
             pieces = [part.variable(along) for part in parts]
-            lazy = da.concatenate([piece.data for piece in pieces])
-            coordinates[along.split("/")[1]] = xr.Variable((axis,), lazy, pieces[0].attrs)
+            # In memory, unlike the states: selecting by role or position needs the values, and they are few.
+            values = np.concatenate(da.compute(*(piece.data for piece in pieces)))
+            coordinates[along.split("/")[1]] = xr.Variable((axis,), values, pieces[0].attrs)
         coordinates["part"] = ((axis,), _part_numbers(parts, axis))
         return xr.DataArray(array, coordinates, dims, name, first.attrs)
 

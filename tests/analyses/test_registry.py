@@ -274,3 +274,14 @@ def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=root, check=True, timeout=120)
     assert set(os.listdir(tmp_path / "r")) == NAMES | PHASES
+
+
+def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) -> None:
+    path = tiny_store(tmp_path / "store", layers=12, pooled=False).path
+    notes: list[str] = []
+    options = {"workers": 1, "memory": 2**31, "notify": notes.append}
+    written = run("all", [str(path)], tmp_path / "r", **options, text_roles=("generated",), bootstraps=5)
+    assert notes == [note for note in notes if "store holds no generated token" in note] != []
+    names = {file.name for file in written}
+    assert "phases.parquet" in names
+    assert "phases.png" not in names
