@@ -176,14 +176,16 @@ def test_pixels_do_not_depend_on_the_processors_back_end(own_copy: Path) -> None
     assert open_checkpoint(str(own_copy)).processor.image_processor.backend == "pil"
 
 
-def test_a_foreign_chat_template_is_noted(saved: Path, own_copy: Path) -> None:
+def test_a_foreign_chat_template_is_noted_and_never_run(saved: Path, own_copy: Path) -> None:
     assert template_notes(open_checkpoint(str(saved))) == ()
-    template = "{% for m in messages %}{{ m.role | upper }}: <image>\n{{ m.content[1].text }} {% endfor %}ASSISTANT:"
-    (own_copy / "chat_template.jinja").write_text(template)
+    template = own_copy / "chat_template.jinja"
+    template.write_text(
+        "{{ raise_exception('run') }}{% for m in messages %}USER: {{ m.content }} {% endfor %}ASSISTANT:"
+    )
     assert template_notes(open_checkpoint(str(own_copy))) == ()
-    (own_copy / "chat_template.jinja").write_text("<|im_start|>" + template)
+    template.write_text("{{ raise_exception('run') }}{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}")
     (note,) = template_notes(open_checkpoint(str(own_copy)))
-    assert "<|im_start|>" in note
+    assert "has no 'ASSISTANT:', so it is not that of LLaVA-1.5" in note
 
 
 def test_a_revision_of_a_folder_is_refused(saved: Path) -> None:
