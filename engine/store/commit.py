@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from engine.errors import StrataError
 from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
@@ -62,7 +63,9 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
         for other in sorted(staging.glob(f"{name}-*")):
             if other == folder:
                 continue
-            if not _is_being_written(other):
+            # Without locks a part's other folder is a crash's, since it has one writer; the shared files have many.
+            state = _writer_of(other)
+            if state == "none" or (state == "unknown" and alone):
                 shutil.rmtree(other, ignore_errors=True)
             elif alone:
                 raise StrataError(
@@ -75,24 +78,25 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(handle: int) -> bool:
-    """Take the lock of an open folder; False where another process has it."""
+def _lock(handle: int) -> Literal["ours", "another's", "unsupported"]:
+    """Try to take the lock of an open folder."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return "another's"
     except OSError:
-        pass  # a file system without locks: what is found there is taken for left by a crash
-    return True
+        return "unsupported"
+    return "ours"
 
 
-def _is_being_written(folder: Path) -> bool:
+def _writer_of(folder: Path) -> Literal["none", "alive", "unknown"]:
+    """Whether a process is writing into a staging folder; unknown on a file system without locks."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return "none"
     try:
-        return not _lock(handle)
+        return {"ours": "none", "another's": "alive", "unsupported": "unknown"}[_lock(handle)]  # type: ignore[return-value]
     finally:
         os.close(handle)
 

@@ -195,3 +195,18 @@ def test_a_manifest_that_cannot_be_trusted_is_no_finished_part(tmp_path: Path, d
     for read in (committed_parts, open_store):
         with pytest.raises(StrataError, match=r"00000001\.json .*remove it, and strata extract does this part again"):
             read(path)
+
+
+def test_without_locks_shared_files_of_another_process_stay_and_a_parts_leftover_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("engine.store.commit.fcntl.flock", unsupported)
+    for name in ("store-1", "00000000-1"):
+        (tmp_path / ".staging" / name).mkdir(parents=True)
+    with staging_folder(tmp_path, "store", alone=False), staging_folder(tmp_path, "00000000", alone=True):
+        left = {path.name for path in (tmp_path / ".staging").iterdir()}
+    assert "store-1" in left
+    assert "00000000-1" not in left
