@@ -64,7 +64,8 @@ def command(**values: Any) -> None:
             outcome = extract_parts(extraction, todo, progress)
         click.echo(f"{outcome.samples} samples in {outcome.parts} parts written to {store}")
     else:
-        click.echo(f"{store} has every part of this run; nothing to do")
+        whose = "every part of this run" if rank.world_size == 1 else "every part of this rank"
+        click.echo(f"{store} has {whose}; nothing to do")
     manifests = committed_parts(store)
     _report_bad(store, {part: manifests[part] for part in sorted(owned)}, skip=values["skip_bad_samples"])
 

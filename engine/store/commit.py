@@ -9,10 +9,11 @@ wins, and later writers compare. Requires a file system with atomic rename and h
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 SYNC_THREADS = 4
+
+
+_ABANDONED_SECONDS = 3600
 
 
 @contextmanager
@@ -56,10 +60,14 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
     """
     staging = store / STAGING_FOLDER
     folder = staging / f"{name}-{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
-    handle = os.open(folder, os.O_RDONLY)
+    # Locked before it has a name that others look for: unlocked, they would take it for left by a crash.
+    unnamed = staging / f"new-{folder.name}"
+    unnamed.mkdir(parents=True)
+    handle = os.open(unnamed, os.O_RDONLY)
     try:
         _lock(handle)
+        os.rename(unnamed, folder)
+        _remove_abandoned(staging)
         for other in sorted(staging.glob(f"{name}-*")):
             if other == folder:
                 continue
@@ -75,7 +83,16 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
         yield folder
     finally:
         os.close(handle)
+        shutil.rmtree(unnamed, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(staging: Path) -> None:
+    """Remove empty folders of processes that died before they named them, long after any living one would have."""
+    for folder in staging.glob("new-*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+                folder.rmdir()
 
 
 def _lock(handle: int) -> Literal["ours", "another's", "unsupported"]:

@@ -3,7 +3,10 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from engine.store.manifest import has_true_sha256, seal_json
 from tests.engine.store.builders import tiny_part, tiny_store
 
 PLAN = f"{0:064x}"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -210,3 +214,28 @@ def test_without_locks_shared_files_of_another_process_stay_and_a_parts_leftover
         left = {path.name for path in (tmp_path / ".staging").iterdir()}
     assert "store-1" in left
     assert "00000000-1" not in left
+
+
+def test_many_processes_may_stage_the_shared_files_at_once(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from engine.store.commit import staging_folder
+for _ in range(60):
+    with staging_folder(Path(sys.argv[1]), "store", alone=False) as folder:
+        (folder / "file").write_text("x")
+        assert (folder / "file").exists()
+"""
+    running = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT) for _ in range(4)]
+    assert [process.wait() for process in running] == [0, 0, 0, 0]
+    assert not list((tmp_path / ".staging").iterdir())
+
+
+def test_an_empty_folder_of_a_dead_process_goes_after_an_hour(tmp_path: Path) -> None:
+    young, old = (tmp_path / ".staging" / f"new-00000000-{name}" for name in ("young", "old"))
+    for folder in (young, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with staging_folder(tmp_path, "00000000", alone=True):
+        assert young.exists()
+        assert not old.exists()
