@@ -45,10 +45,8 @@ class Location:
             When it is not there.
         """
         filesystem, root = fsspec.url_to_fs(self.url)
-        try:
+        with self._naming(relative):
             return bytes(filesystem.cat_file(f"{root}/{relative}"))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
 
     @contextmanager
     def opened(self, relative: str) -> Iterator[BufferedIOBase]:
@@ -60,12 +58,18 @@ class Location:
             When it is not there.
         """
         filesystem, root = fsspec.url_to_fs(self.url)
-        try:
+        with self._naming(relative):
             file = filesystem.open(f"{root}/{relative}", "rb")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
         with file:
             yield file
+
+    @contextmanager
+    def _naming(self, relative: str) -> Iterator[None]:
+        """Name the store and the file where it is not there."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
 
     def read_all(self, folder: str, suffix: str) -> dict[str, bytes]:
         """Read all files of one folder whose names end in ``suffix``, by name, in name order."""
