@@ -16,6 +16,7 @@ from analyses.contextualization import SOURCES, TEXT_ROLES
 from analyses.curves import BOOTSTRAPS
 from analyses.kept_parts import KeptParts
 from analyses.memory import PROCESS_BYTES, part_bytes, result_bytes, statistics_bytes
+from analyses.part_cosines import PartCosines, part_cosines
 from analyses.part_task import PartTask
 from analyses.phase_detection import PATTERNS
 from analyses.registry import ALL, ANALYSES, options_of, run
@@ -203,25 +204,31 @@ def test_workers_by_default_are_as_many_as_fit(written_store: WrittenStore, tmp_
 
 
 def test_a_broken_off_analysis_goes_on_with_the_parts_that_are_missing(
-    written_store: WrittenStore, tmp_path: Path
+    written_store: WrittenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "store"
-    shutil.copytree(written_store(images=8, parts=8).path, path)
-    states = path / "parts" / "00000007.zarr" / "token" / "hidden_states"
-    states.rename(tmp_path / "away")
-    counts: list[tuple[int, int]] = []
-    use = {**USE, "workers": 1, "source": "hidden_states", "progress": lambda *now: counts.append(now)}
-    with pytest.raises(KeyError):
-        run("contextualization", [str(path)], tmp_path / "r", **use)
+    path = str(written_store(images=8, parts=8).path)
+    use = {**USE, "source": "hidden_states"}
+    computed: list[str] = []
+
+    def break_off_at_the_sixth(task: PartTask) -> PartCosines:
+        computed.append(task.name)
+        if len(computed) == 6:
+            raise StrataError("the cluster went away")
+        return part_cosines(task)
+
+    monkeypatch.setattr("analyses.contextualization.part_cosines", break_off_at_the_sixth)
+    with pytest.raises(StrataError, match="went away"):
+        run("contextualization", [path], tmp_path / "r", **{**use, "workers": 1})
     assert os.listdir(tmp_path / "r") == [".unfinished"]
     kept = sorted((tmp_path / "r" / ".unfinished").iterdir())
+    assert len(kept) == 5
     kept[0].write_bytes(b"damaged")
-    (tmp_path / "away").rename(states)
-    done = counts[-1][0]
-    counts.clear()
-    run("contextualization", [str(path)], tmp_path / "r", **use)
-    assert counts[-1] == (8 - done + 1, 8 - done + 1)
-    run("contextualization", [str(path)], tmp_path / "whole", **USE, source="hidden_states")
+
+    counts: list[tuple[int, int]] = []
+    run("contextualization", [path], tmp_path / "r", **use, progress=lambda *now: counts.append(now))
+    assert counts[0] == (0, 4)  # three were never computed, one was damaged
+    assert counts[-1] == (4, 4)
+    run("contextualization", [path], tmp_path / "whole", **use)
     files = [pd.read_parquet(tmp_path / name / "contextualization.parquet") for name in ("r", "whole")]
     pd.testing.assert_frame_equal(*files)
     assert not (tmp_path / "r" / ".unfinished").exists()
