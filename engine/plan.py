@@ -172,10 +172,11 @@ def make_plan(
 
 
 def _images_sha256(images: Sequence[ImageRecord]) -> str:
-    """Hash of what is planned of the images: ids, relative paths and captions, in plan order."""
+    """Hash of what is planned of the images: ids, relative paths, captions and items, in plan order."""
     listing = hashlib.sha256()
     for image in images:
-        listing.update(json.dumps([image.image_id, image.uri, list(image.references)]).encode() + b"\n")
+        row = [image.image_id, image.uri, list(image.references), image.item_id or image.image_id]
+        listing.update(json.dumps(row).encode() + b"\n")
     return listing.hexdigest()
 
 

@@ -24,7 +24,7 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
 from engine.models.prepare import PreparedImage, Preparer
 from engine.plan import Plan, PlannedPart
-from engine.sources import ImageRecord, LoadedImage, UnreadableImage, load_image
+from engine.sources import ImageReader, ImageRecord, LoadedImage, UnreadableImage, load_image
 from engine.store import PartContent, write_part
 from engine.vocabulary import ROLE_CODES
 
@@ -52,8 +52,8 @@ class Extraction:
     ----------
     store
         Folder of a store that was created for ``plan``.
-    plan, root
-        What to extract, and the folder image paths are relative to.
+    plan, images
+        What to extract, and where the images are.
     checkpoint, loaded, preparer
         The model and what prepares its inputs.
     batch_size
@@ -62,7 +62,7 @@ class Extraction:
 
     store: Path
     plan: Plan
-    root: Path
+    images: ImageReader
     checkpoint: Checkpoint
     loaded: LoadedModel
     preparer: Preparer
@@ -169,7 +169,7 @@ def _samples(extraction: Extraction, part: PlannedPart, collector: PartCollector
 
     def ready(record: ImageRecord) -> tuple[LoadedImage, PreparedImage] | UnreadableImage:
         try:
-            image = load_image(extraction.root / record.uri)
+            image = load_image(record, extraction.images)
         except UnreadableImage as error:
             return error
         return image, extraction.preparer.prepare(image.pixels)

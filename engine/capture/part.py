@@ -221,6 +221,7 @@ def _sample_row(source: SampleSource) -> dict[str, Any]:
     return {
         "sample_id": source.sample_id,
         "image_id": source.record.image_id,
+        "item_id": source.record.item_id or source.record.image_id,
         "image_uri": source.record.uri,
         "image_sha256": source.image.sha256,
         "width": source.image.width,

@@ -78,7 +78,7 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
         planned.checkpoint, dtype=planned.dtype, device=options.device, local_rank=find_local_rank(os.environ)
     )
     extraction = Extraction(
-        store, planned.plan, planned.root, planned.checkpoint, loaded, planned.preparer, options.batch_size
+        store, planned.plan, planned.images, planned.checkpoint, loaded, planned.preparer, options.batch_size
     )
     first = _first_readable(planned)
     check_image_rows(loaded, first)
@@ -96,11 +96,12 @@ def _first_readable(planned: Planned) -> PreparedImage:
     reasons = []
     for record in planned.plan.images:
         try:
-            return planned.preparer.prepare(load_image(planned.root / record.uri).pixels)
+            return planned.preparer.prepare(load_image(record, planned.images).pixels)
         except UnreadableImage as error:
             reasons.append(f"{record.uri}: {error.reason}")
     raise StrataError(
-        f"none of the {len(reasons)} images can be read; the first is {reasons[0]}. Check --images {planned.root}."
+        f"none of the {len(reasons)} images can be read; the first is {reasons[0]}. "
+        f"They are looked for in {planned.images}."
     )
 
 

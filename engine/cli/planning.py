@@ -1,7 +1,6 @@
 """From options to a plan: reads configuration, processor, annotations and prompts, but no weights and no pixels."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from engine.capture.part import STORED_DTYPES
@@ -12,7 +11,7 @@ from engine.models.prepare import Preparer
 from engine.models.vocabulary import TokenizerVocabulary
 from engine.plan import CAPTURES, CaptureChoice, Plan, images_per_part, make_plan, parse_layers, parse_names
 from engine.prompts import read_prompts
-from engine.sources import choose, read_source
+from engine.sources import ImageReader, choose, read_source
 from engine.store import ArrayShape, part_arrays
 from engine.vocabulary import ROLES
 
@@ -26,8 +25,8 @@ class Planned(NamedTuple):
     ----------
     plan, checkpoint, preparer
         The plan, the model it is for (no weights), and what prepares its inputs.
-    root
-        Folder that image paths are relative to.
+    images
+        Where the images are.
     dtype
         What the model will run in.
     tokens
@@ -41,7 +40,7 @@ class Planned(NamedTuple):
     plan: Plan
     checkpoint: Checkpoint
     preparer: Preparer
-    root: Path
+    images: ImageReader
     dtype: str
     tokens: int
     sequence: int
@@ -129,7 +128,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         plan=plan,
         checkpoint=checkpoint,
         preparer=preparer,
-        root=source.root,
+        images=source.images,
         dtype=dtype,
         tokens=tokens,
         sequence=max(map(len, nominal.layouts)),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from engine.errors import StrataError, UsageError
 from engine.inputs import InputFile, is_text, name_few
+from engine.sources.images import ImageFolder
 from engine.sources.records import ImageRecord, Source, check_images, refuse_split, relative_uri
 
 __all__ = ["read_coco"]
@@ -67,7 +68,7 @@ def read_coco(annotations: Path | None, images: Path, split: str | None) -> Sour
         warnings.append(f"{bare} of {len(records)} images of {annotations} have no caption; they are kept without one")
     if blank:
         warnings.append(f"{blank} captions of {annotations} are blank; they are left out")
-    return Source("coco", images, records, hashlib.sha256(data).hexdigest(), tuple(warnings))
+    return Source("coco", ImageFolder(images), records, hashlib.sha256(data).hexdigest(), tuple(warnings))
 
 
 def _sections(file: InputFile, document: object) -> tuple[list[object], list[object]]:

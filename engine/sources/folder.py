@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engine.errors import StrataError
 from engine.inputs import InputFile, is_text
+from engine.sources.images import ImageFolder
 from engine.sources.records import ImageRecord, Source, check_root, refuse_split, relative_uri
 
 __all__ = ["EXTENSIONS", "read_folder"]
@@ -60,7 +61,7 @@ def read_folder(annotations: Path | None, images: Path, split: str | None) -> So
         if bare:
             warnings.append(f"{bare} of {len(uris)} images have no caption in {file.path}; they are kept without one")
     records = tuple(ImageRecord(_image_id(uri), uri, tuple(captions[uri])) for uri in uris)
-    return Source("folder", images, records, sha256, tuple(warnings))
+    return Source("folder", ImageFolder(images), records, sha256, tuple(warnings))
 
 
 def _image_uris(root: Path) -> list[str]:

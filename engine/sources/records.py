@@ -2,11 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
 
 from engine.errors import StrataError, UsageError
 from engine.inputs import is_text, name_few
 
-__all__ = ["ImageRecord", "Source", "check_images", "check_root", "refuse_split", "relative_uri"]
+__all__ = [
+    "ImageReader",
+    "ImageRecord",
+    "Source",
+    "UnreadableImage",
+    "check_images",
+    "check_root",
+    "refuse_split",
+    "relative_uri",
+]
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,36 @@ class ImageRecord:
         Path below the image root, with ``/`` between its parts.
     references
         Ground-truth captions, stripped; empty where the source has none.
+    item_id
+        What is drawn as one when images are resampled, for a source whose images are not independent; None where the
+        image is.
     """
 
     image_id: str
     uri: str
     references: tuple[str, ...]
+    item_id: str | None = None
+
+
+class UnreadableImage(StrataError):  # noqa: N818 - says what the image is
+    """An image that cannot be read or decoded; ``reason`` says why in a few words, without a path."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the image {name} cannot be read: {reason}; replace the file or take it out of the source")
+        self.reason = reason
+
+
+class ImageReader(Protocol):
+    """Where the bytes of a source's images are; its text names the place. Reads from several threads at once."""
+
+    def read(self, record: ImageRecord) -> bytes:
+        """Return the encoded image.
+
+        Raises
+        ------
+        UnreadableImage
+            If there are no such bytes.
+        """
 
 
 @dataclass(frozen=True)
@@ -36,8 +71,8 @@ class Source:
     ----------
     kind
         Name of the source in the registry.
-    root
-        Folder that every ``uri`` is relative to.
+    images
+        Gives the encoded image of a record.
     records
         One per image, in the order of the annotation file or of the sorted paths.
     annotations_sha256
@@ -47,7 +82,7 @@ class Source:
     """
 
     kind: str
-    root: Path
+    images: ImageReader
     records: tuple[ImageRecord, ...]
     annotations_sha256: str | None
     warnings: tuple[str, ...]

@@ -32,7 +32,7 @@ __all__ = [
     "predict_size",
 ]
 
-FORMAT_VERSION = "0.1"
+FORMAT_VERSION = "0.2"
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.parquet"
 VOCABULARY_FILE = "vocab.parquet"

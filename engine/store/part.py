@@ -59,7 +59,10 @@ class Part:
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row per sample, columns of ``PART_SAMPLES_SCHEMA``; segments count on this part's token axis."""
-        return pd.read_parquet(BytesIO(self.location.read(f"{PARTS_FOLDER}/{self.name}.parquet")))
+        samples = pd.read_parquet(BytesIO(self.location.read(f"{PARTS_FOLDER}/{self.name}.parquet")))
+        if "item_id" not in samples:  # format 0.1
+            samples.insert(2, "item_id", samples["image_id"])
+        return samples
 
     def group(self, axis: str) -> zarr.Group:
         """Open the Zarr group of one axis (``token`` or ``sample``) for reading."""

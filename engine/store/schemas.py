@@ -41,6 +41,7 @@ PART_SAMPLES_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("image_id", pa.string()),
+        ("item_id", pa.string()),
         ("image_uri", pa.string()),
         ("image_sha256", pa.string()),
         ("width", pa.int32()),

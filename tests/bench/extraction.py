@@ -73,7 +73,7 @@ def _batches(extraction: Extraction) -> list[dict[str, torch.Tensor]]:
     sources = [
         SampleSource(number, record, image, extraction.preparer.prepare(image.pixels), 0, extraction.plan.prompts[0])
         for number, record in enumerate(extraction.plan.images)
-        for image in [load_image(extraction.root / record.uri)]
+        for image in [load_image(record, extraction.images)]
     ]
     items = [batch_item(source, None) for source in sources]
     groups = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]

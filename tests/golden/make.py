@@ -96,6 +96,7 @@ def part(number: int) -> PartContent:
         {
             "sample_id": sample_id,
             "image_id": "a",
+            "item_id": "7",
             "image_uri": "a.png",
             "image_sha256": "a" * 64,
             "width": 20,

@@ -7,19 +7,31 @@ import numpy as np
 import pytest
 
 from engine.store import open_store, verify
+from engine.store.layout import FORMAT_VERSION
 from engine.vocabulary import ROLE_CODES
 from tests.golden.make import LAYERS, SEGMENTS, TOKEN_ROLES, state, unembedding
 
-FOLDER = Path(__file__).parent / "0.1"
+ITEMS = {"0.1": "a", "0.2": "7"}
+"""Format versions, and the item of the one image: 0.1 had no items, so each image was its own."""
 
 
-def test_verifies() -> None:
-    assert verify(FOLDER) == ((), ())
+@pytest.fixture(params=ITEMS)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return Path(__file__).parent / str(request.param)
 
 
-def test_states() -> None:
-    store = open_store(FOLDER)
-    assert json.loads((FOLDER / "store.json").read_bytes())["format_version"] == "0.1"
+def test_every_version_has_a_store() -> None:
+    assert {path.name for path in Path(__file__).parent.iterdir() if path.name[0].isdigit()} == set(ITEMS)
+    assert FORMAT_VERSION in ITEMS
+
+
+def test_verifies(folder: Path) -> None:
+    assert verify(folder) == ((), ())
+
+
+def test_states(folder: Path) -> None:
+    store = open_store(folder)
+    assert json.loads((folder / "store.json").read_bytes())["format_version"] == folder.name
     assert store.layers.tolist() == list(LAYERS)
     states = store.hidden_states.values
     expected = [[[state(layer, token, c) for c in range(4)] for token in range(8)] for layer in LAYERS]
@@ -29,8 +41,8 @@ def test_states() -> None:
 
 
 @pytest.mark.parametrize("sample_id", SEGMENTS)
-def test_samples(sample_id: str) -> None:
-    store = open_store(FOLDER)
+def test_samples(folder: Path, sample_id: str) -> None:
+    store = open_store(folder)
     sequence = store.sample(sample_id)
     tokens = [token for start, stop in SEGMENTS[sample_id] for token in range(start, stop)]
     assert sequence.position.values.tolist() == [0, 1, 2, 3, 4, 5]
@@ -39,10 +51,11 @@ def test_samples(sample_id: str) -> None:
     )
     row = store.samples.set_index("sample_id").loc[sample_id]
     assert (row["width"], row["prompt"], row["references"].tolist()) == (20, "What is this?", ["a red circle"])
+    assert row["item_id"] == ITEMS[folder.name]
 
 
-def test_pooled_states() -> None:
-    store = open_store(FOLDER)
+def test_pooled_states(folder: Path) -> None:
+    store = open_store(folder)
     image = ROLE_CODES["image"]
     mean_of_image_tokens = [(state(layer, 2, 1) + state(layer, 3, 1)) / 2 for layer in LAYERS]
     assert store.mean.sel(role=image).values[:, 0, 1].tolist() == mean_of_image_tokens
@@ -50,8 +63,8 @@ def test_pooled_states() -> None:
     assert np.isnan(store.mean.sel(role=ROLE_CODES["target"])).all()
 
 
-def test_model_and_plan() -> None:
-    store = open_store(FOLDER)
+def test_model_and_plan(folder: Path) -> None:
+    store = open_store(folder)
     assert store.complete
     assert [bad["reason"] for bad in store.parts[1].manifest["bad_samples"]] == ["zero bytes"] * 2
     assert store.model.unembedding is not None

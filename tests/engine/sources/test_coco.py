@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import StrataError, UsageError
-from engine.sources import ImageRecord, read_source
+from engine.sources import ImageFolder, ImageRecord, read_source
 from tests.engine.sources.builders import ANNOTATIONS, IMAGES, Row, write_coco
 
 
@@ -26,7 +26,7 @@ def test_official_file(tmp_path: Path) -> None:
     annotations, root = write_coco(tmp_path)
     source = read(annotations, root)
     assert source.kind == "coco"
-    assert source.root == root
+    assert source.images == ImageFolder(root)
     assert source.warnings == ()
     assert source.annotations_sha256 == hashlib.sha256(annotations.read_bytes()).hexdigest()
     assert source.records == (

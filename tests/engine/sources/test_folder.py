@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import StrataError, UsageError
-from engine.sources import ImageRecord, Source, read_source
+from engine.sources import ImageFolder, ImageRecord, Source, read_source
 from tests.engine.sources.builders import write_folder
 
 
@@ -29,7 +29,12 @@ def test_images_alone(tmp_path: Path) -> None:
     assert [record.uri for record in source.records] == uris
     assert [record.image_id for record in source.records] == ["A", "a.x/y", "a/z", "b", "c.tar"]
     assert all(record.references == () for record in source.records)
-    assert (source.kind, source.root, source.annotations_sha256, source.warnings) == ("folder", root, None, ())
+    assert (source.kind, source.images, source.annotations_sha256, source.warnings) == (
+        "folder",
+        ImageFolder(root),
+        None,
+        (),
+    )
 
 
 def test_captions(tmp_path: Path) -> None:

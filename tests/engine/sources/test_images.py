@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.sources import UnreadableImage, load_image
+from engine.sources import ImageFolder, ImageRecord, LoadedImage, UnreadableImage, load_image
 
 ROOT = Path(__file__).parents[3]
 RANDOM = np.random.default_rng(0)
@@ -30,8 +30,12 @@ UPRIGHT = {  # EXIF orientation → what brings the stored pixels upright, as th
 }
 
 
+def load(path: Path) -> LoadedImage:
+    return load_image(ImageRecord("a", path.name, ()), ImageFolder(path.parent))
+
+
 def check(path: Path, expected: np.ndarray) -> None:
-    image = load_image(path)
+    image = load(path)
     np.testing.assert_array_equal(np.asarray(image.pixels), expected)
     assert image.pixels.mode == "RGB"
     assert (image.width, image.height) == (expected.shape[1], expected.shape[0])
@@ -104,7 +108,7 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    assert load_image(path).pixels.getcolors() == [(16, (255, 0, 0))]
+    assert load(path).pixels.getcolors() == [(16, (255, 0, 0))]
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -125,7 +129,7 @@ def encoded(tmp_path: Path, extension: str) -> bytes:
 
 def refusal(path: Path) -> UnreadableImage:
     with pytest.raises(UnreadableImage) as caught:
-        load_image(path)
+        load(path)
     error = caught.value
     assert str(path) in str(error)
     assert error.reason in str(error)
@@ -174,7 +178,7 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
             damaged[RANDOM.integers(0, min(len(data), 200), 8)] = RANDOM.integers(0, 256, 8)
             path.write_bytes(damaged.tobytes())
             with contextlib.suppress(UnreadableImage):
-                assert load_image(path).pixels.mode == "RGB"
+                assert load(path).pixels.mode == "RGB"
 
 
 def test_pillow_waits_for_the_first_image() -> None:

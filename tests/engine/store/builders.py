@@ -40,6 +40,7 @@ class TinySample:
     part: int
     states: np.ndarray
     roles: np.ndarray
+    item_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,7 @@ def tiny_part(
             {
                 "sample_id": sample.sample_id,
                 "image_id": sample.image_id,
+                "item_id": sample.item_id or sample.image_id,
                 "image_uri": f"{sample.image_id}.png",
                 "image_sha256": "2" * 64,
                 "width": 64,

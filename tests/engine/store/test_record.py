@@ -14,6 +14,7 @@ from engine.errors import StrataError, UsageError
 from engine.store import PLAN_SCHEMA, ModelMatrix, committed_parts, create_store, open_store, verify
 from engine.store import record as record_module
 from engine.store.differences import list_differences
+from engine.store.layout import FORMAT_VERSION
 from engine.store.manifest import has_true_sha256, seal_json
 from tests.engine.store.builders import tiny_record, tiny_store, tiny_vocabulary
 
@@ -44,7 +45,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     content = (tmp_path / "store/store.json").read_bytes()
     record = json.loads(content)
     assert has_true_sha256(content)
-    assert record["format_version"] == "0.1"
+    assert record["format_version"] == FORMAT_VERSION
     assert record["extra"] == {"kept": [1]}
     assert {"plan.parquet", "vocab.parquet", "model.zarr/zarr.json"} < record["files"].keys()
     store = open_store(tmp_path / "store")
