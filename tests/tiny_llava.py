@@ -39,7 +39,7 @@ class TinyShape:
     vision_dim: int = 16
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(*, pieces: int = 600, bos: str = "<s>") -> PreTrainedTokenizerFast:
     """A Llama-like tokenizer: ▁ pieces, byte fallback, BOS in front, an image token and padding."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
@@ -48,16 +48,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     special = ["<unk>", "<s>", "</s>"]
     byte_pieces = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special + byte_pieces, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=special + byte_pieces, show_progress=False)
     tokenizer.train_from_iterator(TEXT * 4, trainer)
     state = __import__("json").loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
     tokenizer = Tokenizer.from_str(__import__("json").dumps(state))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", padding_side="left"
+        tokenizer_object=tokenizer, bos_token=bos, eos_token="</s>", unk_token="<unk>", padding_side="left"
     )
     fast.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)
     fast.add_special_tokens({"pad_token": "<pad>"})
