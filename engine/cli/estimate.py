@@ -1,7 +1,5 @@
-"""``strata estimate``: what extract would write, from shapes alone."""
+"""``strata estimate``: what extract would write and take, from shapes alone."""
 
-import math
-from collections import Counter
 from typing import Any
 
 import click
@@ -10,23 +8,24 @@ from rich.table import Table
 from engine.cli.console import stdout_console
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
-from engine.cli.sizes import format_bytes
-from engine.plan import PlannedPart
-from engine.store import predict_size
+from engine.cli.prediction import WRITTEN_PER_SECOND, Prediction, predict
+from engine.cli.sizes import format_bytes, format_duration
 
 __all__ = ["command"]
-
-# Measured share that stays after compression: of the captured bytes of states, by dtype (float32 hardly compresses),
-# and of pooled means, most of whose roles have no token.
-_POOLED_ON_DISK = 0.5
-_STATES_ON_DISK = {"float16": 0.87, "bfloat16": 0.69, "float32": 0.92}
-_CAPTURED_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @click.command(name="estimate")
 @run_options
+@click.option(
+    "--tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="Speed that the time is estimated for: what your device sustains in this dtype (100 is a third of the 16-bit "
+    "peak of one A100).",
+)
 def command(**values: Any) -> None:
-    """Say what extract would write: samples, tokens, bytes, parts, host memory.
+    """Say what extract would write and take: samples, tokens, bytes, parts, files, host memory, time.
 
     Reads the configuration, the processor and the annotations. Loads no weights and writes nothing.
     """
@@ -34,73 +33,44 @@ def command(**values: Any) -> None:
     planned = plan_run(options, revision=lambda checkpoint: checkpoint.commit or "not read")
     for warning in planned.warnings:
         click.echo(f"note: {warning}", err=True)
-    plan = planned.plan
-    images, prompts = len(plan.images), len(plan.prompts)
+    images, prompts = len(planned.plan.images), len(planned.plan.prompts)
     click.echo(
-        f"{plan.sample_count} samples: {images} images × {prompts} prompts, {images * planned.tokens:,} stored tokens "
+        f"{planned.plan.sample_count} samples: {images} images × {prompts} prompts, "
+        f"{images * planned.tokens:,} stored tokens "
         f"({planned.tokens} per image; the longest sequence has {planned.sequence})"
     )
-    stdout_console().print(_array_table(planned))
-    click.echo(_summary(planned, options.batch_size, unembedding=options.unembedding))
+    prediction = predict(planned, batch_size=options.batch_size, unembedding=options.unembedding)
+    stdout_console().print(_array_table(prediction))
+    click.echo(
+        f"{prediction.parts} parts of up to {prediction.images_per_part} images, {prediction.files:,} files\n"
+        f"host memory for captured states: up to {format_bytes(prediction.host_memory)} "
+        "(the part that fills, the part that is written, one batch)\n" + _time(planned, prediction, values["tflops"])
+    )
 
 
-def _array_table(planned: Planned) -> Table:
+def _array_table(prediction: Prediction) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("array", "dimensions", "stored as", "raw bytes", "on disk, about"):
         table.add_column(heading, justify="right" if "bytes" in heading or "disk" in heading else "left")
-    whole = planned.part_arrays(len(planned.plan.images))
-    total = 0.0
-    for array in whole:
-        if len(array.shape) < 2:
-            continue
-        dims = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
-        states = array.path == "token/hidden_states"
-        on_disk = _states_on_disk(planned, math.prod(array.shape)) if states else _POOLED_ON_DISK * array.raw_bytes
-        total += on_disk
-        table.add_row(array.path, dims, array.dtype, format_bytes(array.raw_bytes), format_bytes(on_disk))
-    coordinates = [array.raw_bytes for array in whole if len(array.shape) < 2]
-    table.add_row("coordinates", "", "int32", format_bytes(sum(coordinates)), "")
-    raw = sum(array.raw_bytes for array in whole)
-    table.add_row("all", "", "", format_bytes(raw), format_bytes(total))
+    for item in (*prediction.arrays, *prediction.model_arrays):
+        array = item.array
+        if len(array.shape) > 1:
+            dims = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
+            table.add_row(array.path, dims, array.dtype, format_bytes(array.raw_bytes), format_bytes(item.on_disk))
+    small = sum(item.raw_bytes for item in prediction.model_arrays if len(item.array.shape) == 1)
+    table.add_row("coordinates and norm", "", "", format_bytes(prediction.coordinate_bytes + small), "")
+    table.add_row("all", "", "", format_bytes(prediction.raw_bytes), format_bytes(prediction.on_disk))
     return table
 
 
-def _states_on_disk(planned: Planned, values: int) -> float:
-    return values * _CAPTURED_ITEMSIZE[planned.dtype] * _STATES_ON_DISK[planned.dtype]
+def _time(planned: Planned, prediction: Prediction, tflops: float) -> str:
+    from engine.models.work import forward_flops  # noqa: PLC0415  (needs torch, which only this line of the page does)
 
-
-def _summary(planned: Planned, batch_size: int, *, unembedding: bool) -> str:
-    parts = planned.plan.parts
-    sizes = Counter(_images_of(part) for part in parts)
-    files = sum(count * _files_of_part(planned, images) for images, count in sizes.items())
-    text_config = planned.checkpoint.config.get_text_config()
-    matrix = text_config.vocab_size * planned.checkpoint.dim * (2 if planned.dtype == "float16" else 4)
-    common = f"unembedding {format_bytes(matrix)}" if unembedding else "no unembedding"
-    largest = max(sizes)
+    flops = forward_flops(planned.checkpoint, planned.sequences) * len(planned.plan.images)
+    computing, writing = flops / (tflops * 1e12), prediction.captured_bytes / WRITTEN_PER_SECOND
+    took, wrote = format_duration(computing), format_duration(writing)
     return (
-        f"{len(parts)} parts of up to {largest} images, about {files:,} files; {common}\n"
-        f"host memory for captured states: up to {format_bytes(_host_memory(planned, largest, batch_size))} "
-        "(the part that fills, the part that is written, one batch)"
+        f"time without start-up: {max((computing, took), (writing, wrote))[1]}\n"
+        f"  forward passes {took}: {flops / 1e12:,.1f} TFLOP at {tflops:g} TFLOP/s (--tflops)\n"
+        f"  writing, meanwhile, {wrote}: {format_bytes(prediction.captured_bytes)} at {WRITTEN_PER_SECOND / 1e9:g} GB/s"
     )
-
-
-def _images_of(part: PlannedPart) -> int:
-    return part.stop - part.start
-
-
-def _files_of_part(planned: Planned, images: int) -> int:
-    size = predict_size(planned.part_arrays(images))
-    return size.data_files + size.metadata_files
-
-
-def _host_memory(planned: Planned, images: int, batch_size: int) -> int:
-    """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch."""
-    capture = planned.plan.record["capture"]
-    captured_row = planned.checkpoint.dim * _CAPTURED_ITEMSIZE[planned.dtype]
-    arrays = planned.part_arrays(images)
-    states = [array for array in arrays if array.path == "token/hidden_states"]
-    others = sum(array.raw_bytes for array in arrays if array not in states)
-    part = others + sum(array.shape[0] * array.shape[1] * captured_row for array in states)
-    slab = sum(array.raw_bytes // array.shape[0] for array in states)
-    batch = batch_size * planned.sequence * len(capture["layers"]) * captured_row
-    return 2 * part + slab + batch

@@ -31,8 +31,8 @@ class Planned(NamedTuple):
         What the model will run in.
     tokens
         Tokens that one image of nominal size stores, with all its prompts.
-    sequence
-        Tokens of its longest sample.
+    sequences
+        Tokens of each of its samples, one per prompt.
     warnings
         Sentences the user should read.
     """
@@ -43,8 +43,18 @@ class Planned(NamedTuple):
     images: ImageReader
     dtype: str
     tokens: int
-    sequence: int
+    sequences: tuple[int, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def sequence(self) -> int:
+        """Tokens of the longest sample."""
+        return max(self.sequences)
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of states and weights on disk."""
+        return STORED_DTYPES[self.dtype]
 
     def part_arrays(self, images: int) -> tuple[ArrayShape, ...]:
         """Arrays of a part of so many images."""
@@ -131,7 +141,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         images=source.images,
         dtype=dtype,
         tokens=tokens,
-        sequence=max(map(len, nominal.layouts)),
+        sequences=tuple(map(len, nominal.layouts)),
         warnings=(*source.warnings, *template_notes(checkpoint)),
     )
 

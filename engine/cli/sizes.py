@@ -1,6 +1,6 @@
-"""Bytes in words."""
+"""Bytes and seconds in words."""
 
-__all__ = ["format_bytes"]
+__all__ = ["format_bytes", "format_duration"]
 
 
 def format_bytes(count: float) -> str:
@@ -10,3 +10,14 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def format_duration(seconds: float) -> str:
+    """``480`` → ``8 min``."""
+    if seconds < 1:
+        return "less than 1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -5,7 +5,7 @@
 
 from engine.store.content import BadSample, Coordinate, PartArray, PartContent, layer_coordinate, role_coordinate
 from engine.store.dtypes import round_mantissa, widen_bfloat16
-from engine.store.layout import ArrayShape, PartSize, part_arrays, part_name, predict_size
+from engine.store.layout import ArrayShape, PartSize, model_arrays, part_arrays, part_name, predict_size
 from engine.store.manifest import canonical_json
 from engine.store.model_tables import MODEL_ATTRIBUTES, ModelMatrix
 from engine.store.model_view import ModelTables
@@ -43,6 +43,7 @@ __all__ = [
     "create_store",
     "is_same_store",
     "layer_coordinate",
+    "model_arrays",
     "open_part",
     "open_store",
     "part_arrays",

@@ -25,6 +25,7 @@ __all__ = [
     "ArrayShape",
     "ChunkPlan",
     "PartSize",
+    "model_arrays",
     "part_arrays",
     "part_name",
     "plan_chunks",
@@ -144,11 +145,19 @@ class ArrayShape(NamedTuple):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
+    def part_axis(self) -> int | None:
+        """The axis along which parts differ; None where they share it."""
+        return next((axis for axis, dim in enumerate(self.dims) if dim in PART_DIMS), None)
+
+    @property
     def chunk_plan(self) -> ChunkPlan:
         """How the array is cut; a one-dimensional array is a coordinate, hence one unsharded chunk."""
         if len(self.shape) == 1:
             return ChunkPlan(self.shape, (max(self.shape[0], 1),), None)
-        return plan_chunks(self.dims, self.shape, np.dtype(self.dtype).itemsize)
+        itemsize = np.dtype(self.dtype).itemsize
+        if self.part_axis is None:
+            return plan_row_blocks(self.shape, itemsize)
+        return plan_chunks(self.dims, self.shape, itemsize)
 
 
 def part_arrays(
@@ -194,6 +203,24 @@ def part_arrays(
     if pooled and last_layer:
         arrays.append(ArrayShape("sample/normed_unit_mean", pooled_dims[1:], pooled_shape[1:], "float32"))
     return tuple(arrays)
+
+
+def model_arrays(*, vocab: int, dim: int, dtype: str, bias: bool) -> tuple[ArrayShape, ...]:
+    """List the arrays of ``model.zarr``.
+
+    Parameters
+    ----------
+    vocab, dim
+        Rows of the unembedding, 0 where it is not stored; width of the residual stream.
+    dtype
+        Stored dtype of the weights (``float16`` or ``float32``).
+    bias
+        Whether the final norm has one.
+    """
+    names = ("final_norm_weight", "final_norm_bias") if bias else ("final_norm_weight",)
+    vectors = tuple(ArrayShape(name, ("dim",), (dim,), dtype) for name in names)
+    matrix = ArrayShape("unembedding", ("vocab", "dim"), (vocab, dim), dtype)
+    return (*vectors, matrix) if vocab else vectors
 
 
 class PartSize(NamedTuple):

@@ -59,4 +59,4 @@ def test_estimate_prices_a_full_size_model_without_weights(
     layers, dim = SIZES[name]["num_hidden_layers"] + 1, SIZES[name]["hidden_size"]
     assert f"layer {layers} × token {tokens:,} × dim {dim:,}" in result.stdout
     assert f"{layers * tokens * dim * 2 / 2**20:.1f} MiB" in result.stdout
-    assert f"unembedding {32064 * dim * 2 / 2**20:.1f} MiB" in result.stdout
+    assert f"vocab 32,064 × dim {dim:,}" in result.stdout

@@ -1,32 +1,13 @@
-"""estimate, inspect, verify and models, and the group they belong to."""
+"""inspect, verify and models, and the group they belong to."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import Result
 
-from engine.store import open_store, summarise
 from tests.engine.cli.conftest import Dataset
 
 Strata = Callable[..., Result]
-
-
-def test_estimate_predicts_what_extract_writes(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
-    options = dataset.arguments("--prompts", "normal:2", "--prompts", "empty", "--samples-per-part", 6)
-    estimate = strata("estimate", *options)
-    assert estimate.exit_code == 0, estimate.output
-    assert not (tmp_path / "store").exists()
-    assert strata("extract", *options, "--out", tmp_path / "store").exit_code == 0
-    summary = summarise(open_store(tmp_path / "store"))
-    assert f"{summary.samples} samples: 5 images × 3 prompts, {summary.tokens} stored tokens" in estimate.stdout
-    lines = {line.split()[0]: line for line in estimate.stdout.splitlines() if "/" in line.split()[0]}
-    for array in summary.arrays:
-        if len(array.shape) > 1:
-            shape = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
-            assert shape in lines[array.path]
-    assert f"{summary.planned_parts} parts of up to 2 images" in estimate.stdout
-    written = [path for path in (tmp_path / "store" / "parts").rglob("*") if path.is_file()]
-    assert f"about {len(written):,} files" in estimate.stdout
 
 
 def test_inspect_and_verify_of_a_sound_store(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:

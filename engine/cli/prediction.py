@@ -1,0 +1,159 @@
+"""What a planned run will write and take, from shapes alone; ``strata estimate`` prints it.
+
+Bytes before compression, parts and files are exact where every image makes as many tokens as one of common size, which
+is so for models that resize images. Bytes on disk and time rest on measured shares and an assumed speed, and say so.
+"""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+from engine.cli.planning import Planned
+from engine.plan import PlannedPart
+from engine.store import ArrayShape, model_arrays, predict_size
+
+__all__ = ["CAPTURED_ITEMSIZE", "WRITTEN_PER_SECOND", "Prediction", "predict"]
+
+CAPTURED_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+WRITTEN_PER_SECOND = 0.5e9
+"""Raw bytes that one process compresses and writes per second, as measured on two CPU cores."""
+
+# Measured share that stays after compression: of the captured bytes of states and weights, by dtype (float32 hardly
+# compresses), and of pooled means, most of whose roles have no token.
+_KEPT = {"float16": 0.87, "bfloat16": 0.69, "float32": 0.92}
+_KEPT_OF_POOLED = 0.5
+
+# plan.parquet, vocab.parquet, store.json
+_COMMON_FILES = 3
+
+
+class ArrayPrediction(NamedTuple):
+    """One array over all parts, or of the model's tables: raw bytes, and about how many on disk."""
+
+    array: ArrayShape
+    on_disk: float
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the values before compression."""
+        return self.array.raw_bytes
+
+
+class Prediction(NamedTuple):
+    """What a run will write and take.
+
+    Attributes
+    ----------
+    arrays
+        Arrays of the parts, each over all parts together.
+    coordinate_bytes
+        Raw bytes of the coordinates among them.
+    model_arrays
+        Arrays of ``model.zarr``.
+    parts, images_per_part, files
+        Number of parts, images in the largest, files of the whole store.
+    host_memory
+        Bytes of captured states in host memory: two parts as captured, one layer of a part as stored, one batch.
+    captured_bytes
+        Bytes that cross from the model to the writer.
+    """
+
+    arrays: tuple[ArrayPrediction, ...]
+    coordinate_bytes: int
+    model_arrays: tuple[ArrayPrediction, ...]
+    parts: int
+    images_per_part: int
+    files: int
+    host_memory: int
+    captured_bytes: int
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all arrays of the store before compression."""
+        return sum(item.raw_bytes for item in (*self.arrays, *self.model_arrays))
+
+    @property
+    def on_disk(self) -> float:
+        """Bytes after compression, about."""
+        return sum(item.on_disk for item in (*self.arrays, *self.model_arrays))
+
+
+def predict(planned: Planned, *, batch_size: int, unembedding: bool) -> Prediction:
+    """Predict a run.
+
+    Parameters
+    ----------
+    planned
+        The plan, with what it was made from.
+    batch_size
+        Samples per forward pass.
+    unembedding
+        Whether the unembedding is stored.
+    """
+    sizes = Counter(_images_of(part) for part in planned.plan.parts)
+    shapes = {images: planned.part_arrays(images) for images in sizes}
+    whole = _over_parts([(shapes[images], count) for images, count in sizes.items()])
+    arrays = tuple(ArrayPrediction(array, _on_disk(planned, array)) for array in whole)
+    text_config = planned.checkpoint.config.get_text_config()
+    tables = model_arrays(
+        vocab=text_config.vocab_size if unembedding else 0,
+        dim=planned.checkpoint.dim,
+        dtype=planned.stored_dtype,
+        bias=planned.checkpoint.family.norm_kind == "layer",
+    )
+    model = tuple(ArrayPrediction(table, _on_disk(planned, table)) for table in tables)
+    part_sizes = {images: predict_size(shapes[images]) for images in sizes}
+    files = sum(count * (part_sizes[n].data_files + part_sizes[n].metadata_files) for n, count in sizes.items())
+    largest = max(sizes)
+    return Prediction(
+        arrays=arrays,
+        coordinate_bytes=sum(item.raw_bytes for item in arrays if len(item.array.shape) == 1),
+        model_arrays=model,
+        parts=len(planned.plan.parts),
+        images_per_part=largest,
+        files=files + _COMMON_FILES + 1 + sum(table.chunk_plan.files + 1 for table in tables),
+        host_memory=_host_memory(planned, shapes[largest], batch_size),
+        captured_bytes=sum(_captured_bytes(planned, item.array) for item in arrays),
+    )
+
+
+def _images_of(part: PlannedPart) -> int:
+    return part.stop - part.start
+
+
+def _over_parts(parts: list[tuple[tuple[ArrayShape, ...], int]]) -> list[ArrayShape]:
+    """Join the arrays of all parts: ``(arrays, number of such parts)`` in, one shape per array out.
+
+    A coordinate of a fixed axis (layer, role) is stored by every part; joined, it counts as many times.
+    """
+    joined = []
+    for same in zip(*(arrays for arrays, _ in parts), strict=True):
+        counts = [count for _, count in parts]
+        axis = same[0].part_axis or 0
+        length = sum(array.shape[axis] * count for array, count in zip(same, counts, strict=True))
+        shape = same[0].shape
+        joined.append(same[0]._replace(shape=(*shape[:axis], length, *shape[axis + 1 :])))
+    return joined
+
+
+def _on_disk(planned: Planned, array: ArrayShape) -> float:
+    if array.path.startswith("sample/"):
+        return _KEPT_OF_POOLED * array.raw_bytes
+    if len(array.shape) == 1:
+        return float(array.raw_bytes)
+    return math.prod(array.shape) * CAPTURED_ITEMSIZE[planned.dtype] * _KEPT[planned.dtype]
+
+
+def _captured_bytes(planned: Planned, array: ArrayShape) -> int:
+    if array.path == "token/hidden_states":
+        return math.prod(array.shape) * CAPTURED_ITEMSIZE[planned.dtype]
+    return array.raw_bytes
+
+
+def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
+    """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch."""
+    layers = len(planned.plan.record["capture"]["layers"])
+    part = sum(_captured_bytes(planned, array) for array in arrays)
+    slab = sum(array.raw_bytes // array.shape[0] for array in arrays if array.path == "token/hidden_states")
+    batch = batch_size * planned.sequence * layers * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype]
+    return 2 * part + slab + batch

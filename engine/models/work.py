@@ -1,0 +1,49 @@
+"""How much arithmetic a forward pass is, from shapes alone: no weight is read."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from engine.models.checkpoint import Checkpoint
+from engine.models.load import find_language_model
+
+__all__ = ["forward_flops"]
+
+
+def forward_flops(checkpoint: Checkpoint, sequence_lengths: Sequence[int]) -> float:
+    """Floating-point operations of the forward passes over one image, one pass per prompt.
+
+    Two per weight and token in the blocks, and four per pair of positions and dimension for attention (Kaplan et al.
+    2020, arXiv 2001.08361, table 1); everything before the language model counts two per weight and position of the
+    vision tower. The attention inside that tower (a tenth of it) and the unembedding of the last position are left out.
+
+    Parameters
+    ----------
+    checkpoint
+        Its configuration says all sizes.
+    sequence_lengths
+        Tokens of each prompt's sequence, image tokens included.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(checkpoint.config)
+    language = find_language_model(model)
+    in_blocks = _weights(language.blocks)
+    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    in_language = {*map(id, itertools.chain(model.get_decoder().parameters(), [language.unembedding]))}
+    before = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in in_language)
+    before -= sum(_weights(module) for module in embeddings if id(module.weight) not in in_language)
+
+    per_pair = 4 * checkpoint.dim * checkpoint.block_count
+    vision = 2 * before * _vision_positions(checkpoint)
+    return float(sum(2 * in_blocks * length + per_pair * length**2 + vision for length in sequence_lengths))
+
+
+def _weights(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _vision_positions(checkpoint: Checkpoint) -> int:
+    vision = checkpoint.config.vision_config
+    return (int(vision.image_size) // int(vision.patch_size)) ** 2 + 1

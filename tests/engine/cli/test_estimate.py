@@ -1,0 +1,135 @@
+"""What estimate says against what extract writes, over every capture, both shapes of sharing and every dtype."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.cli.sizes import format_bytes, format_duration
+from engine.models.checkpoint import open_checkpoint
+from engine.models.load import load_model
+from engine.models.prepare import Preparer
+from engine.models.work import forward_flops
+from engine.prompts import Prompt
+from engine.store import model_arrays, open_store
+from tests.engine.cli.conftest import write_images
+from tests.tiny_instructblip import save_checkpoint as save_instructblip
+from tests.tiny_llava import TinyShape, save_checkpoint
+
+Strata = Callable[..., Result]
+
+BOTH = ("--prompts", "normal:2", "--prompts", "empty")
+CONFIGURATIONS = {
+    "all": (*BOTH, "--samples-per-part", "6"),
+    "one prompt": ("--samples-per-part", "2"),
+    "whole prefixes": (*BOTH, "--share-prefix", "off"),
+    "pooled": (*BOTH, "--capture", "pooled"),
+    "residual": (*BOTH, "--capture", "residual", "--part-bytes", "40KiB"),
+    "some layers": (*BOTH, "--layers", "0,2:4"),
+    "image tokens": (*BOTH, "--roles", "image"),
+    "two roles": (*BOTH, "--roles", "instruction,template"),
+    "float16": (*BOTH, "--dtype", "float16"),
+    "bfloat16": (*BOTH, "--dtype", "bfloat16"),
+    "rounded": (*BOTH, "--mantissa-bits", "6"),
+    "no unembedding": (*BOTH, "--no-unembedding"),
+    "noisy": ("--prompts", "noisy:3", "--limit", "3"),
+}
+
+
+@pytest.fixture(scope="module", params=["llava", "instructblip"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp(str(request.param))
+    save = {"llava": save_checkpoint, "instructblip": save_instructblip}[str(request.param)]
+    model = save(folder / "model")
+    captions = write_images(folder / "images", 5)
+    named = ("--model", model, "--source", "coco", "--annotations", captions, "--images", folder / "images")
+    return tuple(map(str, named))
+
+
+def said(text: str, words: str) -> int:
+    """Return the number before these words."""
+    return int(text.split(f" {words}", maxsplit=1)[0].rsplit(maxsplit=1)[-1].replace(",", ""))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_bytes_files_and_parts_are_those_that_are_written(
+    strata: Strata, run: tuple[str, ...], tmp_path: Path, name: str
+) -> None:
+    options = (*run, *CONFIGURATIONS[name])
+    estimate = strata("estimate", *options)
+    assert estimate.exit_code == 0, estimate.output
+    out = tmp_path / "store"
+    extracted = strata("extract", *options, "--out", out)
+    assert extracted.exit_code == 0, extracted.output
+
+    store = open_store(out)
+    raw: dict[str, int] = {}
+    for part in store.parts:
+        for path, array in part.manifest["arrays"].items():
+            raw[path] = raw.get(path, 0) + int(np.prod(array["shape"])) * np.dtype(array["dtype"]).itemsize
+    tables = [store.model.final_norm_weight, store.model.unembedding]
+    written = sum(raw.values()) + sum(table.nbytes for table in tables if table is not None)
+
+    rows = {line.split()[0]: line for line in estimate.stdout.splitlines() if line}
+    for path, size in raw.items():
+        if path not in rows:
+            assert len(store.parts[0].manifest["arrays"][path]["shape"]) == 1
+        else:
+            assert f"  {format_bytes(size)}  " in rows[path]
+    predicted = parse_bytes(" ".join(rows["all"].split()[1:3]))
+    assert predicted == pytest.approx(written, rel=0.02)
+    assert said(estimate.stdout, "stored tokens") == sum(part.tokens for part in store.parts)
+    assert said(estimate.stdout, "parts of") == len(store.parts)
+    assert said(estimate.stdout, "files") == sum(path.is_file() for path in out.rglob("*"))
+
+
+def parse_bytes(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * 1024 ** ("B", "KiB", "MiB", "GiB", "TiB").index(unit)
+
+
+def test_model_tables_are_named_with_their_bias() -> None:
+    assert [array.path for array in model_arrays(vocab=0, dim=8, dtype="float16", bias=True)] == [
+        "final_norm_weight",
+        "final_norm_bias",
+    ]
+
+
+@pytest.mark.parametrize("family", ["llava", "instructblip"])
+def test_operations_are_those_that_torch_counts(tmp_path: Path, family: str) -> None:
+    shape = TinyShape(blocks=8, dim=64, image_size=32, vision_dim=32)
+    folder = save_checkpoint(tmp_path / "m", shape) if family == "llava" else save_instructblip(tmp_path / "m")
+    checkpoint = open_checkpoint(str(folder))
+    prompt = Prompt("p", "custom", "what is the content of the image, and what is beside the small red circle?")
+    prepared = Preparer(checkpoint, [prompt], share_prefix=False).prepare_nominal()
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    inputs = {
+        "input_ids": torch.from_numpy(prepared.layouts[0].token_id.astype(np.int64))[None],
+        "pixel_values": prepared.pixel_values,
+    }
+    # torch counts attention only where it is done by matrix products.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loaded.model(**inputs, logits_to_keep=1, use_cache=False)
+    assert forward_flops(checkpoint, [len(prepared.layouts[0])]) == pytest.approx(counter.get_total_flops(), rel=0.15)
+    twice = forward_flops(checkpoint, [len(prepared.layouts[0])] * 2)
+    assert twice == 2 * forward_flops(checkpoint, [len(prepared.layouts[0])])
+
+
+def test_time_follows_the_speed_that_is_asked_for(strata: Strata, run: tuple[str, ...]) -> None:
+    slow = strata("estimate", *run, "--tflops", "1e-10").stdout
+    faster = strata("estimate", *run, "--tflops", "1e-9").stdout
+    hours = [float(text.split("without start-up: ")[1].split(" h")[0]) for text in (slow, faster)]
+    assert hours[0] == pytest.approx(10 * hours[1], rel=0.1)
+    assert strata("estimate", *run, "--tflops", "0").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "less than 1 s"), (59.6, "60 s"), (480, "8 min"), (5399, "90 min"), (7200, "2.0 h")]
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert format_duration(seconds) == words
