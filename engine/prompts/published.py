@@ -33,7 +33,7 @@ def published_prompts(family: str, kind: Literal["normal", "question"]) -> tuple
     """
     table = TABLES / f"{family}.json"
     if not table.is_file():
-        known = sorted(entry.name.removesuffix(".json") for entry in TABLES.iterdir())
+        known = sorted(entry.name.removesuffix(".json") for entry in TABLES.iterdir() if entry.name.endswith(".json"))
         raise UsageError(
             f"no published prompts for the model family '{family}' (there are some for {', '.join(known)}); "
             "give your own to --prompts as a JSON file {id: text}"

@@ -26,6 +26,13 @@ def test_published(family: str, last: str, question: str) -> None:
     assert len({prompt.text for prompt in prompts}) == 6
 
 
+def test_the_noisy_strings_of_the_thesis_are_a_prompt_file() -> None:
+    prompts = read(str(Path(__file__).parents[3] / "data" / "prompts" / "thesis" / "noisy.json"))
+    assert [prompt.prompt_id for prompt in prompts] == [f"thesis-noisy-{number}" for number in range(1, 10)]
+    assert prompts[0].text == "env вне Časyidenseдиищ aqu Angnihkins CV pendant"
+    assert all(prompt.text.isprintable() and "\\" not in prompt.text for prompt in prompts)
+
+
 def test_tables_name_their_source() -> None:
     tables = sorted((Path(__file__).parents[3] / "data" / "prompts").glob("*.json"))
     assert [table.stem for table in tables] == ["instructblip", "llava"]
