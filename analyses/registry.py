@@ -1,72 +1,27 @@
 """The analyses by name: what the command line offers and runs.
 
 Adding an analysis is one module with a ``run`` function and one entry here. Options are data, so that the command line
-and the help text are made from them; modules are loaded when they run, because a help text needs no SciPy.
+and the help text are made from them; modules are loaded when they run, because a help text needs no SciPy. Analyses
+that other packages declare (`analyses.plugins`) are looked up when a name is none of ours.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from analyses.declaration import Analysis, Option
+from analyses.plugins import load_plugin, load_run, plugin_names
 from analyses.resources import Notify, Progress, Resources
 from engine.errors import UsageError
 
 __all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]
 
 ALL = "all"
-"""The name that runs every analysis."""
+"""The name that runs every analysis of `ANALYSES`, and none of other packages."""
 
 _MOST_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of an analysis.
-
-    Attributes
-    ----------
-    name
-        As a Python keyword; ``--text-roles`` on the command line.
-    type
-        ``str``, ``int``, ``bool`` (a flag), or ``tuple`` (names separated by commas, a tuple of str in Python).
-    default
-        Of that type.
-    help
-        One line.
-    choices
-        Allowed values, where they are few.
-    """
-
-    name: str
-    type: type
-    default: Any
-    help: str
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """One analysis.
-
-    Attributes
-    ----------
-    name
-        What the user types, and what its results are called.
-    help
-        One line.
-    module
-        Where its ``run(stores, results_folder, resources, **options)`` is.
-    options
-    """
-
-    name: str
-    help: str
-    module: str
-    options: tuple[Option, ...]
-
 
 _TEXT_ROLES = Option("text_roles", tuple, ("instruction", "template"), "roles of tokens that count as text")
 _SOURCE = Option(
@@ -134,7 +89,7 @@ def run(
     Parameters
     ----------
     name : str
-        A name of `ANALYSES`, or ``"all"``.
+        A name of `ANALYSES`, ``"all"`` for those, or one that another package declares.
     stores : sequence of str
         Paths or URLs; their results stack.
     results_folder : Path
@@ -175,7 +130,7 @@ def run(
     written: list[Path] = []
     for analysis in _chosen(name):
         own = {option.name: options.get(option.name, option.default) for option in analysis.options}
-        function = import_module(analysis.module).run
+        function = import_module(analysis.module).run if analysis.name in ANALYSES else load_run(analysis)
         written += function(stores, Path(results_folder), resources, **own)
     return list(dict.fromkeys(written))
 
@@ -208,6 +163,9 @@ def _once(notify: Notify | None) -> Notify | None:
 def _chosen(name: str) -> list[Analysis]:
     if name == ALL:
         return list(ANALYSES.values())
-    if name not in ANALYSES:
-        raise UsageError(f"there is no analysis {name!r}; choose from {', '.join([*ANALYSES, ALL])}")
-    return [ANALYSES[name]]
+    if name in ANALYSES:
+        return [ANALYSES[name]]
+    others = [other for other in plugin_names() if other not in (*ANALYSES, ALL)]
+    if name not in others:
+        raise UsageError(f"there is no analysis {name!r}; choose from {', '.join([*ANALYSES, ALL, *others])}")
+    return [load_plugin(name, {*ANALYSES, ALL})]

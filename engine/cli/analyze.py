@@ -1,4 +1,8 @@
-"""``strata analyze``: one subcommand per analysis, made from the registry of analyses."""
+"""``strata analyze``: one subcommand per analysis, made from the registry of analyses.
+
+Analyses of other packages join them. Their declarations are loaded for the list of commands and when they are called,
+so that what is wrong with one of them reaches no other command.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +12,7 @@ from typing import Any
 import click
 from rich.progress import Progress
 
+from analyses.plugins import load_plugin, plugin_names, survey
 from analyses.registry import ALL, ANALYSES, Option, options_of, run
 from engine.cli.console import stdout_console
 from engine.cli.options import ByteSize
@@ -15,12 +20,51 @@ from engine.cli.options import ByteSize
 __all__ = ["command"]
 
 
-@click.group(name="analyze")
+_HELP = {
+    **{analysis.name: analysis.help for analysis in ANALYSES.values()},
+    ALL: f"{' and '.join(ANALYSES)}, one after the other; analyses of other packages are run by name",
+}
+
+
+class _Analyses(click.Group):
+    """Our analyses, and those that installed packages declare."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return our names, then the usable ones of other packages."""
+        return [*_HELP, *(analysis.name for analysis in survey(_HELP)[0])]
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """Make one command; None where nobody declares that name.
+
+        Raises
+        ------
+        UsageError
+            Another package declares it and is broken.
+        """
+        if name in _HELP:
+            return _subcommand(name, _HELP[name])
+        if name in plugin_names():
+            return _subcommand(name, load_plugin(name, _HELP).help)
+        return None
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List all commands; say in one line what is wrong with each broken package."""
+        usable, problems = survey(_HELP)
+        with formatter.section("Commands"):
+            helps = _HELP | {analysis.name: analysis.help for analysis in usable}
+            formatter.write_dl([(name, _sentence(text)) for name, text in helps.items()])
+        if problems:
+            with formatter.section("Broken analyses of other packages"):
+                for problem in problems:
+                    formatter.write(f"  {problem}\n")
+
+
+@click.group(name="analyze", cls=_Analyses)
 def command() -> None:
     """Compute an analysis from stores, out-of-core, without the model.
 
     Writes NAME.parquet (a tidy table), NAME.zarr (a labelled dataset) and NAME.png and .svg (the figure) into the
-    folder given by --out. What an analysis needs from another it computes.
+    folder given by --out. What an analysis needs from another it computes. Other packages add analyses of their own.
     """
 
 
@@ -59,7 +103,7 @@ def _subcommand(name: str, text: str) -> click.Command:
         click.Option(["--scheduler"], metavar="ADDRESS", help="Address of an existing Dask scheduler, tcp://…"),
     ]  # fmt: skip
     own = [_click_option(option) for option in options_of(name)]
-    return click.Command(name, params=[*common, *own], callback=_runner(name), help=text)
+    return click.Command(name, params=[*common, *own], callback=_runner(name), help=_sentence(text))
 
 
 def _runner(name: str) -> Callable[..., None]:
@@ -94,8 +138,3 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("parts")
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-for _analysis in ANALYSES.values():
-    command.add_command(_subcommand(_analysis.name, _sentence(_analysis.help)))
-command.add_command(_subcommand(ALL, "Every analysis, one after the other."))
