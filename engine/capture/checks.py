@@ -3,72 +3,117 @@
 import numpy as np
 import torch
 
-from engine.capture.forward import BatchItem, Probe, capture_batch
+from engine.capture.forward import BatchItem, Probe, capture_batch, collate
 from engine.errors import StrataError
+from engine.models.compatibility import image_count_error
+from engine.models.families import Family
 from engine.models.load import LoadedModel
 from engine.models.prepare import PreparedImage
 from engine.vocabulary import ROLE_CODES
 
-__all__ = ["check_image_rows", "check_prompt_independence"]
+__all__ = ["check_image_rows", "check_prompt_dependence"]
 
 # Two runs differ by kernel noise: measured in 16 bits after 32 blocks, 1e-4 in the mean over tokens and ten times that
 # in the worst token. A prompt that reaches the image moves all of them, by 0.1 and more.
 _SAME_COSINE = {"float16": 1 - 1e-3, "bfloat16": 1 - 1e-3, "float32": 1 - 1e-5}
 
+# Above this no prompt can have reached the image: even prompts that mean the same move its tokens by more.
+_UNMOVED_COSINE = {"float16": 1 - 1e-6, "bfloat16": 1 - 1e-6, "float32": 1 - 1e-10}
+
 
 @torch.inference_mode()
-def check_image_rows(loaded: LoadedModel, prepared: PreparedImage) -> None:
-    """Check that the projector makes as many rows as the processor makes image tokens.
+def check_image_rows(loaded: LoadedModel, prepared: PreparedImage, family: Family) -> None:
+    """Check that the model makes as many rows of image features as the processor makes image tokens.
 
     Raises
     ------
     StrataError
         With both numbers.
     """
-    pixels = prepared.pixel_values.to(loaded.device, loaded.model.dtype)
-    rows = sum(len(features) for features in loaded.model.get_image_features(pixels).pooler_output)
+    inputs = collate([_item(prepared, 0)], pad_id=0)
+    pixels = inputs["pixel_values"].to(loaded.device, getattr(torch, loaded.dtype))
+    side_text = {name: inputs[name].to(loaded.device) for name in prepared.side_texts[0]}
+    rows = sum(len(features) for features in loaded.model.get_image_features(pixels, **side_text).pooler_output)
     tokens = int((prepared.layouts[0].role == ROLE_CODES["image"]).sum())
     if rows != tokens:
-        raise StrataError(
-            f"the processor made {tokens} image tokens, the model expects {rows}: check patch_size, "
-            "num_additional_image_tokens and vision_feature_select_strategy in processor_config.json."
-        )
+        raise image_count_error(family, tokens, rows)
 
 
-def check_prompt_independence(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, *, pad_id: int) -> None:
-    """Check that image states are the same under two prompts, without which a shared prefix would be wrong.
+def check_prompt_dependence(
+    loaded: LoadedModel, prepared: PreparedImage, probe: Probe, *, depends: bool, pad_id: int
+) -> None:
+    """Check under two prompts what the family table says of image states: that they change, or that they do not.
 
-    Compares the first and the last prompt that give finite states.
+    States that change although the table says that they do not would make a shared prefix wrong. Compares the first
+    prompt and the last one with another text, of those that give finite states; where there are no two, nothing.
 
     Parameters
     ----------
     prepared
-        An image with at least two prompts.
+        An image with its prompts.
     probe
-        Its layers are compared.
+        Its layers must not change; where states depend on the prompt, any layer of the model may show it.
+    depends
+        What the table says.
 
     Raises
     ------
     StrataError
-        Naming the worst layer and its mean cosine.
+        Naming the layer with the lowest mean cosine.
     """
-    states: list[list[torch.Tensor]] = []
-    for layout in (prepared.layouts[0], *prepared.layouts[:0:-1]):
-        is_image = layout.role == ROLE_CODES["image"]
-        item = BatchItem("", 0, layout, prepared.pixel_values, is_image, prefix=0)
-        captured = capture_batch(loaded, [item], probe._replace(residual=True, pooled=False), pad_id=pad_id)
-        if captured.problems == (None,):
-            states.append([rows.float() for rows in captured.states])
-        if len(states) == 2:
-            break
-    else:
-        # Fewer than two prompts give finite states: no prefix of this image will be used twice.
+    layers = tuple(range(probe.block_count + 1)) if depends else probe.layers
+    states = _states_of_two(loaded, prepared, probe._replace(layers=layers, residual=True, pooled=False), pad_id)
+    if len(states) < 2:
         return
     cosines = [float(torch.cosine_similarity(a, b, dim=-1).mean()) for a, b in zip(*states, strict=True)]
     worst = int(np.argmin(cosines))
-    if cosines[worst] < _SAME_COSINE[loaded.dtype]:
+    claim = "the checkpoint is not what its model_type says, and a store of it would be described wrongly. "
+    advice = "`strata models` lists what is supported."
+    if not depends and cosines[worst] < _SAME_COSINE[loaded.dtype]:
         raise StrataError(
-            f"image states change with the prompt (layer {probe.layers[worst]}: mean cosine {cosines[worst]:.6f}), "
-            "though this family reads the image before the prompt: the checkpoint is not what its model_type says, and "
-            "a store of it would be described wrongly. `strata models` lists what is supported."
+            f"image states change with the prompt (layer {layers[worst]}: mean cosine {cosines[worst]:.6f}), "
+            f"though this family reads the image before the prompt: {claim}{advice}"
         )
+    if depends and cosines[worst] >= _UNMOVED_COSINE[loaded.dtype]:
+        raise StrataError(
+            "image states are the same under two different prompts (lowest mean cosine "
+            f"{cosines[worst]:.12f}, layer {layers[worst]}), though this family lets the image tokens read the prompt: "
+            f"{claim}{advice}"
+        )
+
+
+def _states_of_two(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, pad_id: int) -> list[list[torch.Tensor]]:
+    """States of the image tokens, per layer (token, dim) float64, under up to two prompts with different texts."""
+    found: list[tuple[int, list[torch.Tensor]]] = []
+    for index in (0, *range(len(prepared.layouts) - 1, 0, -1)):
+        if found and not _texts_differ(prepared, found[0][0], index):
+            continue
+        captured = capture_batch(loaded, [_item(prepared, index)], probe, pad_id=pad_id)
+        if captured.problems == (None,):
+            found.append((index, [rows.double() for rows in captured.states]))
+        if len(found) == 2:
+            break
+    return [states for _, states in found]
+
+
+def _texts_differ(prepared: PreparedImage, one: int, other: int) -> bool:
+    """Tell whether two prompts are different texts to the model, and to a side encoder (it may ignore case)."""
+    same_tokens = np.array_equal(prepared.layouts[one].token_id, prepared.layouts[other].token_id)
+    sides = prepared.side_texts[one], prepared.side_texts[other]
+    return not same_tokens and (
+        not sides[0] or any(not np.array_equal(sides[0][name], sides[1][name]) for name in sides[0])
+    )
+
+
+def _item(prepared: PreparedImage, index: int) -> BatchItem:
+    """Make one prompt's sample, of which the image tokens are wanted."""
+    layout = prepared.layouts[index]
+    return BatchItem(
+        sample_id="",
+        image=0,
+        layout=layout,
+        pixel_values=prepared.pixel_values,
+        side_text=prepared.side_texts[index],
+        wanted=layout.role == ROLE_CODES["image"],
+        prefix=0,
+    )

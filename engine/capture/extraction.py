@@ -138,7 +138,6 @@ def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress)
         dim=extraction.checkpoint.dim,
         mantissa_bits=capture["mantissa_bits"],
     )
-    pad_id = extraction.checkpoint.processor.tokenizer.pad_token_id or 0
     batches = _batches(_samples(extraction, part, collector), extraction.batch_size)
     while True:
         began = time.perf_counter()
@@ -149,7 +148,11 @@ def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress)
         items = [batch_item(source, roles) for source in sources]
         try:
             captured = capture_batch(
-                extraction.loaded, items, extraction.probe, pad_id=pad_id, images_kept=collector.images_kept
+                extraction.loaded,
+                items,
+                extraction.probe,
+                pad_id=extraction.checkpoint.pad_id,
+                images_kept=collector.images_kept,
             )
         except torch.OutOfMemoryError as error:
             longest = max(len(item.layout) for item in items)

@@ -1,12 +1,13 @@
 """One forward pass over a padded batch, and what is kept of it.
 
-Whole language sequences are left-padded with an attention mask and explicit positions; padding is dropped as soon as a
-layer's states leave the hook, so it never reaches the host. Nor do the states of a sample that turns out to be
-unusable: what is kept is decided when the pass is over. The shared prefix of an image comes with its first usable
-sample, because one NaN makes every position of its sample NaN, earlier ones too (attention adds 0 · NaN).
+Whole language sequences are left-padded with an attention mask and explicit positions; the text of a side encoder is
+right-padded, because its positions count from its first token. Padding is dropped as soon as a layer's states leave the
+hook, so it never reaches the host. Nor do the states of a sample that turns out to be unusable: what is kept is decided
+when the pass is over. The shared prefix of an image comes with its first usable sample, because one NaN makes every
+position of its sample NaN, earlier ones too (attention adds 0 · NaN).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,14 +25,23 @@ __all__ = ["BatchCapture", "BatchItem", "Pooled", "Probe", "capture_batch", "col
 class BatchItem(NamedTuple):
     """One sample of a batch.
 
-    ``image`` numbers its image within the part, ``wanted`` is (token,) bool: the tokens whose states are stored, and
-    ``prefix`` counts the leading tokens that it shares with its image's other samples.
+    Attributes
+    ----------
+    image
+        Number of its image within the part.
+    side_text
+        Inputs of a text encoder beside the language model by name, (token,) int64 each; empty where there is none.
+    wanted
+        (token,) bool: the tokens whose states are stored.
+    prefix
+        Leading tokens that it shares with its image's other samples.
     """
 
     sample_id: str
     image: int
     layout: TokenLayout
     pixel_values: torch.Tensor
+    side_text: Mapping[str, np.ndarray]
     wanted: np.ndarray
     prefix: int
 
@@ -88,7 +98,14 @@ class BatchCapture:
 
 
 def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tensor]:
-    """Left-pad a batch: input_ids, attention_mask, position_ids (sample, position) and pixel_values."""
+    """Pad a batch.
+
+    Returns
+    -------
+    dict
+        input_ids, attention_mask, position_ids (sample, position), left-padded; pixel_values; the inputs of a side
+        encoder (sample, side position), right-padded with zeros.
+    """
     length = max(len(item.layout) for item in items)
     input_ids = torch.full((len(items), length), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(items), length), dtype=torch.long)
@@ -100,7 +117,15 @@ def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tenso
         "attention_mask": attention_mask,
         "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
         "pixel_values": torch.cat([item.pixel_values for item in items]),
+        **{name: _right_padded([item.side_text[name] for item in items]) for name in items[0].side_text},
     }
+
+
+def _right_padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
+    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = torch.from_numpy(row)
+    return padded
 
 
 @torch.inference_mode()
@@ -130,7 +155,7 @@ def capture_batch(
     inputs = collate(items, pad_id=pad_id)
     collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
-    inputs["pixel_values"] = inputs["pixel_values"].to(loaded.model.dtype)
+    inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
     with residual_hooks(loaded.language.blocks, probe.layers, collector.receive):
         loaded.model(**inputs, use_cache=False, logits_to_keep=1)
     return collector.finish()

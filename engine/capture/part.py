@@ -67,9 +67,17 @@ def batch_item(source: SampleSource, roles: Sequence[int] | None) -> BatchItem:
     roles
         Role codes to store; all where None.
     """
-    layout, prepared = source.prepared.layouts[source.prompt_index], source.prepared
-    wanted = np.ones(len(layout), dtype=bool) if roles is None else np.isin(layout.role, roles)
-    return BatchItem(source.sample_id, source.image_number, layout, prepared.pixel_values, wanted, prepared.prefix)
+    prepared, index = source.prepared, source.prompt_index
+    layout = prepared.layouts[index]
+    return BatchItem(
+        sample_id=source.sample_id,
+        image=source.image_number,
+        layout=layout,
+        pixel_values=prepared.pixel_values,
+        side_text=prepared.side_texts[index],
+        wanted=np.ones(len(layout), dtype=bool) if roles is None else np.isin(layout.role, roles),
+        prefix=prepared.prefix,
+    )
 
 
 class PartCollector:

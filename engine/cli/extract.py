@@ -9,7 +9,7 @@ from typing import Any
 import click
 from transformers.utils.logging import disable_progress_bar
 
-from engine.capture.checks import check_image_rows, check_prompt_independence
+from engine.capture.checks import check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
@@ -81,13 +81,17 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
         store, planned.plan, planned.images, planned.checkpoint, loaded, planned.preparer, options.batch_size
     )
     first = _first_readable(planned)
-    check_image_rows(loaded, first)
-    family = planned.checkpoint.family
-    if len(first.layouts) > 1 and not family.image_states_depend_on_prompt:
-        pad_id = planned.checkpoint.processor.tokenizer.pad_token_id or 0
-        check_prompt_independence(loaded, first, extraction.probe, pad_id=pad_id)
+    checkpoint = planned.checkpoint
+    check_image_rows(loaded, first, checkpoint.family)
+    check_prompt_dependence(
+        loaded,
+        first,
+        extraction.probe,
+        depends=checkpoint.family.image_states_depend_on_prompt,
+        pad_id=checkpoint.pad_id,
+    )
     if not exists:
-        tables = model_tables(planned.checkpoint, loaded, unembedding=options.unembedding)
+        tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
         create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())
     return extraction
 

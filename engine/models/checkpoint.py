@@ -5,6 +5,7 @@ that the same weights have the same identity wherever they lie. Remote code is n
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from engine.errors import StrataError, UsageError
+from engine.models.compatibility import check_configuration, check_processor
 from engine.models.families import Family, family_of
 
 __all__ = ["DTYPES", "Checkpoint", "content_revision", "first_line", "open_checkpoint"]
@@ -65,9 +67,15 @@ class Checkpoint:
         """The placeholder text of the image."""
         return str(self.processor.image_token)
 
+    @property
+    def pad_id(self) -> int:
+        """A token id to pad sequences with: padding is masked, so any but the image's would do."""
+        return int(self.image_token_id == 0)
+
     def revision(self) -> str:
         """Return the hub commit, or ``sha256:…`` over the files of a local folder (reads all of its weights once)."""
-        return self.commit or content_revision(Path(self.location))
+        side = self.family.side_text
+        return self.commit or content_revision(Path(self.location), () if side is None else (side.tokenizer,))
 
     def dtype(self, choice: str) -> str:
         """Resolve ``--dtype``: ``auto`` is the checkpoint's own dtype."""
@@ -108,6 +116,7 @@ def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
         ) from error
     model_id = folder.resolve().name if folder.is_dir() else model
     family = family_of(config.model_type, model_id)
+    check_configuration(config, family, model_id)
     try:
         processor = AutoProcessor.from_pretrained(model, **pinned)
         processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **pinned)
@@ -116,23 +125,35 @@ def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
             f"cannot load the processor of {model!r}: {first_line(error)} "
             "The folder needs processor_config.json and the tokenizer's files beside the weights."
         ) from error
-    _check_processor(processor, config, model_id)
+    check_processor(processor, config, family, model_id)
     return Checkpoint(model, model_id, commit, family, config, processor)
 
 
-def content_revision(folder: Path) -> str:
+def content_revision(folder: Path, subfolders: Sequence[str] = ()) -> str:
     """Identity of a local checkpoint: a hash over its configuration, tokenizer and safetensors files.
+
+    Parameters
+    ----------
+    folder
+        The checkpoint.
+    subfolders
+        Names of the folders in it that belong to it too.
 
     Returns
     -------
     str
         ``sha256:`` and 64 hexadecimal digits over the sorted lines ``<sha256>  <name>``.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix in _HASHED_SUFFIXES and path.is_file())
+    places = (folder, *(folder / name for name in subfolders))
+    files = sorted(
+        path for place in places for path in place.iterdir() if path.suffix in _HASHED_SUFFIXES and path.is_file()
+    )
     listing = hashlib.sha256()
     for path in files:
         with path.open("rb") as stream:
-            listing.update(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.name}\n".encode())
+            listing.update(
+                f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n".encode()
+            )
     return f"sha256:{listing.hexdigest()}"
 
 
@@ -158,26 +179,6 @@ def _resolve_commit(model: str, revision: str | None) -> str:
     if commit is None:
         raise StrataError(f"cannot tell which commit of {model} was loaded; name it with --revision <commit hash>.")
     return commit
-
-
-def _check_processor(processor: Any, config: Any, model_id: str) -> None:
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
-        raise UsageError(
-            f"{model_id} has no fast tokenizer, and roles need the character offsets that only those give: "
-            "add a tokenizer.json to the checkpoint."
-        )
-    if getattr(processor, "patch_size", 0) is None:
-        raise UsageError(
-            f"the processor of {model_id} does not know how many tokens an image takes: set patch_size, "
-            "num_additional_image_tokens and vision_feature_select_strategy in processor_config.json."
-        )
-    token_id = tokenizer.convert_tokens_to_ids(processor.image_token)
-    if token_id != config.image_token_id:
-        raise UsageError(
-            f"the processor's image token {processor.image_token!r} has id {token_id}, the model expects "
-            f"{config.image_token_id}: check image_token in processor_config.json and image_token_index in config.json."
-        )
 
 
 def first_line(error: Exception) -> str:

@@ -4,11 +4,29 @@ Code asks the table; it never asks for a family's name. A new family is a new ro
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engine.errors import UsageError
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "SideText", "family_of"]
+
+
+class SideText(NamedTuple):
+    """A second tokenization of each filled template, for a text encoder beside the language model.
+
+    Attributes
+    ----------
+    inputs
+        What the processor makes of the text and the model takes, token ids first; right-padded with zeros in a batch.
+    tokenizer
+        The processor's attribute that makes them, and the checkpoint's folder with its files.
+    config
+        The part of the configuration that says how many tokens there can be.
+    """
+
+    inputs: tuple[str, ...]
+    tokenizer: str
+    config: str
 
 
 @dataclass(frozen=True)
@@ -22,9 +40,18 @@ class Family:
     title
         The name researchers use.
     template
-        Text around an instruction; ``{image}`` stands for the image token, ``{prompt}`` for the instruction.
+        Text around an instruction; ``{image}`` stands for the image token, ``{prompt}`` for the instruction. Without
+        ``{image}`` the processor itself puts the image tokens in front of everything, BOS too.
     empty_template
         The least that the architecture needs when there is no instruction at all.
+    image_count_settings
+        Settings of ``processor_config.json`` from which the processor knows how many tokens an image takes; the first
+        must be there.
+    patch_grid
+        Whether image tokens are the patches of a grid. Where not, they are learned queries, ``config.num_query_tokens``
+        of them, which lie nowhere on the image.
+    side_text
+        What a text encoder beside the language model reads; None where there is none.
     image_states_depend_on_prompt
         Whether the states of image tokens change with the prompt. False for causal models that read the image before
         the instruction; checked with two prompts when a model is loaded.
@@ -38,10 +65,18 @@ class Family:
     title: str
     template: str
     empty_template: str
+    image_count_settings: tuple[str, ...]
+    patch_grid: bool
+    side_text: SideText | None
     image_states_depend_on_prompt: bool
     norm_kind: Literal["rms", "layer"]
     norm_weight_offset: float
     checked: str
+
+    @property
+    def image_in_text(self) -> bool:
+        """Whether the template places the image."""
+        return "{image}" in self.template
 
     def fill(self, prompt: str, image_token: str) -> tuple[str, int]:
         """Put a prompt into the template.
@@ -56,7 +91,7 @@ class Family:
         Returns
         -------
         text : str
-            The filled template with one image placeholder.
+            The filled template, with one image placeholder where the template places the image.
         start : int
             The character at which the prompt starts (the text's length for the empty prompt).
         """
@@ -73,11 +108,28 @@ FAMILIES: dict[str, Family] = {
             title="LLaVA-1.5",
             template="USER: {image}\n{prompt} ASSISTANT:",
             empty_template="USER: {image}\nASSISTANT:",
+            image_count_settings=("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy"),
+            patch_grid=True,
+            side_text=None,
             image_states_depend_on_prompt=False,
             norm_kind="rms",
             norm_weight_offset=0.0,
             checked="states, roles and patches against transformers on random-weight models of this architecture, "
             "and on the trained demo model; not yet against the published 7B and 13B checkpoints",
+        ),
+        Family(
+            name="instructblip",
+            title="InstructBLIP with Vicuna",
+            template="{prompt}",
+            empty_template="",
+            image_count_settings=("num_query_tokens",),
+            patch_grid=False,
+            side_text=SideText(("qformer_input_ids", "qformer_attention_mask"), "qformer_tokenizer", "qformer_config"),
+            image_states_depend_on_prompt=True,
+            norm_kind="rms",
+            norm_weight_offset=0.0,
+            checked="states, roles and both paddings against transformers on random-weight models of this "
+            "architecture; not yet against the published Vicuna 7B and 13B checkpoints",
         ),
     )
 }

@@ -1,11 +1,11 @@
-"""From one image and its prompts to model inputs: pixels, tokens, roles, patches.
+"""From one image and its prompts to model inputs: pixels, tokens, roles, patches, and the text of a side encoder.
 
 Samples are processed singly; the processor's own padding is never used. Tokens depend on the prompt and on the
 shape of the processed pixels only, so each such pair is tokenized once.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.errors import StrataError, UsageError
+from engine.errors import UsageError
 from engine.models.checkpoint import Checkpoint
+from engine.models.compatibility import image_count_error
 from engine.models.geometry import covered_box, preprocessing_of
 from engine.models.tokens import TokenLayout, common_prefix, lay_out_tokens
 from engine.prompts import Prompt
@@ -45,14 +46,18 @@ class PreparedImage:
         (1, channel, height, width) float32, what the processor made of the image.
     layouts
         One token layout per prompt, in the plan's prompt order.
+    side_texts
+        Per prompt what a text encoder beside the language model reads: inputs by name, (token,) int64 each; empty
+        where the family has none.
     prefix
         Leading tokens that all prompts share and that are stored once; 0 where nothing is shared.
     grids
-        The patch grids of the image.
+        The patch grids of the image; none where its tokens are no patches.
     """
 
     pixel_values: torch.Tensor
     layouts: tuple[TokenLayout, ...]
+    side_texts: tuple[Mapping[str, np.ndarray], ...]
     prefix: int
     grids: tuple[Grid, ...]
 
@@ -67,6 +72,13 @@ class PreparedImage:
         codes = range(len(ROLES)) if roles is None else [ROLE_CODES[name] for name in roles]
         shared = np.isin(self.layouts[0].role[: self.prefix], codes).sum()
         return int(shared + sum(np.isin(layout.role[self.prefix :], codes).sum() for layout in self.layouts))
+
+
+class _Encoded(NamedTuple):
+    """What does not depend on the pixels of a sample."""
+
+    layout: TokenLayout
+    side_text: Mapping[str, np.ndarray]
 
 
 class Preparer:
@@ -92,12 +104,12 @@ class Preparer:
             if checkpoint.image_token in prompt.text:
                 raise UsageError(
                     f"prompt {prompt.prompt_id!r} contains the image placeholder {checkpoint.image_token!r}; "
-                    "the template already places the image: take it out of the prompt."
+                    "the image has its place already: take it out of the prompt."
                 )
         self._checkpoint = checkpoint
         self._prompts = tuple(prompts)
         self._share_prefix = share_prefix
-        self._layouts: dict[tuple[str, torch.Size], TokenLayout] = {}
+        self._encoded: dict[tuple[str, torch.Size], _Encoded] = {}
         # Fast tokenizers keep padding settings that two threads must not touch at once.
         self._tokenizing = threading.Lock()
 
@@ -105,41 +117,62 @@ class Preparer:
         """Process one upright RGB image with every prompt."""
         processor = self._checkpoint.processor
         pixels = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        layouts = tuple(self._layout(image, pixels, prompt) for prompt in self._prompts)
-        rows, cols = self._grid_shape(pixels)
-        preprocessing = preprocessing_of(processor.image_processor)
-        box = covered_box(image.width, image.height, **preprocessing._asdict())
+        encoded = [self._encode(image, pixels, prompt) for prompt in self._prompts]
+        layouts = tuple(sample.layout for sample in encoded)
         return PreparedImage(
             pixel_values=pixels,
             layouts=layouts,
+            side_texts=tuple(sample.side_text for sample in encoded),
             prefix=common_prefix(list(layouts)) if self._share_prefix else 0,
-            grids=(Grid(rows, cols, *box, thumbnail=False),),
+            grids=self._grids(image, pixels),
         )
 
     def prepare_nominal(self) -> PreparedImage:
         """Prepare a grey image of common size, to know how many tokens an image takes before any is read."""
         return self.prepare(Image.new("RGB", (640, 480), (127, 127, 127)))
 
-    def _layout(self, image: Image.Image, pixels: torch.Tensor, prompt: Prompt) -> TokenLayout:
+    def _encode(self, image: Image.Image, pixels: torch.Tensor, prompt: Prompt) -> _Encoded:
         key = (prompt.prompt_id, pixels.shape)
         with self._tokenizing:
-            if key not in self._layouts:
-                self._layouts[key] = self._tokenize(image, pixels, prompt)
-            return self._layouts[key]
+            if key not in self._encoded:
+                self._encoded[key] = self._tokenize(image, pixels, prompt)
+            return self._encoded[key]
 
-    def _tokenize(self, image: Image.Image, pixels: torch.Tensor, prompt: Prompt) -> TokenLayout:
+    def _tokenize(self, image: Image.Image, pixels: torch.Tensor, prompt: Prompt) -> _Encoded:
         checkpoint = self._checkpoint
         text, _ = checkpoint.family.fill(prompt.text, checkpoint.image_token)
-        token_id = checkpoint.processor(images=image, text=text, return_tensors="np")["input_ids"][0]
+        inputs = checkpoint.processor(images=image, text=text, return_tensors="np")
+        token_id = np.asarray(inputs["input_ids"][0])
         self._check_image_tokens(int((token_id == checkpoint.image_token_id).sum()), pixels)
-        return lay_out_tokens(
-            checkpoint.processor,
-            checkpoint.family,
+        layout = lay_out_tokens(
+            checkpoint,
             prompt.text,
-            np.asarray(token_id),
-            grid_shape=self._grid_shape(pixels),
+            token_id,
+            grid_shape=self._grid_shape(pixels) if checkpoint.family.patch_grid else None,
             class_tokens=self._class_tokens,
         )
+        return _Encoded(layout, self._side_text(prompt, inputs))
+
+    def _side_text(self, prompt: Prompt, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        side = self._checkpoint.family.side_text
+        if side is None:
+            return {}
+        chosen = {name: np.asarray(inputs[name][0], dtype=np.int64) for name in side.inputs}
+        length = len(chosen[side.inputs[0]])
+        most = int(getattr(self._checkpoint.config, side.config).max_position_embeddings)
+        if length > most:
+            raise UsageError(
+                f"prompt {prompt.prompt_id!r} has {length} tokens in the vocabulary of {side.tokenizer}, whose encoder "
+                f"takes at most {most} (max_position_embeddings of {side.config}): shorten the prompt."
+            )
+        return chosen
+
+    def _grids(self, image: Image.Image, pixels: torch.Tensor) -> tuple[Grid, ...]:
+        if not self._checkpoint.family.patch_grid:
+            return ()
+        preprocessing = preprocessing_of(self._checkpoint.processor.image_processor)
+        box = covered_box(image.width, image.height, **preprocessing._asdict())
+        return (Grid(*self._grid_shape(pixels), *box, thumbnail=False),)
 
     def _grid_shape(self, pixels: torch.Tensor) -> tuple[int, int]:
         patch = int(self._checkpoint.config.vision_config.patch_size)
@@ -148,13 +181,11 @@ class Preparer:
     @property
     def _class_tokens(self) -> int:
         """Image tokens that are no patches: the vision tower's CLS, where the model keeps it."""
-        return int(self._checkpoint.config.vision_feature_select_strategy == "full")
+        return int(getattr(self._checkpoint.config, "vision_feature_select_strategy", None) == "full")
 
     def _check_image_tokens(self, made: int, pixels: torch.Tensor) -> None:
+        family, config = self._checkpoint.family, self._checkpoint.config
         rows, cols = self._grid_shape(pixels)
-        expected = rows * cols + self._class_tokens
+        expected = rows * cols + self._class_tokens if family.patch_grid else int(config.num_query_tokens)
         if made != expected:
-            raise StrataError(
-                f"the processor made {made} image tokens, the model expects {expected}: check patch_size, "
-                "num_additional_image_tokens and vision_feature_select_strategy in processor_config.json."
-            )
+            raise image_count_error(family, made, expected)

@@ -53,7 +53,7 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
             "norm_eps": float(epsilon),
             "norm_weight_offset": checkpoint.family.norm_weight_offset,
             "logit_softcap": getattr(text_config, "final_logit_softcapping", None),
-            "tied_embeddings": bool(checkpoint.config.tie_word_embeddings),
+            "tied_embeddings": loaded.model.get_input_embeddings().weight is matrix,
         },
     )
 

@@ -1,16 +1,16 @@
 """Where every token of a sample stands and what it is: ids, roles, patches.
 
 Tokens are the processor's for the filled template of one sample. Roles come from character offsets, so the tokenizer is
-asked a second time, for the text with its image placeholders written out, and must give the same ids.
+asked a second time, for the text with its image placeholders written out, and must give the same ids. Image tokens that
+a processor puts in front of the text by itself stand for no character.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from engine.errors import StrataError
-from engine.models.families import Family
+from engine.models.checkpoint import Checkpoint
 from engine.models.vocabulary import special_token_ids
 from engine.vocabulary import ROLE_CODES
 
@@ -104,46 +104,44 @@ def patch_coordinates(
 
 
 def lay_out_tokens(
-    processor: Any,
-    family: Family,
+    checkpoint: Checkpoint,
     prompt: str,
     token_id: np.ndarray,
     *,
-    grid_shape: tuple[int, int],
+    grid_shape: tuple[int, int] | None,
     class_tokens: int,
 ) -> TokenLayout:
     """Roles and patches of the tokens that a processor made of one sample.
 
     Parameters
     ----------
-    processor
-        The checkpoint's processor.
-    family
-        Its family, for the template.
+    checkpoint
+        Whose tokenizer and template they are.
     prompt
         The instruction alone.
     token_id
         (token,) ids from the processor, image placeholders expanded.
     grid_shape, class_tokens
-        Rows and columns of image patches, and image tokens before them that are no patches.
+        Rows and columns of image patches (None where image tokens are no patches), and image tokens before them that
+        are no patches.
 
     Raises
     ------
     StrataError
         Where the ids are not the tokenizer's for the expanded text, or BOS does not stand there exactly once.
     """
-    tokenizer = processor.tokenizer
-    image_token_id = int(processor.image_token_id)
-    is_image = token_id == image_token_id
-    text, prompt_start = family.fill(prompt, processor.image_token)
+    tokenizer, family = checkpoint.processor.tokenizer, checkpoint.family
+    is_image = token_id == checkpoint.image_token_id
     copies = int(is_image.sum())
-    before = text[:prompt_start].replace(processor.image_token, processor.image_token * copies)
-    expanded = before + text[prompt_start:]
-    encoded = tokenizer(expanded, return_offsets_mapping=True)
-    if encoded["input_ids"] != token_id.tolist():
+    text, prompt_start = family.fill(prompt, checkpoint.image_token)
+    before = text[:prompt_start].replace(checkpoint.image_token, checkpoint.image_token * copies)
+    encoded = tokenizer(before + text[prompt_start:], return_offsets_mapping=True)
+    in_front = 0 if family.image_in_text else copies
+    own_ids = [checkpoint.image_token_id] * in_front + encoded["input_ids"]
+    if own_ids != token_id.tolist():
         raise StrataError(
             "the processor's tokens are not its tokenizer's for the same text, so roles cannot be told; "
-            f"processor: {len(token_id)} tokens, tokenizer: {len(encoded['input_ids'])}. Check the tokenizer's files."
+            f"processor: {len(token_id)} tokens, tokenizer: {len(own_ids)}. Check the tokenizer's files."
         )
     bos = tokenizer.bos_token_id
     if bos is not None and int((token_id == bos).sum()) != 1:
@@ -153,14 +151,15 @@ def lay_out_tokens(
         )
     role = token_roles(
         token_id,
-        np.asarray(encoded["offset_mapping"]).reshape(-1, 2),
-        image_token_id=image_token_id,
+        np.asarray([(0, 0)] * in_front + encoded["offset_mapping"]).reshape(-1, 2),
+        image_token_id=checkpoint.image_token_id,
         special_ids=special_token_ids(tokenizer),
         prompt_span=(len(before), len(before) + len(prompt)),
     )
-    return TokenLayout(
-        token_id.astype(np.int32), role, *patch_coordinates(is_image, *grid_shape, class_tokens=class_tokens)
-    )
+    token_id = token_id.astype(np.int32)
+    if grid_shape is None:
+        return TokenLayout(token_id, role, *(np.full_like(token_id, -1),) * 3)
+    return TokenLayout(token_id, role, *patch_coordinates(is_image, *grid_shape, class_tokens=class_tokens))
 
 
 def common_prefix(layouts: list[TokenLayout]) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.capture.checks import check_image_rows, check_prompt_independence
+from engine.capture.checks import check_image_rows, check_prompt_dependence
 from engine.capture.forward import Probe
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint, open_checkpoint
@@ -39,7 +39,7 @@ def attend_to_what_follows(loaded: LoadedModel) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_image_states_of_a_causal_model_do_not_depend_on_the_prompt(checkpoint: Checkpoint, dtype: str) -> None:
     loaded = load_model(checkpoint, dtype=dtype, device="cpu")
-    check_prompt_independence(loaded, prepared(checkpoint), PROBE, pad_id=0)
+    check_prompt_dependence(loaded, prepared(checkpoint), PROBE, depends=False, pad_id=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -49,17 +49,17 @@ def test_a_model_whose_image_sees_the_prompt_is_found_out(checkpoint: Checkpoint
     with pytest.raises(
         StrataError, match=r"image states change with the prompt \(layer [123]: .*is not what its model_type says"
     ):
-        check_prompt_independence(loaded, prepared(checkpoint), PROBE, pad_id=0)
+        check_prompt_dependence(loaded, prepared(checkpoint), PROBE, depends=False, pad_id=0)
 
 
 def test_layers_that_do_not_depend_on_the_prompt_pass_in_any_model(checkpoint: Checkpoint) -> None:
     loaded = load_model(checkpoint, dtype="float32", device="cpu")
     attend_to_what_follows(loaded)
-    check_prompt_independence(loaded, prepared(checkpoint), PROBE._replace(layers=(0,)), pad_id=0)
+    check_prompt_dependence(loaded, prepared(checkpoint), PROBE._replace(layers=(0,)), depends=False, pad_id=0)
 
 
 def test_as_many_rows_as_image_tokens_pass(checkpoint: Checkpoint) -> None:
-    check_image_rows(load_model(checkpoint, dtype="float32", device="cpu"), prepared(checkpoint))
+    check_image_rows(load_model(checkpoint, dtype="float32", device="cpu"), prepared(checkpoint), checkpoint.family)
 
 
 def test_a_projector_with_other_rows_than_image_tokens_is_refused(checkpoint: Checkpoint) -> None:
@@ -67,7 +67,7 @@ def test_a_projector_with_other_rows_than_image_tokens_is_refused(checkpoint: Ch
     # The class token stays in: 17 rows for the 16 tokens that the processor makes.
     loaded.model.config.vision_feature_select_strategy = "full"
     with pytest.raises(StrataError, match="made 16 image tokens, the model expects 17: check patch_size"):
-        check_image_rows(loaded, prepared(checkpoint))
+        check_image_rows(loaded, prepared(checkpoint), checkpoint.family)
 
 
 def test_missing_image_tokens_are_refused(checkpoint: Checkpoint) -> None:
@@ -77,7 +77,7 @@ def test_missing_image_tokens_are_refused(checkpoint: Checkpoint) -> None:
     fewer = replace(layout, role=layout.role.copy())
     fewer.role[-2] = 2
     with pytest.raises(StrataError, match="made 17 image tokens, the model expects 16"):
-        check_image_rows(loaded, replace(image, layouts=(fewer, *image.layouts[1:])))
+        check_image_rows(loaded, replace(image, layouts=(fewer, *image.layouts[1:])), checkpoint.family)
 
 
 def spoil(loaded: LoadedModel, token_id: int) -> None:
@@ -91,14 +91,14 @@ def test_a_prompt_with_states_that_are_not_finite_is_passed_over(checkpoint: Che
     loaded = load_model(checkpoint, dtype="float32", device="cpu")
     only_in_last = set(image.layouts[2].token_id) - set(image.layouts[0].token_id) - set(image.layouts[1].token_id)
     spoil(loaded, int(only_in_last.pop()))
-    check_prompt_independence(loaded, image, PROBE, pad_id=0)
+    check_prompt_dependence(loaded, image, PROBE, depends=False, pad_id=0)
     attend_to_what_follows(loaded)
     with pytest.raises(StrataError, match="image states change with the prompt"):
-        check_prompt_independence(loaded, image, PROBE, pad_id=0)
+        check_prompt_dependence(loaded, image, PROBE, depends=False, pad_id=0)
 
 
 def test_without_two_usable_prompts_there_is_nothing_to_compare(checkpoint: Checkpoint) -> None:
     loaded = load_model(checkpoint, dtype="float32", device="cpu")
     image = prepared(checkpoint)
     spoil(loaded, int(image.layouts[0].token_id[-1]))
-    check_prompt_independence(loaded, image, PROBE, pad_id=0)
+    check_prompt_dependence(loaded, image, PROBE, depends=False, pad_id=0)

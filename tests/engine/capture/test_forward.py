@@ -30,7 +30,7 @@ def make_item(seed: int, text_tokens: int) -> BatchItem:
     nothing = np.full(len(token_id), -1, dtype=np.int32)
     layout = TokenLayout(token_id, role, nothing, nothing, nothing)
     pixels = torch.from_numpy(rng.normal(size=(1, 3, 16, 16)).astype(np.float32))
-    return BatchItem(f"sample-{seed}", seed, layout, pixels, np.ones(len(token_id), dtype=bool), prefix=0)
+    return BatchItem(f"sample-{seed}", seed, layout, pixels, {}, np.ones(len(token_id), dtype=bool), prefix=0)
 
 
 def probe(*, residual: bool = True, pooled: bool = True, layers: tuple[int, ...] = ALL_LAYERS) -> Probe:

@@ -13,6 +13,12 @@ def test_llava_is_filled_as_published() -> None:
     assert llava.fill("", "<image>") == ("USER: <image>\nASSISTANT:", len("USER: <image>\nASSISTANT:"))
 
 
+def test_instructblip_is_given_the_bare_prompt_and_nothing_for_the_empty_one() -> None:
+    instructblip = family_of("instructblip", "Salesforce/instructblip-vicuna-7b")
+    assert instructblip.fill("What is it?", "<image>") == ("What is it?", 0)
+    assert instructblip.fill("", "<image>") == ("", 0)
+
+
 @pytest.mark.parametrize("prompt", ["{prompt}", "{image}", "a {image} b {prompt}"])
 def test_braces_in_a_prompt_are_text(prompt: str) -> None:
     text, start = FAMILIES["llava"].fill(prompt, "<image>")
@@ -21,9 +27,10 @@ def test_braces_in_a_prompt_are_text(prompt: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_every_family_places_one_image_and_has_published_prompts(family: Family) -> None:
+def test_every_family_places_one_image_or_none_and_has_published_prompts(family: Family) -> None:
     for template in (family.template, family.empty_template):
-        assert template.count("{image}") == 1
+        assert template.count("{image}") == int(family.image_in_text)
+    assert family.image_count_settings
     assert family.template.count("{prompt}") == 1
     assert "{prompt}" not in family.empty_template
     assert family.norm_kind in ("rms", "layer")

@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import StrataError
+from engine.models.checkpoint import Checkpoint
 from engine.models.families import FAMILIES
 from engine.models.tokens import TokenLayout, common_prefix, lay_out_tokens, patch_coordinates, token_roles
 from engine.vocabulary import ROLE_CODES, ROLES
-from tests.tiny_llava import build_processor
+from tests.tiny_llava import build_model, build_processor
 
 LLAVA = FAMILIES["llava"]
 PROCESSOR = build_processor()
 TOKENIZER = PROCESSOR.tokenizer
+CHECKPOINT = Checkpoint("tiny", "tiny", None, LLAVA, build_model().config, PROCESSOR)
 IMAGE_ID = TOKENIZER.convert_tokens_to_ids("<image>")
 SPECIAL = ("<s>", "</s>", "<unk>", "<pad>")
 IMAGE_TOKENS = 16
@@ -34,7 +36,7 @@ def token_ids(prompt: str) -> np.ndarray:
 
 
 def laid_out(prompt: str) -> TokenLayout:
-    return lay_out_tokens(PROCESSOR, LLAVA, prompt, token_ids(prompt), grid_shape=(4, 4), class_tokens=0)
+    return lay_out_tokens(CHECKPOINT, prompt, token_ids(prompt), grid_shape=(4, 4), class_tokens=0)
 
 
 def piece_bytes(token_id: int) -> bytes:
@@ -215,7 +217,7 @@ def test_ids_that_are_not_the_tokenizers_are_refused() -> None:
     token_id = token_ids("What?")
     token_id[-1] += 1
     with pytest.raises(StrataError, match="not its tokenizer's for the same text"):
-        lay_out_tokens(PROCESSOR, LLAVA, "What?", token_id, grid_shape=(4, 4), class_tokens=0)
+        lay_out_tokens(CHECKPOINT, "What?", token_id, grid_shape=(4, 4), class_tokens=0)
 
 
 def test_special_tokens_inside_a_prompt_stay_special() -> None:
