@@ -5,7 +5,7 @@ what the file means; the source and prompt readers do.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,75 @@ class InputFile:
         except (ValueError, RecursionError) as error:
             place = f" (line {line})" if line else ""
             raise self.error(f"is not JSON that can be read{place}: {error}") from error
+
+    def lines(self, data: bytes) -> Iterator[tuple[str, object]]:
+        """Parse each line that is not blank; yield the words that point to it (``in line 3``) and what it holds.
+
+        Only line feeds end a line: JSON text may hold Unicode's own breaks.
+
+        Raises
+        ------
+        StrataError
+            If a line is not JSON.
+        """
+        for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+            if line.strip():
+                yield f"in line {number}", self.parse(line, line=number)
+
+    def objects(
+        self, rows: Sequence[object], section: str, keys: Sequence[str]
+    ) -> Iterator[tuple[str, dict[str, object]]]:
+        """Yield each row of a list and the words that point to it (``at images[3]``); it is an object with every key.
+
+        Raises
+        ------
+        StrataError
+            If a row is something else, or lacks a key.
+        """
+        for index, row in enumerate(rows):
+            where = f"at {section}[{index}]"
+            yield where, self.json_object(where, row, keys)
+
+    def json_object(self, where: str, value: object, keys: Sequence[str]) -> dict[str, object]:
+        """Take ``value`` as a JSON object that has every key.
+
+        Raises
+        ------
+        StrataError
+            If it is something else, or lacks a key; the message says where.
+        """
+        if not isinstance(value, dict):
+            raise self.error(f"holds {value!r:.80} {where}, not an object")
+        for key in keys:
+            if key not in value:
+                raise self.error(f"has no '{key}' {where}")
+        return value
+
+    def identifier(self, where: str, key: str, value: object) -> str:
+        """Turn an id into text; a number and the string that spells it are one id.
+
+        Raises
+        ------
+        StrataError
+            If it is neither an integer nor text, or blank.
+        """
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str) and value.strip() and is_text(value):
+            return value
+        raise self.error(f"has {value!r:.80} as '{key}' {where}, neither an integer nor text")
+
+    def text(self, where: str, key: str, value: object) -> str:
+        """Take ``value`` as text, without outer blanks.
+
+        Raises
+        ------
+        StrataError
+            If it is something else, or text that UTF-8 cannot hold.
+        """
+        if not isinstance(value, str) or not is_text(value):
+            raise self.error(f"has {value!r:.80} as '{key}' {where}, not text")
+        return value.strip()
 
 
 def is_text(value: object) -> bool:

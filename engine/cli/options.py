@@ -25,7 +25,7 @@ class RunOptions:
     revision: str | None
     source: str
     annotations: Path | None
-    images: Path
+    images: Path | None
     split: str | None
     prompts: tuple[str, ...]
     limit: int | None
@@ -107,10 +107,15 @@ _OPTIONS = (
     click.option(
         "--annotations",
         type=click.Path(path_type=Path),
-        help="coco: the captions JSON. folder: captions.jsonl, where it is not in the image folder.",
+        help="coco, karpathy: the captions JSON. winoground: examples.jsonl or Parquet. parquet: a file or a folder of "
+        "shards. folder: captions.jsonl, where it is not in the image folder.",
     ),
-    click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder the image files are in."),
-    click.option("--split", help="Split of sources that have any."),
+    click.option(
+        "--images",
+        type=click.Path(path_type=Path),
+        help="Folder that the paths of images start from. Not needed where Parquet holds the images.",
+    ),
+    click.option("--split", help="karpathy, parquet: one split or several: val, or train,restval.  [default: all]"),
     click.option(
         "--prompts",
         multiple=True,

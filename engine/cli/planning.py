@@ -119,7 +119,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         },
         source={
             "kind": source.kind,
-            "split": options.split,
+            "split": source.split,
             "annotations_sha256": source.annotations_sha256,
         },
         images=images,

@@ -17,7 +17,8 @@ from pathlib import Path
 from engine.errors import StrataError
 from engine.inputs import InputFile, is_text
 from engine.sources.images import ImageFolder
-from engine.sources.records import ImageRecord, Source, check_root, refuse_split, relative_uri
+from engine.sources.options import check_root, refuse_split, require_images
+from engine.sources.records import ImageRecord, Source, relative_uri
 
 __all__ = ["EXTENSIONS", "read_folder"]
 
@@ -28,7 +29,7 @@ CAPTIONS = "captions.jsonl"
 FORMAT = 'one JSON object per line, {"file_name": "…", "caption": "…"} or {"file_name": "…", "captions": ["…", …]}'
 
 
-def read_folder(annotations: Path | None, images: Path, split: str | None) -> Source:
+def read_folder(annotations: Path | None, images: Path | None, split: str | None) -> Source:
     """Read a folder of images.
 
     Parameters
@@ -36,24 +37,25 @@ def read_folder(annotations: Path | None, images: Path, split: str | None) -> So
     annotations
         The captions file; None takes ``captions.jsonl`` of the folder if it is there.
     images
-        The folder.
+        The folder; required.
     split
         Must be None: a folder has no splits.
 
     Raises
     ------
     UsageError
-        If ``split`` is not None.
+        If ``images`` is None or ``split`` is not.
     StrataError
         If the folder is missing or holds no image, two images share an id, a name is not UTF-8, or the captions file
         is malformed or speaks of an image that is not there; the message has the number of the line.
     """
     refuse_split("folder", split)
-    uris = _image_uris(images)
+    root = require_images("folder", images)
+    uris = _image_uris(root)
     captions: dict[str, list[str]] = {uri: [] for uri in uris}
     sha256, warnings = None, []
-    if annotations is not None or (images / CAPTIONS).exists():
-        file = InputFile(annotations or images / CAPTIONS, "captions file", FORMAT, "--annotations and --images")
+    if annotations is not None or (root / CAPTIONS).exists():
+        file = InputFile(annotations or root / CAPTIONS, "captions file", FORMAT, "--annotations and --images")
         data = file.read()
         _add_captions(file, data, captions)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -61,7 +63,7 @@ def read_folder(annotations: Path | None, images: Path, split: str | None) -> So
         if bare:
             warnings.append(f"{bare} of {len(uris)} images have no caption in {file.path}; they are kept without one")
     records = tuple(ImageRecord(_image_id(uri), uri, tuple(captions[uri])) for uri in uris)
-    return Source("folder", ImageFolder(images), records, sha256, tuple(warnings))
+    return Source("folder", ImageFolder(root), records, sha256, tuple(warnings))
 
 
 def _image_uris(root: Path) -> list[str]:
@@ -93,22 +95,19 @@ def _image_id(uri: str) -> str:
 
 
 def _add_captions(file: InputFile, data: bytes, captions: dict[str, list[str]]) -> None:
-    """Add every line's captions to its image. Only line feeds end a line: JSON text may hold Unicode's own breaks."""
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        row = file.parse(line, line=number)
+    """Add every line's captions to its image."""
+    for where, row in file.lines(data):
         if not isinstance(row, dict) or "file_name" not in row or ("caption" in row) == ("captions" in row):
-            raise file.error(f"has no file name with either 'caption' or 'captions' in line {number}")
+            raise file.error(f"has no file name with either 'caption' or 'captions' {where}")
         texts = row["captions"] if "captions" in row else [row["caption"]]
         if not isinstance(texts, list) or not all(is_text(text) for text in texts):
-            raise file.error(f"has a caption that is not text in line {number}")
+            raise file.error(f"has a caption that is not text {where}")
         if not all(text.strip() for text in texts):
-            raise file.error(f"has a blank caption in line {number}")
+            raise file.error(f"has a blank caption {where}")
         try:
             uri = relative_uri(row["file_name"])
         except ValueError as error:
-            raise file.error(f"is refused, because 'file_name' in line {number} {error}") from error
+            raise file.error(f"is refused, because 'file_name' {where} {error}") from error
         if uri not in captions:
-            raise file.error(f"speaks of {uri} in line {number}, which is not among the {len(captions)} images")
+            raise file.error(f"speaks of {uri} {where}, which is not among the {len(captions)} images")
         captions[uri].extend(text.strip() for text in texts)

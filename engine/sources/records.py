@@ -1,20 +1,17 @@
 """What every source comes down to: images with their captions, in the order of the source."""
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Protocol
 
-from engine.errors import StrataError, UsageError
-from engine.inputs import is_text, name_few
+from engine.errors import StrataError
+from engine.inputs import is_text
 
 __all__ = [
     "ImageReader",
     "ImageRecord",
     "Source",
     "UnreadableImage",
-    "check_images",
-    "check_root",
-    "refuse_split",
     "relative_uri",
 ]
 
@@ -76,9 +73,11 @@ class Source:
     records
         One per image, in the order of the annotation file or of the sorted paths.
     annotations_sha256
-        Of the annotation file's bytes, in hexadecimal; None where there is no such file.
+        Of the annotation file's bytes, for Parquet of its footers, in hexadecimal; None where there is no such file.
     warnings
         What the user should know and need not act on.
+    split
+        The splits that were asked for, in ascending order with commas between; None where all images were taken.
     """
 
     kind: str
@@ -86,6 +85,7 @@ class Source:
     records: tuple[ImageRecord, ...]
     annotations_sha256: str | None
     warnings: tuple[str, ...]
+    split: str | None = None
 
 
 def relative_uri(name: object) -> str:
@@ -109,48 +109,3 @@ def relative_uri(name: object) -> str:
     if not path.parts:
         raise ValueError(f"is {name!r}, not a path")
     return str(path)
-
-
-def refuse_split(kind: str, split: str | None) -> None:
-    """Refuse ``--split`` for a kind of source that has none.
-
-    Raises
-    ------
-    UsageError
-        If ``split`` is not None.
-    """
-    if split is not None:
-        raise UsageError(f"the source '{kind}' has no splits, so --split {split} chooses nothing; leave it out")
-
-
-def check_root(root: Path) -> None:
-    """Refuse an image root that is no directory.
-
-    Raises
-    ------
-    StrataError
-        If it is something else, or nothing.
-    """
-    if not root.is_dir():
-        state = "is not a directory" if root.exists() else "does not exist"
-        raise StrataError(f"the image folder {root} {state}; check --images")
-
-
-def check_images(root: Path, records: tuple[ImageRecord, ...]) -> None:
-    """Refuse an image root that holds none of the images.
-
-    A single missing image is no reason to stop here, it is reported when its turn comes; all of them missing means
-    that the option points to another folder. Looks no further than the first image that exists.
-
-    Raises
-    ------
-    StrataError
-        If ``root`` is no directory, or no record's file exists below it.
-    """
-    check_root(root)
-    if not any((root / record.uri).is_file() for record in records):
-        missing = name_few(record.uri for record in records)
-        raise StrataError(
-            f"none of the {len(records)} images of the annotation file exists below {root} (looked for {missing}); "
-            "--images must be the folder that these paths start from"
-        )
