@@ -58,6 +58,22 @@ def test_layers_that_do_not_depend_on_the_prompt_pass_in_any_model(checkpoint: C
     check_prompt_dependence(loaded, prepared(checkpoint), PROBE._replace(layers=(0,)), depends=False, pad_id=0)
 
 
+def test_any_layer_may_show_that_a_prompt_reaches_the_image(checkpoint: Checkpoint) -> None:
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    image, first_layer = prepared(checkpoint), PROBE._replace(layers=(0,))
+    with pytest.raises(StrataError, match="image states are the same under two different prompts"):
+        check_prompt_dependence(loaded, image, first_layer, depends=True, pad_id=0)
+    attend_to_what_follows(loaded)
+    check_prompt_dependence(loaded, image, first_layer, depends=True, pad_id=0)
+
+
+def test_one_text_under_two_names_proves_nothing(checkpoint: Checkpoint) -> None:
+    twice = (PROMPTS[0], Prompt("again", "custom", PROMPTS[0].text))
+    image = Preparer(checkpoint, twice, share_prefix=True).prepare(Image.new("RGB", (16, 16), (200, 10, 60)))
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    check_prompt_dependence(loaded, image, PROBE, depends=True, pad_id=0)
+
+
 def test_as_many_rows_as_image_tokens_pass(checkpoint: Checkpoint) -> None:
     check_image_rows(load_model(checkpoint, dtype="float32", device="cpu"), prepared(checkpoint), checkpoint.family)
 

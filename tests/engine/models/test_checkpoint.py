@@ -204,3 +204,23 @@ def test_a_hub_id_is_pinned_to_its_commit(saved: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True, raising=False)
     checkpoint = open_checkpoint("team/tiny-llava")
     assert (checkpoint.model_id, checkpoint.commit, checkpoint.revision()) == ("team/tiny-llava", commit, commit)
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(own_copy: Path) -> None:
+    def drop(tokenizer: dict[str, object]) -> None:
+        tokens = tokenizer["added_tokens"]
+        assert isinstance(tokens, list)
+        tokenizer["added_tokens"] = [token for token in tokens if token["content"] != "<image>"]
+
+    edit(own_copy / "tokenizer.json", drop)
+    image_id = build_processor().image_token_id
+    with pytest.raises(
+        UsageError, match=rf"tokenizer of tiny-llava has no token '<image>' .*add it as a special.* the id {image_id} "
+    ):
+        open_checkpoint(str(own_copy))
+
+
+def test_an_image_token_beyond_the_embeddings_is_refused(own_copy: Path) -> None:
+    edit(own_copy / "config.json", lambda config: config["text_config"].update(vocab_size=300))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"image_token_index of tiny-llava is \d+, but its text model has 300 embedd"):
+        open_checkpoint(str(own_copy))
