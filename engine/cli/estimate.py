@@ -43,7 +43,7 @@ def command(**values: Any) -> None:
     stdout_console().print(_array_table(prediction))
     click.echo(
         f"{prediction.parts} parts of up to {prediction.images_per_part} images, {prediction.files:,} files\n"
-        f"host memory for captured states: up to {format_bytes(prediction.host_memory)} "
+        f"host memory beside the model: up to {format_bytes(prediction.host_memory)} "
         "(the part that fills, the part that is written, one batch)\n" + _time(planned, prediction, values["tflops"])
     )
 

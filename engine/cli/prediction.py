@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from engine.cli.planning import Planned
 from engine.plan import PlannedPart
-from engine.store import ArrayShape, model_arrays, predict_size
+from engine.store import ArrayShape, compression_bytes, model_arrays, predict_size
 
 __all__ = ["CAPTURED_ITEMSIZE", "WRITTEN_PER_SECOND", "Prediction", "predict"]
 
@@ -22,6 +22,9 @@ WRITTEN_PER_SECOND = 0.5e9
 # compresses), and of pooled means, most of whose roles have no token.
 _KEPT = {"float16": 0.87, "bfloat16": 0.69, "float32": 0.92}
 _KEPT_OF_POOLED = 0.5
+
+# Peak of a process over the sum of its captured states, measured with states small enough to share heaps.
+_ALLOCATED = 1.5
 
 # plan.parquet, vocab.parquet, store.json
 _COMMON_FILES = 3
@@ -53,7 +56,8 @@ class Prediction(NamedTuple):
     parts, images_per_part, files
         Number of parts, images in the largest, files of the whole store.
     host_memory
-        Bytes of captured states in host memory: two parts as captured, one layer of a part as stored, one batch.
+        Bytes that a run takes beside the model: two parts as captured, one layer of a part as stored, one batch, the
+        writer's pieces, and what the allocator cannot give back.
     captured_bytes
         Bytes that cross from the model to the writer.
     """
@@ -151,9 +155,12 @@ def _captured_bytes(planned: Planned, array: ArrayShape) -> int:
 
 
 def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
-    """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch."""
+    """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch; what the writer compresses.
+
+    Blocks that are freed here and asked for there leave holes, for which the allocator keeps half as much again.
+    """
     layers = len(planned.plan.record["capture"]["layers"])
     part = sum(_captured_bytes(planned, array) for array in arrays)
     slab = sum(array.raw_bytes // array.shape[0] for array in arrays if array.path == "token/hidden_states")
     batch = batch_size * planned.sequence * layers * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype]
-    return 2 * part + slab + batch
+    return int(_ALLOCATED * (2 * part + slab + batch)) + compression_bytes()

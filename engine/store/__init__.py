@@ -13,8 +13,10 @@ from engine.store.part import Part, open_part
 from engine.store.reader import Store, open_store
 from engine.store.record import committed_parts, create_store, is_same_store
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, VOCABULARY_SCHEMA
+from engine.store.shards import compression_bytes
 from engine.store.stream import Chunk, stream_bytes, stream_chunks
 from engine.store.summary import ArraySummary, StoreSummary, summarise
+from engine.store.tokens import TokenBatch
 from engine.store.verify import Problem, Verification, verify
 from engine.store.writer import write_part
 
@@ -37,9 +39,11 @@ __all__ = [
     "Problem",
     "Store",
     "StoreSummary",
+    "TokenBatch",
     "Verification",
     "canonical_json",
     "committed_parts",
+    "compression_bytes",
     "create_store",
     "is_same_store",
     "layer_coordinate",

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk, fill_value
-from engine.store.layout import ChunkPlan
+from engine.store.layout import INNER_CHUNK_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
 
-__all__ = ["write_shards"]
+__all__ = ["compression_bytes", "write_shards"]
 
 
 def write_shards(
@@ -116,6 +116,11 @@ def _write_shard(path: Path, per_shard: tuple[int, ...], chunks: Iterator[bytes]
             raise ValueError(f"shard {path} got {len(lengths)} of its {math.prod(per_shard)} chunks")
         append(np.stack([np.cumsum([0, *lengths[:-1]]), lengths], axis=1).astype("<u8").tobytes())
         return {"sha256": digest.hexdigest(), "bytes": file.tell()}
+
+
+def compression_bytes() -> int:
+    """Bytes under way while a part is compressed: each piece as cut, padded and encoded."""
+    return 2 * compression_threads() * 3 * INNER_CHUNK_BYTES
 
 
 def compression_threads() -> int:
