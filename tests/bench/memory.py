@@ -1,4 +1,4 @@
-"""Peak memory of contextualization against its prediction, and over a store 8 times as large.
+"""Peak memory against its prediction: of contextualization, over a store 8 times as large too, and of extraction.
 
 Every measurement is a fresh process; of several, the largest counts.
 """
@@ -24,6 +24,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure both dtypes."""
     for dtype in ("float16", "bfloat16"):
         yield from _rows(folder, dtype, quick)
+    yield _extraction_row(folder / "extraction", quick)
 
 
 def _rows(folder: Path, dtype: str, quick: bool) -> Iterator[Row]:
@@ -51,6 +52,19 @@ def _rows(folder: Path, dtype: str, quick: bool) -> Iterator[Row]:
     )
 
 
+def _extraction_row(folder: Path, quick: bool) -> Row:
+    dim, blocks, images = (64, 2, 20) if quick else (256, 24, 200)
+    measured = _run("memory_of_extraction", folder, dim, blocks, images)
+    rise = measured["peak"] - measured["before"]
+    return Row(
+        "peak memory of extraction",
+        rise / measured["predicted"],
+        f"what estimate predicts beside the model, {measured['predicted'] / MIB:.0f} MiB; resident memory rose by "
+        f"{rise / MIB:.0f} MiB (bfloat16, width {dim}, {blocks} blocks, {images} images in 5 parts)",
+        at_most(1.0),
+    )
+
+
 class _Measured(NamedTuple):
     peak: int
     rise: int
@@ -58,12 +72,15 @@ class _Measured(NamedTuple):
 
 
 def _measure(warm_up: Path, store: Path, rounds: int) -> _Measured:
-    command = [sys.executable, "-m", "tests.bench.memory_of_analysis", str(warm_up), str(store), str(WORKERS)]
-    runs = []
-    for _ in range(rounds):
-        runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    runs = [_run("memory_of_analysis", warm_up, store, WORKERS) for _ in range(rounds)]
     return _Measured(
         max(run["peak"] for run in runs),
         max(run["peak"] - run["before"] for run in runs),
         runs[0]["predicted"],
     )
+
+
+def _run(module: str, *arguments: object) -> dict[str, int]:
+    command = [sys.executable, "-m", f"tests.bench.{module}", *map(str, arguments)]
+    measured: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return measured

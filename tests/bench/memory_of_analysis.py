@@ -6,39 +6,31 @@ store that is analysed first, so that everything is imported. Reads ``/proc``, h
 """
 
 import json
-import re
 import sys
-from pathlib import Path
 
 from analyses.contextualization import TEXT_ROLES, analyze_store
 from analyses.memory import part_bytes, result_bytes
 from analyses.part_task import PartTask
 from analyses.resources import Resources
 from engine.store import Store, open_store
+from tests.bench.resident import reset_peak, resident
 
 
 def main(warm_up: str, store: str, workers: int) -> None:
     """Measure one store."""
     resources = Resources(workers=workers)
     analyze_store(open_store(warm_up), resources=resources)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
+    reset_peak()
+    before = resident("VmRSS")
     opened = open_store(store)
     analyze_store(opened, resources=resources)
-    print(json.dumps({"peak": _resident("VmHWM"), "before": before, "predicted": _predicted(opened, workers)}))
+    print(json.dumps({"peak": resident("VmHWM"), "before": before, "predicted": _predicted(opened, workers)}))
 
 
 def _predicted(store: Store, workers: int) -> int:
     heaviest = max(store.parts, key=lambda part: part.tokens)
     task = PartTask(heaviest.url, heaviest.name, "hidden_states", TEXT_ROLES, False, True, None)
     return workers * part_bytes(heaviest, task) + result_bytes(store.parts, len(store.layers), self_pairs=False)
-
-
-def _resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found.group(1))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from engine.models.prepare import Preparer
 from engine.models.tables import model_tables
 from engine.plan import CAPTURES, CaptureChoice, make_plan
 from engine.prompts import Prompt
-from engine.sources import ImageRecord
+from engine.sources import ImageFolder, ImageRecord
 from engine.store import create_store
 from tests.tiny_llava import TinyShape, build_processor
 
@@ -133,7 +133,7 @@ def plan_extraction(
     tables = model_tables(checkpoint, model.loaded, unembedding=False)
     create_store(store, record=plan.record, plan=plan.table(), **tables._asdict())
     preparer = Preparer(checkpoint, asked, share_prefix=True)
-    return Extraction(store, plan, root, checkpoint, model.loaded, preparer, batch_size)
+    return Extraction(store, plan, ImageFolder(root), checkpoint, model.loaded, preparer, batch_size)
 
 
 def extract_all(extraction: Extraction) -> None:
