@@ -1,8 +1,8 @@
 """Child process of the memory benchmark: ``python -m tests.bench.memory_of_extraction FOLDER DIM BLOCKS IMAGES``.
 
 Prints bytes as JSON: ``peak``, the high-water mark of resident memory while a random model is extracted; ``before``,
-what was resident when it began, the model included; ``predicted``, what ``strata estimate`` says of the same run. A small
-extraction of the same model runs first, so that everything is imported and the model's own working memory is there.
+what was resident when it began, the model included; ``predicted``, what ``strata estimate`` says of the same run. A
+small extraction of the same model runs first, so that everything is imported and the model's own working memory is there.
 """
 
 import json
