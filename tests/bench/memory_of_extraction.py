@@ -2,7 +2,7 @@
 
 Prints bytes as JSON: ``peak``, the high-water mark of resident memory while a random model is extracted; ``before``,
 what was resident when it began, the model included; ``predicted``, what ``strata estimate`` says of the same run. A
-small extraction of the same model runs first, so that everything is imported and the model's own working memory is there.
+small extraction of the same model runs first, so that everything is imported and the model's working memory is there.
 """
 
 import json
