@@ -48,7 +48,10 @@ def build_tokenizer(*, pieces: int = 600, bos: str = "<s>") -> PreTrainedTokeniz
     )
     special = ["<unk>", "<s>", "</s>"]
     byte_pieces = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=special + byte_pieces, show_progress=False)
+    fixed = special + byte_pieces
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces, limit_alphabet=pieces - len(fixed), special_tokens=fixed, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXT * 4, trainer)
     state = __import__("json").loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
