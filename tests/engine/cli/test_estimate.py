@@ -10,6 +10,7 @@ from click.testing import Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.capture.forward import BatchItem, collate
 from engine.cli.sizes import format_bytes, format_duration
 from engine.models.checkpoint import open_checkpoint
 from engine.models.load import load_model
@@ -108,16 +109,15 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path, family: str) -> 
     prompt = Prompt("p", "custom", "what is the content of the image, and what is beside the small red circle?")
     prepared = Preparer(checkpoint, [prompt], share_prefix=False).prepare_nominal()
     loaded = load_model(checkpoint, dtype="float32", device="cpu")
-    inputs = {
-        "input_ids": torch.from_numpy(prepared.layouts[0].token_id.astype(np.int64))[None],
-        "pixel_values": prepared.pixel_values,
-    }
+    layout = prepared.layouts[0]
+    item = BatchItem("a/p", 0, layout, prepared.pixel_values, prepared.side_texts[0], np.ones(len(layout), bool), 0)
+    inputs = collate([item], pad_id=0)
     # torch counts attention only where it is done by matrix products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loaded.model(**inputs, logits_to_keep=1, use_cache=False)
-    assert forward_flops(checkpoint, [len(prepared.layouts[0])]) == pytest.approx(counter.get_total_flops(), rel=0.15)
-    twice = forward_flops(checkpoint, [len(prepared.layouts[0])] * 2)
-    assert twice == 2 * forward_flops(checkpoint, [len(prepared.layouts[0])])
+    assert forward_flops(checkpoint, [len(layout)]) == pytest.approx(counter.get_total_flops(), rel=0.15)
+    twice = forward_flops(checkpoint, [len(layout)] * 2)
+    assert twice == 2 * forward_flops(checkpoint, [len(layout)])
 
 
 def test_time_follows_the_speed_that_is_asked_for(strata: Strata, run: tuple[str, ...]) -> None:
