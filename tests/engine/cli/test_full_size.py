@@ -15,7 +15,12 @@ from tests.tiny_llava import build_tokenizer
 
 SIZES = {
     "llava-1.5-7b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "llava-1.5-13b": {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "llava-1.5-13b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    },
 }
 
 
