@@ -58,6 +58,7 @@ def test_flickr_file_has_neither_filepath_nor_cocoid(tmp_path: Path) -> None:
         ("val", ["522418"], "val"),
         ("train,restval", ["318219", "57870"], "restval,train"),
         (" restval , train,train", ["318219", "57870"], "restval,train"),
+        ("val,train,restval", ["522418", "318219", "57870"], "restval,train,val"),
         ("test", None, "it has restval (1 images), train (1 images), val (1 images)"),
         ("val,dev", None, "no split 'dev'"),
         ("val2014", None, "no split 'val2014'"),
