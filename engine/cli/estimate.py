@@ -71,6 +71,6 @@ def _time(planned: Planned, prediction: Prediction, tflops: float) -> str:
     took, wrote = format_duration(computing), format_duration(writing)
     return (
         f"time without start-up: {max((computing, took), (writing, wrote))[1]}\n"
-        f"  forward passes {took}: {flops / 1e12:,.{0 if flops > 1e13 else 1}f} TFLOP at {tflops:g} TFLOP/s (--tflops)\n"
+        f"  forward passes {took}: {flops / 1e12:,.{int(flops < 1e13)}f} TFLOP at {tflops:g} TFLOP/s (--tflops)\n"
         f"  writing, meanwhile, {wrote}: {format_bytes(prediction.captured_bytes)} at {WRITTEN_PER_SECOND / 1e9:g} GB/s"
     )
