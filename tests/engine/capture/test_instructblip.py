@@ -121,7 +121,7 @@ def test_padded_batch_equals_single_samples(opened: Open, dtype: str, cosine: fl
         similarity = torch.cosine_similarity(batched.states[layer].double(), expected.double(), dim=-1)
         assert similarity.min() >= cosine
         if dtype == "float32":
-            torch.testing.assert_close(batched.states[layer], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(batched.states[layer], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_padding_lies_left_of_the_whole_sequence_and_right_of_the_side_text(opened: Open) -> None:
@@ -135,6 +135,7 @@ def test_padding_lies_left_of_the_whole_sequence_and_right_of_the_side_text(open
         missing = inputs["input_ids"].shape[1] - len(item.layout)
         assert inputs["input_ids"][row].tolist() == [77] * missing + own["input_ids"][0].tolist()
         assert inputs["attention_mask"][row].tolist() == [0] * missing + [1] * len(item.layout)
+        assert inputs["position_ids"][row].tolist() == [0] * missing + list(range(len(item.layout)))
         for name in ("qformer_input_ids", "qformer_attention_mask"):
             ids = own[name][0].tolist()
             assert inputs[name][row].tolist() == ids + [0] * (side_length - len(ids))
@@ -155,7 +156,7 @@ def test_other_paddings_would_be_noticed(opened: Open) -> None:
     texts = [TEXTS[0], TEXTS[3]]
     alone = [states[0] for states in hidden_states(loaded, processed(checkpoint, texts[0]))[:BLOCKS]]
     batch = [items(prepare(checkpoint))[number] for number in (0, 3)]
-    assert differ_by(real_states(loaded, collate(batch, pad_id=checkpoint.pad_id), 0), alone) < 1e-4
+    assert differ_by(real_states(loaded, collate(batch, pad_id=checkpoint.pad_id), 0), alone) < 1e-3
 
     own = dict(checkpoint.processor(images=[picture()] * 2, text=texts, return_tensors="pt", padding=True))
     shown = own["attention_mask"][0].tolist()

@@ -142,8 +142,9 @@ def test_batches_and_ranks_leave_the_same_states(strata: Strata, extracted: Extr
     for rank in (0, 1):
         arguments = ["--out", out, "--batch-size", 1, "--rank", rank, "--world-size", 2]
         assert strata("extract", *extracted.arguments, *arguments).exit_code == 0
-    one, other = (open_store(path).hidden_states.to_numpy() for path in (out, extracted.store))
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    one, other = (open_store(path).hidden_states.to_numpy().astype(np.float64) for path in (out, extracted.store))
+    norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+    assert ((one * other).sum(axis=-1) / norms).min() > 1 - 1e-6
 
 
 def test_a_model_that_is_deaf_to_the_prompt_is_refused(strata: Strata, extracted: Extracted, tmp_path: Path) -> None:

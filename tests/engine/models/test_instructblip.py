@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import processors
 from transformers import InstructBlipConfig, PreTrainedTokenizerFast, T5Config
 
 from engine.errors import StrataError, UsageError
-from engine.models.checkpoint import Checkpoint, open_checkpoint, template_notes
+from engine.models.checkpoint import Checkpoint, content_revision, open_checkpoint, template_notes
 from engine.models.load import load_model
 from engine.models.prepare import Preparer
 from engine.models.tables import model_tables
@@ -163,6 +164,19 @@ def test_a_revision_changes_with_either_tokenizer(own_blip: Path, name: str) -> 
     content[-2] ^= 1
     (own_blip / name).write_bytes(content)
     assert checkpoint.revision() != before
+
+
+def test_a_revision_tells_the_two_tokenizers_apart(saved_blip: Path, own_blip: Path) -> None:
+    for name in ("tokenizer.json", "qformer_tokenizer/tokenizer.json"):
+        other = "tokenizer.json" if "/" in name else "qformer_tokenizer/tokenizer.json"
+        shutil.copy(saved_blip / other, own_blip / name)
+    folders = ("qformer_tokenizer",)
+    assert content_revision(own_blip, folders) != content_revision(saved_blip, folders)
+    files = sorted(path for path in saved_blip.rglob("*") if path.is_file())
+    names = [str(path.relative_to(saved_blip)) for path in files]
+    assert "qformer_tokenizer/tokenizer.json" in names
+    lines = [f"{sha256(path.read_bytes()).hexdigest()}  {name}\n" for path, name in zip(files, names, strict=True)]
+    assert content_revision(saved_blip, folders) == f"sha256:{sha256(''.join(lines).encode()).hexdigest()}"
 
 
 def test_any_chat_template_leaves_the_bare_prompt_alone(own_blip: Path) -> None:
