@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+import transformers
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from engine.errors import StrataError, UsageError
@@ -118,7 +119,7 @@ def open_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
     family = family_of(config.model_type, model_id)
     check_configuration(config, family, model_id)
     try:
-        processor = AutoProcessor.from_pretrained(model, **pinned)
+        processor = getattr(transformers, family.processor).from_pretrained(model, **pinned)
         processor.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **pinned)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(

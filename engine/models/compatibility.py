@@ -3,7 +3,7 @@
 from typing import Any
 
 from engine.errors import StrataError, UsageError
-from engine.models.families import Family
+from engine.models.families import Family, SideText
 
 __all__ = ["check_configuration", "check_processor", "image_count_error"]
 
@@ -52,7 +52,7 @@ def check_processor(processor: Any, config: Any, family: Family, model_id: str) 
     _check_image_token(str(processor.image_token), tokenizer, config, model_id)
     _check_image_count(processor, config, family, model_id)
     if family.side_text is not None:
-        _check_side_tokenizer(getattr(processor, family.side_text.tokenizer), tokenizer, config, family, model_id)
+        _check_side_tokenizer(processor, family.side_text, model_id)
 
 
 def image_count_error(family: Family, made: int, expected: int) -> StrataError:
@@ -92,19 +92,12 @@ def _check_image_count(processor: Any, config: Any, family: Family, model_id: st
         )
 
 
-def _check_side_tokenizer(side: Any, tokenizer: Any, config: Any, family: Family, model_id: str) -> None:
-    assert family.side_text is not None
-    name, rows = family.side_text.tokenizer, getattr(config, family.side_text.config).vocab_size
+def _check_side_tokenizer(processor: Any, side: SideText, model_id: str) -> None:
     # transformers takes the other tokenizer where this one's folder is missing, and only warns.
-    if side.get_vocab().items() <= tokenizer.get_vocab().items():
+    if getattr(processor, side.tokenizer).get_vocab().items() <= processor.tokenizer.get_vocab().items():
         raise UsageError(
-            f"{model_id} has no folder {name}: without it the language model's tokenizer is taken in its place, whose "
-            "ids mean something else there. Download the checkpoint again, with its folders."
-        )
-    if len(side) > rows:
-        raise UsageError(
-            f"the {name} of {model_id} has {len(side)} tokens, its encoder has {rows} embeddings (vocab_size of "
-            f"{family.side_text.config}): check which tokenizer lies in that folder."
+            f"{model_id} has no folder {side.tokenizer}: without it the language model's tokenizer is taken in its "
+            "place, whose ids mean something else there. Download the checkpoint again, with its folders."
         )
 
 

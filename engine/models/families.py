@@ -39,6 +39,9 @@ class Family:
         ``config.model_type`` of transformers, and the name of the prompt table.
     title
         The name researchers use.
+    processor
+        transformers' class of its processor. Not left to the checkpoint's files: those of the published InstructBLIP 7B
+        name the processor of a video model.
     template
         Text around an instruction; ``{image}`` stands for the image token, ``{prompt}`` for the instruction. Without
         ``{image}`` the processor itself puts the image tokens in front of everything, BOS too.
@@ -63,6 +66,7 @@ class Family:
 
     name: str
     title: str
+    processor: str
     template: str
     empty_template: str
     image_count_settings: tuple[str, ...]
@@ -106,6 +110,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             name="llava",
             title="LLaVA-1.5",
+            processor="LlavaProcessor",
             template="USER: {image}\n{prompt} ASSISTANT:",
             empty_template="USER: {image}\nASSISTANT:",
             image_count_settings=("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy"),
@@ -120,6 +125,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             name="instructblip",
             title="InstructBLIP with Vicuna",
+            processor="InstructBlipProcessor",
             template="{prompt}",
             empty_template="",
             image_count_settings=("num_query_tokens",),

@@ -157,13 +157,20 @@ class Preparer:
         side = self._checkpoint.family.side_text
         if side is None:
             return {}
+        encoder = getattr(self._checkpoint.config, side.config)
         chosen = {name: np.asarray(inputs[name][0], dtype=np.int64) for name in side.inputs}
-        length = len(chosen[side.inputs[0]])
-        most = int(getattr(self._checkpoint.config, side.config).max_position_embeddings)
-        if length > most:
+        token_id = chosen[side.inputs[0]]
+        if len(token_id) > encoder.max_position_embeddings:
             raise UsageError(
-                f"prompt {prompt.prompt_id!r} has {length} tokens in the vocabulary of {side.tokenizer}, whose encoder "
-                f"takes at most {most} (max_position_embeddings of {side.config}): shorten the prompt."
+                f"prompt {prompt.prompt_id!r} has {len(token_id)} tokens in the vocabulary of {side.tokenizer}, whose "
+                f"encoder takes at most {encoder.max_position_embeddings} (max_position_embeddings of {side.config}): "
+                "shorten the prompt."
+            )
+        if token_id.max() >= encoder.vocab_size:
+            raise UsageError(
+                f"the {side.tokenizer} of {self._checkpoint.model_id} gives prompt {prompt.prompt_id!r} the id "
+                f"{token_id.max()}, but its encoder has {encoder.vocab_size} embeddings (vocab_size of {side.config}): "
+                "check which tokenizer lies in that folder."
             )
         return chosen
 

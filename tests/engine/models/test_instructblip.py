@@ -248,10 +248,38 @@ def test_a_missing_q_former_tokenizer_is_refused(own_blip: Path) -> None:
         open_checkpoint(str(own_blip))
 
 
-def test_a_q_former_tokenizer_larger_than_its_encoder_is_refused(own_blip: Path) -> None:
-    edit(own_blip / "config.json", lambda config: config["qformer_config"].update(vocab_size=150))
-    with pytest.raises(UsageError, match=r"qformer_tokenizer of tiny-instructblip has \d+ tokens, .* 150 embeddings"):
-        open_checkpoint(str(own_blip))
+def test_ids_that_the_q_former_does_not_have_are_refused(own_blip: Path) -> None:
+    edit(own_blip / "config.json", lambda config: config["qformer_config"].update(vocab_size=40))
+    checkpoint = open_checkpoint(str(own_blip))
+    Preparer(checkpoint, [EMPTY], share_prefix=False).prepare(noise(20, 20))
+    with pytest.raises(
+        UsageError, match=r"qformer_tokenizer of tiny-instructblip gives prompt 'p' the id \d+, .* has 40 embeddings"
+    ):
+        Preparer(checkpoint, [Prompt("p", "custom", TEXT)], share_prefix=False).prepare(noise(20, 20))
+
+
+def test_the_video_models_processor_is_not_taken(own_blip: Path, saved_blip: Path) -> None:
+    """The files of the published 7B model name it, and have the image processor's settings on their own."""
+    settings = json.loads((own_blip / "processor_config.json").read_text())
+    (own_blip / "preprocessor_config.json").write_text(json.dumps(settings["image_processor"]))
+    published = {"num_query_tokens": QUERIES, "processor_class": "InstructBlipVideoProcessor"}
+    (own_blip / "processor_config.json").write_text(json.dumps(published))
+    own, expected = (
+        Preparer(open_checkpoint(str(folder)), [EMPTY], share_prefix=False).prepare(noise(20, 20))
+        for folder in (own_blip, saved_blip)
+    )
+    assert own.layouts[0].token_id.tolist() == expected.layouts[0].token_id.tolist()
+    torch.testing.assert_close(own.pixel_values, expected.pixel_values, rtol=0, atol=0)
+
+
+def test_the_published_class_of_tokenizer_has_one_bos(own_blip: Path) -> None:
+    edit(own_blip / "tokenizer_config.json", lambda config: config.update(tokenizer_class="LlamaTokenizer"))
+    checkpoint = open_checkpoint(str(own_blip))
+    assert type(checkpoint.processor.tokenizer).__name__.startswith("LlamaTokenizer")
+    prepared = Preparer(checkpoint, [Prompt("p", "custom", TEXT)], share_prefix=False).prepare(noise(20, 20))
+    token_id = prepared.layouts[0].token_id
+    assert np.flatnonzero(token_id == 2).tolist() == [QUERIES]
+    assert checkpoint.processor.tokenizer.decode(token_id[QUERIES + 1 :]) == TEXT
 
 
 def test_a_slow_tokenizer_has_no_offsets(own_blip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
