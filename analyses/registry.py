@@ -32,6 +32,13 @@ _SOURCE = Option(
     ("auto", "pooled", "hidden_states"),
 )
 _SELF_PAIRS = Option("self_pairs", bool, False, "add intra-modal rows in which each token is paired with itself too")
+_ADJUSTMENT = Option(
+    "adjustment",
+    str,
+    "none",
+    "what is taken out of cosines: the mean cosine of unrelated tokens (anisotropy), or the layer's mean state",
+    ("none", "anisotropy", "mean-centred"),
+)
 
 ANALYSES: Mapping[str, Analysis] = {
     analysis.name: analysis
@@ -40,17 +47,18 @@ ANALYSES: Mapping[str, Analysis] = {
             "contextualization",
             "mean cosine similarity between and within image and text tokens, layer by layer",
             "analyses.run_contextualization",
-            (_TEXT_ROLES, _SELF_PAIRS, _SOURCE),
+            (_TEXT_ROLES, _SELF_PAIRS, _SOURCE, _ADJUSTMENT),
         ),
         Analysis(
             "phases",
-            "boundaries of the phases of inference, with intervals over images",
+            "boundaries of the phases of inference, with intervals over items",
             "analyses.run_phases",
             (
                 _TEXT_ROLES,
                 _SOURCE,
+                _ADJUSTMENT,
                 Option("pattern", str, "four", "shape of the curve; auto chooses it", ("four", "three", "auto")),
-                Option("bootstraps", int, 1000, "bootstrap samples of images"),
+                Option("bootstraps", int, 1000, "bootstrap samples of items, which are images or belong together"),
                 Option("seed", int, 0, "seed of the bootstrap and of the halves that auto compares"),
                 Option("include_layer_0", bool, False, "fit layer 0 too, which no block has touched"),
             ),
