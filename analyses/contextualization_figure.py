@@ -1,65 +1,102 @@
-"""Figure of contextualization: per store and prompt kind, the three mean curves with their band over images."""
+"""Figure of contextualization: per store and prompt group, the three mean curves with their band over images."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from analyses.contextualization_results import StoreResult
-from analyses.curves import band, image_curves, ordered_kinds
-from analyses.figure_style import NOTE, PAIR_COLOURS, PAIR_NAMES, STYLE, layer_axis, panels
-
-__all__ = ["draw_contextualization"]
-
-_BAND_NOTE = "Line and band: mean and standard deviation over images."
-_IDENTITY_NOTE = (
-    "Image states of this model do not see the prompt: its image–image\n"
-    "curve is the same for every prompt by construction and drawn once."
+from analyses.curves import band, image_curves
+from analyses.figure_style import (
+    ADJUSTMENT_NOTES,
+    COSINE_NAMES,
+    NOTE,
+    PAIR_COLOURS,
+    PAIR_NAMES,
+    STYLE,
+    LayerAxis,
+    common_axis,
+    panel_grid,
 )
+from analyses.labels import LONGEST, short_label, store_labels
+from analyses.prompt_groups import PromptGroup, prompt_groups
+
+__all__ = ["draw_contextualization", "has_one_image_curve"]
+
+_IDENTITY_NOTE = (
+    "Image states that do not see the prompt give one image–image curve\n"
+    "for all prompts by construction: it is drawn once."
+)
+_BAND_NOTE = "Line and band: mean and standard deviation over images."
+_MOST_IN_A_COLUMN, _MOST_COLUMNS = 4, 3
+_LETTERS = {1: (LONGEST, LONGEST), 2: (LONGEST, 40), 3: (40, 24)}  # of a store's label and a group's, by columns
 
 _NORMED: Any = {"marker": "o", "markerfacecolor": "white", "markersize": 3.5}
 
 
+class _Panel(NamedTuple):
+    """One store's prompt group, its samples, and the pairs that are drawn elsewhere."""
+
+    item: StoreResult
+    group: PromptGroup
+    chosen: NDArray[np.bool_]
+    without: set[str]
+
+
 def draw_contextualization(results: Sequence[StoreResult]) -> Figure:
-    """Draw one panel per store and prompt kind.
+    """Draw one panel per store and prompt group, all on the same axes.
 
     Where image states cannot depend on the prompt, the image-image curve of all prompts is an identity and no finding:
     it is drawn in the store's first panel only, and a note says so. Rows with self-pairs are not drawn. A hollow
-    marker at the last layer is its value after the final norm.
+    marker at the last layer is its value after the final norm. Layers are the models' own numbers where all models have
+    as many blocks, else depths.
     """
-    jobs = [(item, kind) for item in results for kind in ordered_kinds(item.result.samples["prompt_kind"])]
-    noted = any(_prompt_free(item) for item in results) and len(jobs) > len(results)
-    notes = [_BAND_NOTE, _IDENTITY_NOTE] if noted else [_BAND_NOTE]
-    figure, axes = panels([1.3] * len(jobs), extra=0.55 + 0.25 * noted)
+    jobs = [panel for item in results for panel in _panels(item)]
+    notes = [_BAND_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
+    notes += [_IDENTITY_NOTE] if any(job.without for job in jobs) else []
+    lines = "\n".join(filter(None, notes))
+    labels = store_labels([item.identity for item in results])
+    several = len(results) > 1
+    columns = _columns(len(jobs), len(results))
+    for_store, for_group = _LETTERS[columns]
+    figure, axes = panel_grid(len(jobs), columns, 1.3 + 0.1 * several, extra=0.45 + 0.1 * (lines.count("\n") + 1))
+    axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
     with mpl.rc_context(STYLE):
-        seen: set[str] = set()
-        for ax, (item, kind) in zip(axes, jobs, strict=True):
-            without = {"image-image"} if _prompt_free(item) and item.identity.store in seen else set()
-            images = _draw_panel(ax, item, kind, without)
-            where = kind if len(results) == 1 else f"{item.identity.store} · {kind}"
-            ax.set_title(f"{where} ({images} images)", loc="left", pad=3)
-            seen.add(item.identity.store)
-        low = min(ax.get_ylim()[0] for ax in axes)
-        high = max(ax.get_ylim()[1] for ax in axes)
-        same_layers = len({ax.get_xlim() for ax in axes}) == 1
-        for ax in axes:
-            ax.set_ylim(low, high)  # panels are there to be compared
-            if same_layers:
-                ax.label_outer()
-        figure.legend(
-            *_legend(axes), loc="outside upper center", ncols=4, frameon=False, handlelength=1.4, columnspacing=1.0
-        )
-        figure.supylabel("mean cosine similarity", fontsize=7)
-        figure.supxlabel("\n".join(notes), **NOTE)
+        for number, (ax, job) in enumerate(zip(axes, jobs, strict=True)):
+            images = _draw_panel(ax, axis, job)
+            store = f"{short_label(labels[job.item.identity.store], for_store)}\n" if several else ""
+            ax.set_title(f"{store}{short_label(job.group.title, for_group)} ({images} images)", loc="left", pad=3)
+            axis.set_on(ax, labelled=number + columns >= len(jobs))
+        legend: Any = {"ncols": 4, "frameon": False, "handlelength": 1.4, "columnspacing": 1.0}
+        figure.legend(*_legend(axes), loc="outside upper center", **legend)
+        figure.supylabel(COSINE_NAMES[results[0].result.adjustment], fontsize=7)
+        figure.supxlabel(lines, **NOTE)
     return figure
 
 
-def _prompt_free(item: StoreResult) -> bool:
+def has_one_image_curve(item: StoreResult) -> bool:
+    """Say whether image states do not see the prompt, so that all prompts have one image-image curve."""
     return item.identity.image_states_depend_on_prompt is False
+
+
+def _panels(item: StoreResult) -> list[_Panel]:
+    groups = prompt_groups(item.result.samples)
+    again = {"image-image"} if has_one_image_curve(item) else set()
+    return [_Panel(item, group, chosen, again if number else set()) for number, (group, chosen) in enumerate(groups)]
+
+
+def _columns(panels: int, stores: int) -> int:
+    """One column while it fits a page; then a row per store, where its groups fit one."""
+    if panels <= _MOST_IN_A_COLUMN:
+        return 1
+    groups = panels // stores
+    return groups if stores > 1 and groups * stores == panels and 1 < groups <= _MOST_COLUMNS else _MOST_COLUMNS
 
 
 def _legend(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
@@ -71,24 +108,26 @@ def _legend(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
     return list(entries.values()), list(entries)
 
 
-def _draw_panel(ax: Axes, item: StoreResult, kind: str, without: set[str]) -> int:
+def _draw_panel(ax: Axes, axis: LayerAxis, panel: _Panel) -> int:
     """Draw the curves; return how many images the most complete one has."""
-    result = item.result
-    chosen = (result.samples["prompt_kind"] == kind).to_numpy()
-    images = result.samples["image_id"][chosen]
+    result, chosen = panel.item.result, panel.chosen
+    samples = result.samples[chosen]
+    places = axis.at(result.layers, result.block_count)
     most = 0
     for row, (pair, self_pairs) in enumerate(result.rows):
-        if self_pairs or pair in without:
+        if self_pairs or pair in panel.without:
             continue
-        curve = band(image_curves(images, result.cosine[chosen, :, row])[1])
+        own = image_curves(samples, result.cosine[chosen, :, row])
+        curve = band(own.curves, own.items)
         most = max(most, curve.images)
         colour = PAIR_COLOURS[pair]
-        ax.plot(result.layers, curve.mean, color=colour, label=PAIR_NAMES[pair])
+        ax.plot(places, curve.mean, color=colour, label=PAIR_NAMES[pair])
         if curve.images > 1:
             low, high = curve.mean - curve.std, curve.mean + curve.std
-            ax.fill_between(result.layers, low, high, color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
         if result.normed is not None and curve.images:
-            value = image_curves(images, result.normed[chosen, row : row + 1])[1].mean()
-            ax.plot(result.layers[-1:], [value], color=colour, clip_on=False, **_NORMED)
-    layer_axis(ax, int(result.layers[0]), int(result.layers[-1]))
+            value = image_curves(samples, result.normed[chosen, row : row + 1]).curves.mean()
+            ax.plot(places[-1:], [value], color=colour, clip_on=False, **_NORMED)
+    if not most:
+        ax.text(0.5, 0.5, "no image has a curve", transform=ax.transAxes, ha="center", va="center", color="0.35")
     return most

@@ -1,44 +1,36 @@
-"""Contextualization as results: a tidy table and a labelled dataset, over any number of stores.
+"""Contextualization as a labelled dataset, over any number of stores.
 
 The dataset is complete: `from_dataset` gives back what `to_dataset` was given, so that an analysis that needs
 contextualization reads it instead of computing it again.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.contextualization import SAMPLE_COLUMNS, Contextualization
-from analyses.curves import band, image_curves, ordered_kinds
+from analyses.contextualization import SAMPLE_COLUMNS, Baseline, Contextualization
+from analyses.curves import Band, band, image_curves
 from analyses.identity import StoreIdentity
-from analyses.part_task import PairRow, pair_rows
+from analyses.part_task import PAIRS, PairRow, pair_rows
+from analyses.prompt_groups import PromptGroup, prompt_groups
 
-__all__ = ["CONTEXTUALIZATION_SCHEMA", "StoreResult", "from_dataset", "to_dataset", "to_tables"]
+__all__ = ["RESAMPLED", "StoreResult", "from_dataset", "to_dataset"]
 
-STORE_COLUMNS = [(name, pa.string()) for name in ("store", "model", "source", "prompt_kind", "prompt_id")]
-
-CONTEXTUALIZATION_SCHEMA = pa.schema(
-    [
-        *STORE_COLUMNS,
-        ("sample_id", pa.string()),
-        ("image_id", pa.string()),
-        ("layer", pa.int32()),
-        ("depth", pa.float64()),
-        ("normed", pa.bool_()),
-        ("pair", pa.string()),
-        ("text_roles", pa.string()),
-        ("self_pairs", pa.bool_()),
-        ("cosine", pa.float64()),
-    ]
+RESAMPLED = (
+    "items (column item_id: an image, or the images of one item of the source), drawn with replacement; the statistic "
+    "is the mean over images of the items drawn"
 )
+"""What bootstrap intervals resample."""
 
-_SAMPLES_AT_ONCE = 256  # rows of a table in memory follow this, not the store
+_BASELINE = (
+    "mean cosine similarity of tokens of different images, for text with text also of different prompts, over all "
+    "samples of the store; subtracted from the cosines of the layer; intervals take it as fixed"
+)
 
 
 class StoreResult(NamedTuple):
@@ -48,53 +40,15 @@ class StoreResult(NamedTuple):
     result: Contextualization
 
 
-def to_tables(results: Sequence[StoreResult]) -> Iterator[pa.Table]:
-    """Yield the tidy table in pieces: per sample each row of pairs, layer after layer, the normed layer last."""
-    for identity, result in results:
-        for start in range(0, len(result.samples), _SAMPLES_AT_ONCE):
-            yield _tidy(identity, result, slice(start, start + _SAMPLES_AT_ONCE))
-
-
-def _tidy(identity: StoreIdentity, result: Contextualization, which: slice) -> pa.Table:
-    layers = np.concatenate([result.layers, result.layers[-1:]] if result.normed is not None else [result.layers])
-    values = result.cosine[which]
-    if result.normed is not None:
-        values = np.concatenate([values, result.normed[which, np.newaxis]], axis=1)
-    samples, points, rows = values.shape
-    size = samples * points * rows
-
-    def of_sample(column: str) -> pa.Array:
-        return pa.array(np.repeat(result.samples[column].to_numpy(dtype=object)[which], points * rows), pa.string())
-
-    def of_point(array: NDArray[np.generic]) -> pa.Array:
-        return pa.array(np.tile(array, samples * rows))
-
-    def of_row(array: list[object]) -> pa.Array:
-        return pa.array(np.tile(np.repeat(np.array(array), points), samples).tolist())
-
-    columns = {
-        **{name: pa.repeat(getattr(identity, name), size) for name in ("store", "model", "source")},
-        **{name: of_sample(name) for name in SAMPLE_COLUMNS},
-        "layer": of_point(layers),
-        "depth": of_point(layers / result.block_count),
-        "normed": of_point(np.arange(points) >= len(result.layers)),
-        "pair": of_row([row.pair for row in result.rows]),
-        "text_roles": pa.repeat(",".join(result.text_roles), size),
-        "self_pairs": of_row([row.self_pairs for row in result.rows]),
-        "cosine": pa.array(values.transpose(0, 2, 1).ravel()),
-    }
-    return pa.table(columns, schema=CONTEXTUALIZATION_SCHEMA)
-
-
-def to_dataset(results: Sequence[StoreResult], settings: str) -> xr.Dataset:
-    """Label the cosines of every sample, and the curves of every store and prompt kind.
+def to_dataset(results: Sequence[StoreResult], attributes: Mapping[str, Any]) -> xr.Dataset:
+    """Label the cosines of every sample, and the curves of every store and prompt group.
 
     Parameters
     ----------
     results : sequence of StoreResult
-        With the same rows.
-    settings : str
-        What the results depend on; kept in the attributes.
+        With the same rows and the same adjustment.
+    attributes : mapping
+        What the results depend on; joins the dataset's own attributes.
     """
     rows = results[0].result.rows
     layers = np.unique(np.concatenate([result.layers for _, result in results]))
@@ -122,14 +76,18 @@ def to_dataset(results: Sequence[StoreResult], settings: str) -> xr.Dataset:
             },
         },
     )
-    joined["cosine"].attrs = {"long_name": "mean cosine similarity", "units": "1"}
-    joined["cosine_normed"].attrs = {"long_name": "mean cosine similarity after the final norm", "units": "1"}
+    adjusted = {"none": "", "anisotropy": ", less that of unrelated tokens", "mean-centred": ", of centred states"}
+    name = f"mean cosine similarity{adjusted[results[0].result.adjustment]}"
+    joined["cosine"].attrs = {"long_name": name, "units": "1"}
+    joined["cosine_normed"].attrs = {"long_name": f"{name}, after the final norm", "units": "1"}
     joined["tokens"].attrs = {"long_name": "tokens of the sample in the set", "units": "1"}
-    return joined.merge(_curves(results, layers)).assign_attrs(
+    return xr.merge([joined, _curves(results, layers), *_baselines(results, layers)]).assign_attrs(
         title="Contextualization",
-        settings=settings,
         stores=json.dumps([_describe(item) for item in results]),
         text_roles=",".join(results[0].result.text_roles),
+        adjustment=results[0].result.adjustment,
+        resampled=RESAMPLED,
+        **attributes,
     )
 
 
@@ -145,6 +103,7 @@ def _describe(item: StoreResult) -> dict[str, object]:
         "layers": result.layers.tolist(),
         "blocks": result.block_count,
         "samples": len(result.samples),
+        "items": int(result.samples["item_id"].nunique()),
         "samples_without_text": int((result.counts[:, 1] == 0).sum()),
         "read_from": result.source,
         "normed": result.normed is not None,
@@ -163,44 +122,67 @@ def _normed(result: Contextualization) -> NDArray[np.float64]:
 
 
 def _curves(results: Sequence[StoreResult], layers: NDArray[np.int32]) -> xr.Dataset:
-    """Mean curve, spread and interval of every store, prompt kind and row of pairs, and how many images made it."""
-    names: list[tuple[str, str]] = []
-    bands: list[NDArray[np.float64]] = []
-    images: list[list[int]] = []
+    """Mean curve, spread and interval of every store, prompt group and row of pairs, and how many images made it."""
+    names: list[tuple[str, PromptGroup]] = []
+    bands: list[list[Band]] = []
+    values = []
     for identity, result in results:
-        for kind in ordered_kinds(result.samples["prompt_kind"]):
-            chosen = (result.samples["prompt_kind"] == kind).to_numpy()
-            of_rows = [
-                band(image_curves(result.samples["image_id"][chosen], result.cosine[chosen, :, row])[1])
-                for row in range(len(result.rows))
-            ]
+        for group, chosen in prompt_groups(result.samples):
+            samples = result.samples[chosen]
+            of_images = (image_curves(samples, result.cosine[chosen, :, row]) for row in range(len(result.rows)))
+            of_rows = [band(own.curves, own.items) for own in of_images]
             stacked = np.stack([np.stack(item[:4], axis=1) for item in of_rows], axis=2)  # (layer, statistic, row)
-            spread = np.full((len(layers), *stacked.shape[1:]), np.nan)
-            spread[np.searchsorted(layers, result.layers)] = stacked
-            names.append((identity.store, kind))
-            bands.append(spread)
-            images.append([item.images for item in of_rows])
-    values = np.stack(bands)
+            values.append(_spread(stacked.transpose(1, 0, 2), result.layers, layers))
+            names.append((identity.store, group))
+            bands.append(of_rows)
     texts = {
         "curve_mean": "mean over images of the mean cosine similarity",
         "curve_std": "standard deviation over images",
         "curve_low": "lower end of the 95 % bootstrap interval of the mean",
         "curve_high": "upper end of the 95 % bootstrap interval of the mean",
     }
+    statistics = np.stack(values)
+    counts = {"curve_images": "images in the curve", "curve_items": "items that its interval resamples"}
+    numbers = np.array([[item[4:] for item in of_rows] for of_rows in bands])
     return xr.Dataset(
         {
             **{
-                name: (("curve", "layer", "row"), values[:, :, k], {"long_name": text, "units": "1"})
+                name: (("curve", "layer", "row"), statistics[:, k], {"long_name": text, "units": "1"})
                 for k, (name, text) in enumerate(texts.items())
             },
-            "curve_images": (("curve", "row"), np.array(images), {"long_name": "images in the curve", "units": "1"}),
+            **{
+                name: (("curve", "row"), numbers[:, :, k], {"long_name": text, "units": "1"})
+                for k, (name, text) in enumerate(counts.items())
+            },
         },
         coords={
             "layer": layers,
             "curve_store": ("curve", _texts(store for store, _ in names)),
-            "curve_prompt_kind": ("curve", _texts(kind for _, kind in names)),
+            "curve_prompt_kind": ("curve", _texts(group.kind for _, group in names)),
+            "curve_prompt_id": ("curve", _texts(group.prompt_id for _, group in names)),
         },
     )
+
+
+def _baselines(results: Sequence[StoreResult], layers: NDArray[np.int32]) -> list[xr.Dataset]:
+    """Label the anisotropy baseline of every store and pair; nothing where none was subtracted."""
+    found = [(identity.store, result.layers, result.baseline) for identity, result in results]
+    there = [(store, own, baseline) for store, own, baseline in found if baseline is not None]
+    if not there:
+        return []
+    values = np.concatenate([_spread(baseline.layers[np.newaxis], own, layers) for _, own, baseline in there])
+    normed, pairs = (np.stack([baseline[k] for *_, baseline in there]) for k in (1, 2))
+    dims = ("baseline_store", "baseline_pair")
+    return [
+        xr.Dataset(
+            {
+                "baseline": ((dims[0], "layer", dims[1]), values, {"long_name": _BASELINE, "units": "1"}),
+                "baseline_normed": (dims, normed, {"long_name": f"after the final norm: {_BASELINE}", "units": "1"}),
+                "baseline_samples": (dims, pairs, {"long_name": "ordered pairs of samples in it", "units": "1"}),
+            },
+            coords={"layer": layers, dims[0]: _texts(store for store, *_ in there), dims[1]: _texts(PAIRS)},
+        )
+    ]
 
 
 def from_dataset(dataset: xr.Dataset) -> list[StoreResult]:
@@ -218,8 +200,8 @@ def from_dataset(dataset: xr.Dataset) -> list[StoreResult]:
     if rows not in (pair_rows(False), pair_rows(True)):
         raise ValueError("the rows of pairs are not those of contextualization")
     results, start = [], 0
-    for entry in json.loads(dataset.attrs["stores"]):
-        own = dataset.isel(sample=slice(start, start + entry["samples"])).sel(layer=entry["layers"]).load()
+    for number, entry in enumerate(json.loads(dataset.attrs["stores"])):
+        own = dataset.sel(layer=entry["layers"]).isel(sample=slice(start, start + entry["samples"])).load()
         start += entry["samples"]
         identity = StoreIdentity.fromdict(entry)
         result = Contextualization(
@@ -232,14 +214,20 @@ def from_dataset(dataset: xr.Dataset) -> list[StoreResult]:
             counts=own["tokens"].values,
             text_roles=tuple(dataset.attrs["text_roles"].split(",")),
             source=entry["read_from"],
+            adjustment=dataset.attrs["adjustment"],
+            baseline=_baseline(own.isel(baseline_store=number)) if "baseline" in own else None,
         )
         _refuse_holes(result)
         results.append(StoreResult(identity, result))
     return results
 
 
+def _baseline(own: xr.Dataset) -> Baseline:
+    return Baseline(own["baseline"].values, own["baseline_normed"].values, own["baseline_samples"].values)
+
+
 def _refuse_holes(result: Contextualization) -> None:
-    """Refuse results whose cosines are not NaN exactly where the token counts leave no pair."""
+    """Refuse results whose cosines are not NaN exactly where token counts and baselines leave none."""
     image, text = result.counts.T
     enough = {
         PairRow("image-text", False): (image > 0) & (text > 0),
@@ -248,7 +236,10 @@ def _refuse_holes(result: Contextualization) -> None:
         PairRow("image-image", True): image > 0,
         PairRow("text-text", True): text > 0,
     }
-    expected = np.stack([enough[row] for row in result.rows], axis=1)
+    if result.baseline is not None and np.isnan(result.baseline.layers[:, result.baseline.pairs > 0]).any():
+        raise ValueError("the baseline is missing")
+    known = [result.baseline is None or result.baseline.pairs[PAIRS.index(row.pair)] > 0 for row in result.rows]
+    expected = np.stack([enough[row] for row in result.rows], axis=1) & np.array(known)
     values = result.cosine if result.normed is None else np.append(result.cosine, result.normed[:, np.newaxis], axis=1)
     if (np.isfinite(values) != expected[:, np.newaxis]).any():
         raise ValueError("cosines are missing")

@@ -1,8 +1,8 @@
 """Curves over layers: one per image, and their mean with its spread.
 
-The unit is the image. Where an image was shown with several prompts of one kind, its curve is first the mean over those
-prompts: they share the image and are no independent samples. Band = standard deviation over images, as in the papers;
-beside it the 95 % percentile interval of the mean over 1000 bootstrap samples of images.
+The unit is the image. Where an image was shown with several prompts of one group, its curve is first the mean over
+those prompts: they share the image and are no independent samples. Band = standard deviation over images, as in the
+papers; beside it the 95 % percentile interval of the mean over 1000 bootstrap samples of items.
 """
 
 from typing import NamedTuple
@@ -11,54 +11,58 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analyses.resampling import PERCENTILES, draw_times
+from analyses.resampling import PERCENTILES, draw_times, sum_items, weighted_means
 
-__all__ = ["BOOTSTRAPS", "Band", "band", "image_curves", "ordered_kinds"]
+__all__ = ["BOOTSTRAPS", "Band", "ImageCurves", "band", "image_curves"]
 
 BOOTSTRAPS = 1000
-_KINDS = ("normal", "question", "noisy", "empty")
+
+
+class ImageCurves(NamedTuple):
+    """Curves (image, layer) float64, with each image's id and the item that it is resampled with, (image) of str."""
+
+    curves: NDArray[np.float64]
+    images: NDArray[np.object_]
+    items: NDArray[np.object_]
 
 
 class Band(NamedTuple):
-    """Mean, standard deviation over images, interval of the mean, each (layer); number of images."""
+    """Mean, standard deviation over images, interval of the mean, each (layer); numbers of images and of items."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     images: int
+    items: int
 
 
-def ordered_kinds(kinds: pd.Series) -> list[str]:
-    """Return the prompt kinds that occur, the built-in ones first, others in order of appearance."""
-    found = list(dict.fromkeys(kinds))
-    return [kind for kind in _KINDS if kind in found] + [kind for kind in found if kind not in _KINDS]
-
-
-def image_curves(image_ids: pd.Series, values: NDArray[np.floating]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+def image_curves(samples: pd.DataFrame, values: NDArray[np.floating]) -> ImageCurves:
     """Average samples of the same image.
 
     Parameters
     ----------
-    image_ids : series (sample)
+    samples : DataFrame (sample)
+        With the columns image_id and item_id.
     values : array (sample, layer)
         A sample with a NaN anywhere has no curve (its text set is empty, say) and is left out.
 
     Returns
     -------
-    images : array (image) of str
-        Those that have a curve, in order of appearance.
-    curves : array (image, layer), float64
+    ImageCurves
+        Of the images that have a curve, in order of appearance.
     """
     whole = np.isfinite(values).all(axis=1)
-    codes, images = pd.factorize(image_ids.to_numpy(dtype=object)[whole])
+    codes, images = pd.factorize(samples["image_id"].to_numpy(dtype=object)[whole])
     curves = np.zeros((len(images), values.shape[1]))
     np.add.at(curves, codes, values[whole])
-    return images, curves / np.bincount(codes, minlength=len(images))[:, np.newaxis]
+    items = np.empty(len(images), object)
+    items[codes] = samples["item_id"].to_numpy(dtype=object)[whole]
+    return ImageCurves(curves / np.bincount(codes, minlength=len(images))[:, np.newaxis], images, items)
 
 
-def band(curves: NDArray[np.floating], *, seed: int = 0) -> Band:
-    """Summarise curves (image, layer).
+def band(curves: NDArray[np.floating], items: NDArray[np.object_] | None = None, *, seed: int = 0) -> Band:
+    """Summarise curves (image, layer), whose interval draws items (image); None where each image is its own.
 
     The standard deviation has one degree of freedom taken off, so it is NaN for a single image; without any image all
     is NaN.
@@ -66,9 +70,10 @@ def band(curves: NDArray[np.floating], *, seed: int = 0) -> Band:
     images, layers = curves.shape
     missing = np.full(layers, np.nan)
     if images == 0:
-        return Band(missing, missing, missing, missing, 0)
+        return Band(missing, missing, missing, missing, 0, 0)
     std = curves.std(axis=0, ddof=1) if images > 1 else missing
-    blocks = draw_times(images, BOOTSTRAPS, np.random.default_rng(seed))
-    means = np.concatenate([times @ curves / images for times in blocks])
+    clusters = sum_items(curves, items)
+    blocks = draw_times(len(clusters.sizes), BOOTSTRAPS, np.random.default_rng(seed))
+    means = np.concatenate([weighted_means(times, clusters) for times in blocks])
     low, high = np.percentile(means, PERCENTILES, axis=0)
-    return Band(curves.mean(axis=0), std, low, high, images)
+    return Band(curves.mean(axis=0), std, low, high, images, len(clusters.sizes))

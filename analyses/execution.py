@@ -8,7 +8,7 @@ are threads here; twice the cluster's threads there, so that no worker waits for
 import functools
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import dask
 from dask.callbacks import Callback
@@ -20,17 +20,28 @@ __all__ = ["run_tasks"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+K = TypeVar("K")
 
 _CONNECT_SECONDS = 10
 
 
+@overload
+def run_tasks(function: Callable[[T], R], tasks: Sequence[T], resources: Resources) -> list[R]: ...
+
+
+@overload
 def run_tasks(
-    function: Callable[[T], R],
+    function: Callable[[T], R], tasks: Sequence[T], resources: Resources, *, finished: Callable[[T, R], K]
+) -> list[K]: ...
+
+
+def run_tasks(
+    function: Callable[[T], Any],
     tasks: Sequence[T],
     resources: Resources,
     *,
-    finished: Callable[[T, R], None] | None = None,
-) -> list[R]:
+    finished: Callable[[T, Any], Any] | None = None,
+) -> list[Any]:
     """Call ``function`` on every task.
 
     Parameters
@@ -41,7 +52,8 @@ def run_tasks(
         Picklable where a cluster runs them; results too.
     resources : Resources
     finished : callable, optional
-        Called with a task and its result as soon as that is there, from the thread that called this function.
+        Called here, in any thread, with a task and its result as soon as that is there. What it returns takes the
+        result's place, so that large results need not pile up.
 
     Returns
     -------
@@ -56,39 +68,50 @@ def run_tasks(
         The first error of a task, as it was raised there.
     """
     scheduler, progress = resources.scheduler, resources.progress
-    calls = [functools.partial(function, task) for task in tasks]
     done = 0
 
-    def after(number: int, result: R) -> None:
+    def count() -> None:
         nonlocal done
         done += 1
-        if finished is not None:
-            finished(tasks[number], result)
         if progress is not None:
-            progress(done, len(calls))
+            progress(done, len(tasks))
 
     if progress is not None:
-        progress(0, len(calls))
-    return _on_cluster(calls, scheduler, after) if scheduler else _on_threads(calls, resources.workers, after)
+        progress(0, len(tasks))
+    then = finished or _keep
+    if scheduler:
+        return _on_cluster(function, tasks, scheduler, then, count)
+    return _on_threads(lambda task: then(task, function(task)), tasks, resources.workers, count)
 
 
-def _on_threads(calls: Sequence[Callable[[], R]], workers: int, after: Callable[[int, R], None]) -> list[R]:
+def _keep(_: Any, result: R) -> R:
+    return result
+
+
+def _on_threads(call: Callable[[T], K], tasks: Sequence[T], workers: int, count: Callable[[], None]) -> list[K]:
     # The threaded scheduler starts a task only when a thread is free: the bound on what is in work.
-    delayed = [dask.delayed(call, pure=False, traverse=False)() for call in calls]
-    numbers = {item.key: number for number, item in enumerate(delayed)}
+    delayed = [dask.delayed(functools.partial(call, task), pure=False, traverse=False)() for task in tasks]
+    keys = {item.key for item in delayed}
 
-    def after_task(key: Any, result: Any, *_: object) -> None:
-        if key in numbers:
-            after(numbers[key], result)
+    def after_task(key: Any, *_: object) -> None:
+        if key in keys:
+            count()
 
     with Callback(posttask=after_task):
         return list(dask.compute(*delayed, scheduler="threads", num_workers=workers, optimize_graph=False))
 
 
-def _on_cluster(calls: Sequence[Callable[[], R]], scheduler: str, after: Callable[[int, R], None]) -> list[R]:
+def _on_cluster(
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    scheduler: str,
+    finished: Callable[[T, R], K],
+    count: Callable[[], None],
+) -> list[K]:
     from distributed import Client, as_completed  # noqa: PLC0415  (a second of import that threads do without)
 
-    results: dict[int, R] = {}
+    results: dict[int, K] = {}
+    calls = [functools.partial(function, task) for task in tasks]
     waiting = iter(enumerate(calls))
     try:
         client = Client(scheduler, set_as_default=False, timeout=_CONNECT_SECONDS)
@@ -102,10 +125,10 @@ def _on_cluster(calls: Sequence[Callable[[], R]], scheduler: str, after: Callabl
         completed = as_completed(list(running), loop=client.loop)
         for future in completed:
             number = running.pop(future)
-            results[number] = future.result()
-            after(number, results[number])
+            results[number] = finished(tasks[number], future.result())
+            count()
             for following, call in islice(waiting, 1):
                 submitted = client.submit(call, pure=False)
                 running[submitted] = following
                 completed.add(submitted)
-    return [results[number] for number in range(len(calls))]
+    return [results[number] for number in range(len(tasks))]

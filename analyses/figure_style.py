@@ -3,20 +3,47 @@
 Colours are Okabe and Ito's. Figures are made without pyplot, so threads and notebooks do not meet in its global state.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-__all__ = ["COLUMN_INCHES", "NOTE", "PAIR_COLOURS", "PAIR_NAMES", "STYLE", "layer_axis", "panels"]
+__all__ = [
+    "ADJUSTMENT_NOTES",
+    "COLUMN_INCHES",
+    "COSINE_NAMES",
+    "NOTE",
+    "PAIR_COLOURS",
+    "PAIR_NAMES",
+    "STYLE",
+    "TEXT_INCHES",
+    "LayerAxis",
+    "common_axis",
+    "layer_axis",
+    "panel_grid",
+]
 
 COLUMN_INCHES = 3.5
+TEXT_INCHES = 7.16
 
 NOTE: Any = {"fontsize": 6, "color": "0.35", "linespacing": 1.3}
 
 PAIR_COLOURS = {"image-text": "#0072B2", "image-image": "#D55E00", "text-text": "#009E73"}
 PAIR_NAMES = {"image-text": "image–text", "image-image": "image–image", "text-text": "text–text"}
+
+COSINE_NAMES = {
+    "none": "mean cosine similarity",
+    "anisotropy": "cosine similarity above that of unrelated tokens",
+    "mean-centred": "mean cosine similarity of centred states",
+}
+ADJUSTMENT_NOTES = {
+    "anisotropy": "Subtracted: mean cosine of tokens of different images (text: and prompts).",
+    "mean-centred": "States less the layer's mean state.",
+}
 
 # Matplotlib types the keys of its settings one by one; a plain dict would have to be cast at every use.
 STYLE: Any = {
@@ -38,13 +65,14 @@ STYLE: Any = {
 }
 
 
-def panels(heights: list[float], extra: float) -> tuple[Figure, list[Axes]]:
-    """Make one column of panels.
+def panel_grid(count: int, columns: int, height: float, extra: float) -> tuple[Figure, list[Axes]]:
+    """Make panels on shared axes, row after row; one column is as wide as a paper's, several as its text.
 
     Parameters
     ----------
-    heights : list of float
-        Inches of each panel.
+    count, columns : int
+    height : float
+        Inches of each row.
     extra : float
         Inches beside them, for a legend or a note.
 
@@ -52,10 +80,53 @@ def panels(heights: list[float], extra: float) -> tuple[Figure, list[Axes]]:
     -------
     Figure, list of Axes
     """
+    rows = -(-count // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_INCHES, sum(heights) + extra), layout="constrained")
-        axes = figure.subplots(len(heights), 1, sharex=False, squeeze=False, height_ratios=heights)
-    return figure, list(axes[:, 0])
+        width = COLUMN_INCHES if columns == 1 else TEXT_INCHES
+        figure = Figure(figsize=(width, rows * height + extra), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for unused in axes[count:]:
+            unused.remove()
+        for number, ax in enumerate(axes[:count]):
+            ax.tick_params(labelbottom=number + columns >= count, labelleft=number % columns == 0)
+    return figure, list(axes[:count])
+
+
+class LayerAxis(NamedTuple):
+    """A horizontal axis of layer numbers, or of depths, layer / blocks.
+
+    Attributes
+    ----------
+    relative : bool
+    first, last : float
+        In layers or depths.
+    """
+
+    relative: bool
+    first: float
+    last: float
+
+    def at(self, layers: NDArray[np.integer], blocks: int) -> NDArray[np.floating] | NDArray[np.integer]:
+        """Return where the layers of a model of so many blocks lie."""
+        return layers / blocks if self.relative else layers
+
+    def set_on(self, axes: Axes, *, labelled: bool) -> None:
+        """Set limits, ticks and, where asked for, the label."""
+        if self.relative:
+            axes.set_xlim(self.first - 0.02, self.last + 0.02)
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5))
+            axes.set_xlabel("depth (layer / blocks)")
+        else:
+            layer_axis(axes, int(self.first), int(self.last))
+        if not labelled:
+            axes.set_xlabel("")
+
+
+def common_axis(models: Sequence[tuple[NDArray[np.integer], int]]) -> LayerAxis:
+    """Choose the axis that all models, (stored layers, blocks), fit on: layers where they have as many blocks."""
+    axis = LayerAxis(len({blocks for _, blocks in models}) > 1, 0, 0)
+    places = [axis.at(layers, blocks) for layers, blocks in models]
+    return axis._replace(first=min(own[0] for own in places), last=max(own[-1] for own in places))
 
 
 def layer_axis(axes: Axes, first: int, last: int) -> None:

@@ -11,11 +11,12 @@ import shutil
 import uuid
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from analyses.part_cosines import PartCosines
 from analyses.part_task import PartTask
 from engine import __version__
 from engine.errors import StrataError
@@ -36,9 +37,10 @@ class KeptParts:
     def __init__(self, results_folder: Path) -> None:
         self._folder = results_folder / ".unfinished"
 
-    def name(self, part: Part, task: PartTask) -> str:
-        """Name what a task's result depends on."""
+    def name(self, what: str, part: Part, task: PartTask) -> str:
+        """Name ``what`` is computed of a part, and all that it depends on."""
         depends = (
+            what,
             __version__,
             part.manifest["sha256"],
             task.source,
@@ -46,18 +48,24 @@ class KeptParts:
             task.self_pairs,
             task.normed,
             _norm_text(task),
+            task.prompts,
+            "" if task.origin is None else task.origin.digest(),
         )
         return hashlib.sha256(repr(depends).encode()).hexdigest()
 
-    def load(self, name: str) -> PartCosines | None:
-        """Return a finished part, or None."""
+    def holds(self, name: str) -> bool:
+        """Say whether a finished part is there and whole."""
+        return self.load(name) is not None
+
+    def load(self, name: str) -> dict[str, NDArray[np.generic]] | None:
+        """Return a finished part's arrays, or None."""
         try:
             with np.load(self._folder / f"{name}.npz", allow_pickle=False) as arrays:
-                return PartCosines(**{field: arrays[field] for field in PartCosines._fields})
+                return {key: arrays[key] for key in arrays.files}
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
             return None
 
-    def save(self, name: str, result: PartCosines) -> None:
+    def save(self, name: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Keep a finished part, whole or not at all.
 
         Raises
@@ -69,7 +77,7 @@ class KeptParts:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
-                np.savez(staged, **result._asdict())
+                np.savez(staged, allow_pickle=False, **arrays)
                 os.replace(staged, self._folder / f"{name}.npz")
             finally:
                 staged.unlink(missing_ok=True)

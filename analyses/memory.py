@@ -6,15 +6,17 @@ layer, and what is made of it: curves of images, and bootstrap samples of them i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from analyses.anisotropy import pair_sums_bytes
 from analyses.part_task import PartTask, pair_rows
 from analyses.phase_detection import halves_bytes
 from analyses.resampling import block_bytes
 from analyses.segmentation import segmentation_bytes
 from analyses.state_sums import NORMED_AT_ONCE, runs_of
-from analyses.unit_sums import scratch_bytes
+from analyses.token_blocks import scratch_bytes
 from engine.errors import UsageError
 from engine.store import Part, stream_bytes
 
@@ -23,6 +25,7 @@ __all__ = [
     "check_memory",
     "fitting_workers",
     "format_bytes",
+    "means_bytes",
     "part_bytes",
     "result_bytes",
     "statistics_bytes",
@@ -32,6 +35,7 @@ PROCESS_BYTES = 320 * 2**20
 """An interpreter with NumPy, SciPy, pandas, xarray, zarr, Dask, pyarrow and matplotlib loaded: measured 240 MiB."""
 
 _COPIES_OF_ROLES = 4
+_COPIES_OF_MEANS = 3  # of samples, of images, and once more while they are formed
 _COPIES_OF_CURVES = 4  # one pair's values, those of samples with text, of images, and their distance to the mean
 _COPIES_OF_RESAMPLES = 4
 _SAMPLE_BYTES = 256  # names and codes of samples that are looked up
@@ -57,7 +61,21 @@ def part_bytes(part: Part, task: PartTask) -> int:
         needed += 3 * runs * dim * _FLOAT64  # of a layer, of the normed one, of a chunk
         needed += scratch_bytes(dim) + 3 * NORMED_AT_ONCE * dim * _FLOAT32
         needed += _COPIES_OF_ROLES * part.tokens * _FLOAT32  # roles, and the cuts between them
+    if task.prompts:
+        needed += pair_sums_bytes(len(task.prompts), entry["shape"][0] + 1, dim)
+        needed += _COPIES_OF_MEANS * len(task.sets) * samples * dim * _FLOAT64
+    if task.origin is not None:
+        needed += task.origin.states.nbytes  # a cluster's worker unpacks its own
     return needed
+
+
+def means_bytes(part: Part, task: PartTask) -> int:
+    """Bytes that one worker needs to sum the mean states of one part, beyond the process itself."""
+    layers, *_, dim = part.manifest["arrays"][task.array]["shape"]
+    needed = part_bytes(part, task)
+    if task.source == "pooled" and task.normed:  # after the final norm they are of hidden states
+        needed = max(needed, part_bytes(part, replace(task, source="hidden_states")))
+    return needed + len(task.sets) * (layers + 1) * dim * _FLOAT64
 
 
 def result_bytes(parts: Sequence[Part], layers: int, self_pairs: bool) -> int:

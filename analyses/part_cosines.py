@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analyses.anisotropy import PairSums, PairSumsOfPart, empty_pair_sums
 from analyses.cosines import between, within
-from analyses.part_task import PairRow, PartTask, pair_rows
+from analyses.part_task import PairRow, PartTask, pair_rows, sets_of
 from analyses.pooled_sums import PooledSums
 from analyses.state_sums import StateSums
 from engine.store import open_part
@@ -25,11 +26,14 @@ class PartCosines(NamedTuple):
         The last layer after the final norm; NaN when it was not asked for.
     counts : array (sample, set), int64
         Image and text tokens of each sample.
+    pairs : PairSums or None
+        What the part contributes to the anisotropy baseline, where the task names prompts.
     """
 
     cosine: NDArray[np.float64]
     normed: NDArray[np.float64]
     counts: NDArray[np.int64]
+    pairs: PairSums | None
 
 
 def part_cosines(task: PartTask) -> PartCosines:
@@ -42,25 +46,40 @@ def part_cosines(task: PartTask) -> PartCosines:
     """
     part = open_part(task.url, task.name)
     rows = pair_rows(task.self_pairs)
-    samples, layers = part.manifest["samples"], part.manifest["arrays"][task.array]["shape"][0]
-    cosine = np.full((samples, layers, len(rows)), np.nan)
-    normed = np.full((samples, len(rows)), np.nan)
+    layers, *_, dim = part.manifest["arrays"][task.array]["shape"]
+    samples, points = part.manifest["samples"], layers + task.normed
+    cosine = np.full((samples, points, len(rows)), np.nan)
     if samples == 0:
-        return PartCosines(cosine, normed, np.zeros((0, len(task.sets)), np.int64))
+        pairs = empty_pair_sums(len(task.prompts), points, dim) if task.prompts else None
+        return _result(cosine, np.zeros((len(task.sets), 0), np.int64), layers, pairs)
     source = PooledSums(part, task) if task.source == "pooled" else StateSums(part, task)
+    unrelated = PairSumsOfPart(part.samples, task.prompts, source.counts, points, dim) if task.prompts else None
+
+    def add(point: int, sums: NDArray[np.float64]) -> None:
+        cosine[:, point] = _cosines(sums, source.counts, rows)
+        if unrelated is not None:
+            unrelated.add(point, sums)
+
     for layer, sums in source.layers():
-        cosine[:, layer] = _cosines(sums, source.counts, rows)
+        add(layer, sums)
     if task.normed:
-        normed[:] = _cosines(source.normed(), source.counts, rows)
-    return PartCosines(cosine, normed, source.counts.T)
+        add(layers, source.normed())
+    return _result(cosine, source.counts, layers, None if unrelated is None else unrelated.sums)
+
+
+def _result(
+    cosine: NDArray[np.float64], counts: NDArray[np.int64], layers: int, pairs: PairSums | None
+) -> PartCosines:
+    samples, points, rows = cosine.shape
+    normed = cosine[:, layers] if points > layers else np.full((samples, rows), np.nan)
+    return PartCosines(cosine[:, :layers], normed, counts.T, pairs)
 
 
 def _cosines(sums: NDArray[np.float64], counts: NDArray[np.int64], rows: tuple[PairRow, ...]) -> NDArray[np.float64]:
     """Cosines (sample, row) from sums (set, sample, dim) and counts (set, sample)."""
-    sets = {"image": 0, "text": 1}
     columns = []
     for pair, self_pairs in rows:
-        a, b = (sets[name] for name in pair.split("-"))
+        a, b = sets_of(pair)
         columns.append(
             within(sums[a], counts[a], self_pairs=self_pairs)
             if a == b

@@ -1,17 +1,37 @@
 """What contextualization computes of one part: a task that travels to a thread or a cluster's worker."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from analyses.final_norm import FinalNorm
 from engine.store import Part
 from engine.vocabulary import ROLE_CODES
 
-__all__ = ["PairRow", "PartTask", "Source", "open_array", "pair_rows"]
+__all__ = [
+    "ADJUSTMENTS",
+    "PAIRS",
+    "SETS",
+    "Adjustment",
+    "Origin",
+    "PairRow",
+    "PartTask",
+    "Source",
+    "open_array",
+    "pair_rows",
+    "sets_of",
+]
 
 Source = Literal["pooled", "hidden_states"]
+Adjustment = Literal["none", "anisotropy", "mean-centred"]
+
+ADJUSTMENTS: tuple[Adjustment, ...] = ("none", "anisotropy", "mean-centred")
+SETS = ("image", "text")
+PAIRS = ("image-text", "image-image", "text-text")
 
 
 class PairRow(NamedTuple):
@@ -21,11 +41,35 @@ class PairRow(NamedTuple):
     self_pairs: bool
 
 
+def sets_of(pair: str) -> tuple[int, int]:
+    """Return the places in `SETS` of the two sets of a pair."""
+    first, second = pair.split("-")
+    return SETS.index(first), SETS.index(second)
+
+
 def pair_rows(self_pairs: bool) -> tuple[PairRow, ...]:
     """Rows of a result: the three pairs, and on request the two intra ones with self-pairs."""
-    plain = tuple(PairRow(pair, False) for pair in ("image-text", "image-image", "text-text"))
+    plain = tuple(PairRow(pair, False) for pair in PAIRS)
     literal = (PairRow("image-image", True), PairRow("text-text", True))
     return plain + (literal if self_pairs else ())
+
+
+class Origin(NamedTuple):
+    """The states that cosines are measured from.
+
+    Attributes
+    ----------
+    states : array (layer, dim), float64
+    normed : array (dim), float64
+        Of the last layer after the final norm; of no use where that was not captured.
+    """
+
+    states: NDArray[np.float64]
+    normed: NDArray[np.float64]
+
+    def digest(self) -> str:
+        """Hash of the values."""
+        return hashlib.sha256(self.states.tobytes() + self.normed.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -46,6 +90,10 @@ class PartTask:
         Whether the last layer is added after the final norm.
     norm
         That norm; pooled states do without it.
+    prompts
+        The store's prompt ids, where pairs of samples are to be summed for the anisotropy baseline; else empty.
+    origin
+        Where states start from; 0 where None.
     """
 
     url: str
@@ -55,6 +103,8 @@ class PartTask:
     self_pairs: bool
     normed: bool
     norm: FinalNorm | None
+    prompts: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @property
     def sets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

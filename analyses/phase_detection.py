@@ -3,11 +3,11 @@
 Pure arrays in, records out; the boundaries come from `analyses.segmentation`, the names from Wei, Shi and Inoue
 (arXiv 2411.00646).
 
-Intervals resample images: each resample is cut, and its changes are read, on the images drawn. They say how far the
-numbers would move with other images, and no more. The curve that chose the boundaries flatters them: on noise alone it
-finds a "rise" between its own lowest and highest layer in nearly every resample. So whether a phase is supported is
-decided by a second reading: between the boundaries of each resample, the change of the images left out. An interval may
-exclude 0 and the phase still be unsupported.
+Intervals resample items (an item is an image, or images that belong together): each resample is cut, and its changes
+are read, on the images drawn. They say how far the numbers would move with other images, and no more. The curve that
+chose the boundaries flatters them: on noise alone it finds a "rise" between its own lowest and highest layer in nearly
+every resample. So whether a phase is supported is decided by a second reading: between the boundaries of each resample,
+the change of the images left out. An interval may exclude 0 and the phase still be unsupported.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.resampling import PERCENTILES, resample_means
+from analyses.resampling import PERCENTILES, ItemSums, resample_means, sum_items, weighted_means
 from analyses.segmentation import MINIMUM_LENGTH, segment_all, segment_curves
 from engine.errors import UsageError
 
@@ -92,10 +92,10 @@ def fixed_shape(pattern: str) -> Shape:
     raise UsageError(f"--pattern {pattern}: expected one of {', '.join(PATTERNS)}")
 
 
-def choose_shape(curves: NDArray[np.floating], seed: int) -> Shape:
-    """Choose the number of segments by how well half of the images predicts the other half.
+def choose_shape(curves: NDArray[np.floating], seed: int, items: NDArray[np.object_] | None = None) -> Shape:
+    """Choose the number of segments by how well the images of half of the items predict those of the other half.
 
-    For 1 to 5 segments the mean curve of a random half of the images is fitted, the fit is scored on the mean curve of
+    For 1 to 5 segments the mean curve of a random half of the items is fitted, the fit is scored on the mean curve of
     the other half, and the whole is repeated 50 times. The fewest segments win whose score is within one standard error
     of the best. It is the error of the difference, so that what all fits share (images lie higher or lower as a whole)
     does not blur it, and since repeats share their images it is the corrected one of Nadeau and Bengio (2003), for
@@ -105,13 +105,16 @@ def choose_shape(curves: NDArray[np.floating], seed: int) -> Shape:
     Parameters
     ----------
     curves : array (image, layer), finite
-        With fewer than two images there is nothing to hold out and one segment is chosen.
+        With fewer than two items there is nothing to hold out and one segment is chosen.
     seed : int
+    items : array (image), optional
+        The item of each image; each image its own where None.
     """
     most = max(1, min(_MOST_SEGMENTS, curves.shape[1] // MINIMUM_LENGTH))
     scores, errors, segments = np.full(most, np.nan), np.full(most, np.nan), 1
-    if len(curves) > 1:
-        held_out = _held_out_errors(curves, most, np.random.default_rng(seed))
+    clusters = sum_items(curves, items)
+    if len(clusters.sizes) > 1:
+        held_out = _held_out_errors(clusters, most, np.random.default_rng(seed))
         scores = held_out.mean(axis=0)
         best = int(np.argmin(scores))
         errors = (held_out - held_out[:, [best]]).std(axis=0, ddof=1) * np.sqrt(1.0 + 1.0 / _SPLITS)
@@ -150,22 +153,30 @@ def cut_each(
 
 
 def detect(
-    curves: NDArray[np.floating], layers: NDArray[np.integer], pattern: str, *, bootstraps: int = 1000, seed: int = 0
+    curves: NDArray[np.floating],
+    layers: NDArray[np.integer],
+    pattern: str,
+    *,
+    items: NDArray[np.object_] | None = None,
+    bootstraps: int = 1000,
+    seed: int = 0,
 ) -> Detection:
-    """Find the phases of the mean curve, with bootstrap intervals over images.
+    """Find the phases of the mean curve, with bootstrap intervals over items.
 
     Parameters
     ----------
     curves : array (image, layer), finite, at least one image
     layers : array (layer) of int
     pattern : ``"four"``, ``"three"`` or ``"auto"``
+    items : array (image), optional
+        The item that each image is resampled with; each image its own where None.
     bootstraps, seed : int
 
     Returns
     -------
     Detection
         ``change`` is the mean curve's value at ``end`` minus that at ``start``; its interval is that of the resamples,
-        each cut and read on the images drawn, NaN with fewer than two images. A phase is supported where, for every
+        each cut and read on the images drawn, NaN with fewer than two items. A phase is supported where, for every
         segment in it, the interval of the change on the images left out (see the module's text) excludes 0 with the
         segment's sign. ``preferred`` is the outcome of `choose_shape`, which ``"auto"`` follows.
 
@@ -176,20 +187,21 @@ def detect(
     """
     values = np.asarray(curves, np.float64)
     _refuse_short(values.shape[1], 1 if pattern == "auto" else fixed_shape(pattern).segments)
-    preferred = choose_shape(values, seed)
+    preferred = choose_shape(values, seed, items)
     shape = preferred if pattern == "auto" else fixed_shape(pattern)
     mean = values.mean(axis=0, keepdims=True)
     found = segment_curves(mean, shape.segments, first_rises=shape.first_rises).last
-    drawn, left_out = resample_means(values, bootstraps, np.random.default_rng(seed))
+    clusters = sum_items(values, items)
+    drawn, left_out = resample_means(clusters, bootstraps, np.random.default_rng(seed))
     resampled = segment_curves(drawn, shape.segments, first_rises=shape.first_rises).last
     supported = _supported(left_out, resampled, shape.first_rises)
 
     start, end = _phase_points(found, shape)
     starts, ends = _phase_points(resampled, shape)
     change = (_at(mean, end) - _at(mean, start))[0]
-    # One image gives the same curve in every resample: no interval, not one without width.
+    # One item gives the same curve in every resample: no interval, not one without width.
     changes = _at(drawn, ends) - _at(drawn, starts)
-    change_low, change_high = _interval(changes if len(values) > 1 else np.full_like(changes, np.nan))
+    change_low, change_high = _interval(changes if len(clusters.sizes) > 1 else np.full_like(changes, np.nan))
     numbers = np.asarray(layers, np.int64)
     (start_low, start_high), (end_low, end_high) = (
         numbers[np.percentile(points, PERCENTILES, axis=0, method="inverted_cdf").astype(np.intp)]
@@ -208,9 +220,9 @@ def detect(
     return Detection(shape, phases, preferred)
 
 
-def halves_bytes(images: int) -> int:
-    """Bytes of the random halves of images that `choose_shape` compares: a flag, its opposite, and one as float."""
-    return _SPLITS * images * (1 + 1 + 8)
+def halves_bytes(items: int) -> int:
+    """Bytes of the random halves of items that `choose_shape` compares: a flag, its opposite, and one as float."""
+    return _SPLITS * items * (1 + 1 + 8)
 
 
 def _refuse_short(points: int, segments: int) -> None:
@@ -247,12 +259,11 @@ def _supported(left_out: NDArray[np.float64], last: NDArray[np.intp], first_rise
     return np.where(rises, low > 0, high < 0)
 
 
-def _held_out_errors(curves: NDArray[np.floating], most: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _held_out_errors(items: ItemSums, most: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Mean squared error (split, segments - 1) of fits to one half's mean curve on the other half's."""
-    images = len(curves)
-    halves = np.stack([rng.permutation(images) < images // 2 for _ in range(_SPLITS)])
-    fitted = halves @ curves / halves.sum(axis=1, keepdims=True)
-    scored = ~halves @ curves / (~halves).sum(axis=1, keepdims=True)
+    count = len(items.sizes)
+    halves = np.stack([rng.permutation(count) < count // 2 for _ in range(_SPLITS)])
+    fitted, scored = weighted_means(halves, items), weighted_means(~halves, items)
     by_sign = [segment_all(fitted, most, first_rises=rises) for rises in (True, False)]
     errors = np.empty((_SPLITS, most))
     for k in range(most):

@@ -1,11 +1,12 @@
 """Phases of a store: the detector run on the curves that contextualization gives.
 
-For every store, prompt kind and pair the mean curve over images is cut, with intervals over images; the inter-modal
-curve (`image-text`) is the headline, and for it every sample's own curve is cut too. Layer 0, which no block has
-touched, and the row after the final norm stay out of the fit; layer 0 joins on request.
+For every store, prompt group and pair the mean curve over images is cut, with intervals over items, and so is every
+image's own curve, because the interval of a mean over hundreds of images often has no width; the inter-modal curve
+(`image-text`) is the headline, and for it every sample's own curve is cut too. Layer 0, which no block has touched, and
+the row after the final norm stay out of the fit; layer 0 joins on request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +14,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analyses.contextualization_results import StoreResult
-from analyses.curves import Band, band, image_curves, ordered_kinds
+from analyses.curves import Band, band, image_curves
 from analyses.identity import StoreIdentity
 from analyses.phase_detection import Detection, cut_each, detect
+from analyses.prompt_groups import PromptGroup, prompt_groups
 from engine.errors import UsageError
 
-__all__ = ["HEADLINE", "CurvePhases", "SamplePhases", "find_phases"]
+__all__ = ["HEADLINE", "QUANTILES", "CurvePhases", "SamplePhases", "find_phases", "name_missing"]
 
 HEADLINE = "image-text"
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of the boundaries of images' own curves."""
 
 
 class SamplePhases(NamedTuple):
@@ -37,22 +42,29 @@ class CurvePhases(NamedTuple):
     Attributes
     ----------
     identity : StoreIdentity
-    prompt_kind, pair : str
+    block_count : int
+        L, so that depth = layer / L.
+    group : PromptGroup
+    pair : str
     detection : Detection
     layers : array (layer), int32
         All layers of the curve; the fit may have left layer 0 out.
     band : Band
         Mean and spread on ``layers``.
+    ends : array (phase, quantile), int64
+        Layers at `QUANTILES` of the ends of the phases of each image's own curve.
     samples : SamplePhases or None
         For the headline pair.
     """
 
     identity: StoreIdentity
-    prompt_kind: str
+    block_count: int
+    group: PromptGroup
     pair: str
     detection: Detection
     layers: NDArray[np.int32]
     band: Band
+    ends: NDArray[np.int64]
     samples: SamplePhases | None
 
 
@@ -64,7 +76,7 @@ def find_phases(
     seed: int = 0,
     include_layer_0: bool = False,
 ) -> list[CurvePhases]:
-    """Find the phases of every store, prompt kind and pair.
+    """Find the phases of every store, prompt group and pair.
 
     Parameters
     ----------
@@ -77,7 +89,7 @@ def find_phases(
     Returns
     -------
     list of CurvePhases
-        A curve without any image (every text set is empty) is left out.
+        A curve without any image (every text set is empty, say) is left out; `name_missing` names it.
 
     Raises
     ------
@@ -87,25 +99,57 @@ def find_phases(
     if bootstraps < 1:
         raise UsageError(f"--bootstraps {bootstraps}: at least 1 is needed for an interval")
     found = []
-    for item in results:
+    for item, group, chosen, row, pair in _curves(results):
         result = item.result
+        samples, values = result.samples[chosen], result.cosine[chosen, :, row]
+        own = image_curves(samples, values)
+        if not len(own.curves):
+            continue
         fitted = (result.layers > 0) | include_layer_0
-        for kind in ordered_kinds(result.samples["prompt_kind"]):
-            chosen = (result.samples["prompt_kind"] == kind).to_numpy()
-            samples = result.samples[chosen]
-            for row, (pair, self_pairs) in enumerate(result.rows):
-                values = result.cosine[chosen, :, row]
-                curves = image_curves(samples["image_id"], values)[1]
-                if self_pairs or not len(curves):
-                    continue
-                layers = result.layers[fitted]
-                try:
-                    detection = detect(curves[:, fitted], layers, pattern, bootstraps=bootstraps, seed=seed)
-                except UsageError as error:
-                    raise UsageError(f"{item.identity.store}: {error}") from None
-                own = _of_samples(samples, values[:, fitted], layers, detection) if pair == HEADLINE else None
-                found.append(CurvePhases(item.identity, kind, pair, detection, result.layers, band(curves), own))
+        layers, curves = result.layers[fitted], own.curves[:, fitted]
+        try:
+            detection = detect(curves, layers, pattern, items=own.items, bootstraps=bootstraps, seed=seed)
+        except UsageError as error:
+            raise UsageError(f"{item.identity.store}: {error}") from None
+        ends = cut_each(curves, layers, detection.shape)[1]
+        found.append(
+            CurvePhases(
+                identity=item.identity,
+                block_count=result.block_count,
+                group=group,
+                pair=pair,
+                detection=detection,
+                layers=result.layers,
+                band=band(own.curves, own.items),
+                ends=np.quantile(ends, QUANTILES, axis=0, method="inverted_cdf").T.astype(np.int64),
+                samples=_of_samples(samples, values[:, fitted], layers, detection) if pair == HEADLINE else None,
+            )
+        )
     return found
+
+
+def name_missing(results: Sequence[StoreResult], found: Sequence[CurvePhases]) -> list[str]:
+    """Say of which curves there are no phases, because no image has one: a sentence per store and prompt group."""
+    there = {(curve.identity.store, curve.group, curve.pair) for curve in found}
+    missing: dict[str, list[str]] = {}
+    for item, group, _, _, pair in _curves(results):
+        if (item.identity.store, group, pair) not in there:
+            missing.setdefault(f"{item.identity.store}, {group.title}", []).append(pair)
+    return [
+        f"{name}: no image has a curve {' or '.join(pairs)}, so it is left out of phases"
+        for name, pairs in missing.items()
+    ]
+
+
+def _curves(
+    results: Sequence[StoreResult],
+) -> Iterator[tuple[StoreResult, PromptGroup, NDArray[np.bool_], int, str]]:
+    """All curves there could be: store, prompt group with its samples, row of pairs and its name."""
+    for item in results:
+        for group, chosen in prompt_groups(item.result.samples):
+            for row, (pair, self_pairs) in enumerate(item.result.rows):
+                if not self_pairs:
+                    yield item, group, chosen, row, pair
 
 
 def _of_samples(

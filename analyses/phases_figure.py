@@ -14,34 +14,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analyses.figure_style import COLUMN_INCHES, NOTE, PAIR_COLOURS, STYLE, layer_axis
-from analyses.phase_detection import Detection, Phase
-from analyses.phases import HEADLINE, CurvePhases
+from analyses.figure_style import ADJUSTMENT_NOTES, COLUMN_INCHES, NOTE, PAIR_COLOURS, STYLE, layer_axis
+from analyses.labels import short_label, store_labels
+from analyses.phase_detection import Detection
+from analyses.phases import HEADLINE, QUANTILES, CurvePhases
+from analyses.phases_overview_figure import draw_overview
+from analyses.phases_style import FAINT, STRONG, boundary_colours, full_name, numeral, shade
 
 __all__ = ["draw_phases"]
 
-_TINTS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442")
-_TINT_OF = {"I": 0, "I+II": 0, "II": 1, "III": 2, "IV": 3}  # the same phase, the same colour in every pattern
-_UNSUPPORTED: Any = {"facecolor": "0.95", "hatch": "/////"}
-_STRONG, _FAINT = "0.15", "0.6"
 _FOOTER = (
-    "Line and band: mean and standard deviation over images.\n"
-    "Dots and bars: boundaries and their 95 % intervals,\n"
-    "grey next to a phase that is not supported (hatched),\n"
-    "that is, not found again on images left out.\n"
-    "Right column: change of the mean within a phase."
+    "Line and band: mean and standard deviation over images.",
+    "Dots and bars: boundaries and their 95 % intervals,",
+    "grey next to a phase that is not supported (hatched),",
+    "that is, not found again on images left out.",
+    "Wide pale bars: middle half of the images' own boundaries.",
+    "Right column: change of the mean within a phase.",
 )
+_MOST_PANELS = 4
 _POINT = 1 / 72  # inches
-_LEFT, _WIDTH, _NOTE = 0.52, 2.88, 46 * _POINT
+_LEFT, _WIDTH = 0.52, 2.88
 _ALONE, _AMONG_OTHERS = 1.35, 0.95  # inches of a panel's axes
-_TICKS, _LABEL, _LINE, _GAP, _TITLE = 14, 11, 8, 5, 12  # points
+_TICKS, _LABEL, _LINE, _GAP, _TITLE, _NOTE = 14, 11, 8, 5, 10, 8  # points, the last two of a line
 _ROW_BARS, _ROW_NUMERALS = 3.0, 8.0  # points
 
 
 class _Panel(NamedTuple):
-    """One curve with the room that it takes: inches of its axes, rows of marks above, whether the axis is named."""
+    """One curve with the room that it takes: title, inches of its axes, rows of marks above, whether it is named."""
 
     curve: CurvePhases
+    title: str
     axes_inches: float
     bar_rows: list[int]
     numeral_rows: list[int]
@@ -56,6 +58,10 @@ class _Panel(NamedTuple):
         return self.bars + _ROW_NUMERALS * (max(self.numeral_rows) + 1)
 
     @property
+    def above(self) -> float:
+        return self.head + 2 + _TITLE * (self.title.count("\n") + 1)
+
+    @property
     def under(self) -> float:
         return _TICKS + _LABEL * self.labelled
 
@@ -66,33 +72,39 @@ class _Panel(NamedTuple):
     @property
     def inches(self) -> float:
         lines = len(self.curve.detection.phases) + bool(self.hint)
-        return self.axes_inches + (self.head + _TITLE + self.under + _LINE * lines + _GAP) * _POINT
+        return self.axes_inches + (self.above + self.under + _LINE * lines + _GAP) * _POINT
 
 
-def draw_phases(found: Sequence[CurvePhases]) -> Figure:
-    """Draw one panel per store and prompt kind, for the inter-modal curve; the last of equal layer axes is named."""
+def draw_phases(found: Sequence[CurvePhases], adjustment: str = "none") -> Figure:
+    """Draw the phases of inter-modal curves.
+
+    Up to four curves have a panel each, the last of equal layer axes is named; more share the overview.
+    """
     curves = [curve for curve in found if curve.pair == HEADLINE]
+    if len(curves) > _MOST_PANELS:
+        return draw_overview(curves, adjustment)
+    labels = store_labels([curve.identity for curve in curves])
     spans = [(int(curve.layers[0]), int(curve.layers[-1])) for curve in curves]
-    drawn = [
-        _plan_panel(curve, _ALONE if len(curves) == 1 else _AMONG_OTHERS, spans[k + 1 : k + 2] != [spans[k]])
-        for k, curve in enumerate(curves)
-    ]
-    several = len({panel.curve.identity.store for panel in drawn}) > 1
-    total = sum(panel.inches for panel in drawn) + _NOTE
+    drawn = []
+    for k, curve in enumerate(curves):
+        store = f"{short_label(labels[curve.identity.store])}\n" if len(labels) > 1 else ""
+        title = f"{store}{short_label(curve.group.title)} ({_counts(curve)})"
+        height = _ALONE if len(curves) == 1 else _AMONG_OTHERS
+        drawn.append(_plan_panel(curve, title, height, labelled=spans[k + 1 : k + 2] != [spans[k]]))
+    footer = [*_FOOTER, *filter(None, [ADJUSTMENT_NOTES.get(adjustment)])]
+    total = sum(panel.inches for panel in drawn) + (6 + _NOTE * len(footer)) * _POINT
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN_INCHES, total))
         top = total
         for panel in drawn:
-            bottom = top - (panel.head + _TITLE) * _POINT - panel.axes_inches
+            bottom = top - panel.above * _POINT - panel.axes_inches
             box = (_LEFT / COLUMN_INCHES, bottom / total, _WIDTH / COLUMN_INCHES, panel.axes_inches / total)
             ax = figure.add_axes(box)
-            kind, store = panel.curve.prompt_kind, panel.curve.identity.store
-            title = f"{store} · {kind}" if several else kind
-            _write(ax, f"{title} ({_counts(panel.curve)})", (0, 1), (0, panel.head + 2), fontsize=7)
+            _write(ax, panel.title, (0, 1), (0, panel.head + 2), fontsize=7, va="bottom")
             _draw_curve(ax, panel)
             _draw_key(figure, ax, panel)
             top -= panel.inches
-        figure.text(_LEFT / COLUMN_INCHES, 4 * _POINT / total, _FOOTER, va="bottom", **NOTE)
+        figure.text(_LEFT / COLUMN_INCHES, 4 * _POINT / total, "\n".join(footer), va="bottom", **NOTE)
     return figure
 
 
@@ -102,15 +114,25 @@ def _counts(curve: CurvePhases) -> str:
     return f"{prompts} prompts, {curve.band.images} images" if prompts > 1 else f"{curve.band.images} images"
 
 
-def _plan_panel(curve: CurvePhases, axes_inches: float, labelled: bool) -> _Panel:
+def _plan_panel(curve: CurvePhases, title: str, axes_inches: float, *, labelled: bool) -> _Panel:
     phases = curve.detection.phases
     layers_per_inch = (curve.layers[-1] - curve.layers[0]) * 1.04 / _WIDTH
-    bars = [(phase.end_low - 0.06 * layers_per_inch, phase.end_high + 0.06 * layers_per_inch) for phase in phases]
+    margin = 0.06 * layers_per_inch
+    bars = [
+        (min(phase.end_low, low) - margin, max(phase.end_high, high) + margin)
+        for phase, (low, high) in zip(phases, _middle_half(curve), strict=True)
+    ]
     middles = [
-        ((phase.start + phase.end) / 2, (0.03 * len(_numeral(phase)) + 0.02) * layers_per_inch) for phase in phases
+        ((phase.start + phase.end) / 2, (0.03 * len(numeral(phase)) + 0.02) * layers_per_inch) for phase in phases
     ]
     numerals = _first_fit([(middle - half, middle + half) for middle, half in middles])
-    return _Panel(curve, axes_inches, _first_fit(bars), numerals, labelled)
+    return _Panel(curve, title, axes_inches, _first_fit(bars), numerals, labelled)
+
+
+def _middle_half(curve: CurvePhases) -> list[list[int]]:
+    """First and third quartile, per phase, of where images' own curves end it."""
+    quartiles: list[list[int]] = curve.ends[:, [QUANTILES.index(0.25), QUANTILES.index(0.75)]].tolist()
+    return quartiles
 
 
 def _hint(detection: Detection) -> str:
@@ -127,12 +149,6 @@ def _hint(detection: Detection) -> str:
     return f"Held-out images prefer {segments}, see --pattern auto"
 
 
-def _firm_ends(phases: Sequence[Phase]) -> list[bool]:
-    """Whether each phase's end is a boundary between supported phases; the last one ends with the model."""
-    after = [*(phase.supported for phase in phases[1:]), True]
-    return [phase.supported and following for phase, following in zip(phases, after, strict=True)]
-
-
 def _first_fit(spans: Sequence[tuple[float, float]]) -> list[int]:
     """Lowest row for each span in which it touches none placed before it."""
     rows: list[int] = []
@@ -144,16 +160,6 @@ def _first_fit(spans: Sequence[tuple[float, float]]) -> list[int]:
         }
         rows.append(next(row for row in range(len(spans)) if row not in taken))
     return rows
-
-
-def _numeral(phase: Phase) -> str:
-    first = phase.name.split(" ")[0]
-    return first if set(first) <= set("IV+") else str(phase.phase)
-
-
-def _shade(phase: Phase) -> Any:
-    tint = _TINTS[_TINT_OF.get(_numeral(phase), phase.phase - 1)]
-    return {"facecolor": tint, "alpha": 0.35} if phase.supported else _UNSUPPORTED
 
 
 def _write(ax: Axes, text: str, at: tuple[float, float], points: tuple[float, float], **style: Any) -> None:
@@ -168,9 +174,9 @@ def _draw_curve(ax: Axes, panel: _Panel) -> None:
     if not panel.labelled:
         ax.set_xlabel("")
     for phase in phases:
-        ax.axvspan(phase.start, phase.end, linewidth=0, zorder=0, **_shade(phase))
-    for phase, firm in zip(phases, _firm_ends(phases), strict=True):
-        ax.axvline(phase.end, color="0.5" if firm else "0.85", linewidth=0.5, zorder=1)
+        ax.axvspan(phase.start, phase.end, linewidth=0, zorder=0, **shade(phase))
+    for phase, colour in zip(phases, boundary_colours(phases), strict=True):
+        ax.axvline(phase.end, color="0.5" if colour == STRONG else "0.85", linewidth=0.5, zorder=1)
     if band.images > 1:
         low, high = band.mean - band.std, band.mean + band.std
         ax.fill_between(layers, low, high, color=PAIR_COLOURS[HEADLINE], alpha=0.25, linewidth=0)
@@ -185,17 +191,18 @@ def _draw_marks(ax: Axes, panel: _Panel) -> None:
     height = panel.axes_inches / _POINT
     left, right = ax.get_xlim()
     phases = panel.curve.detection.phases
-    rows = zip(phases, _firm_ends(phases), panel.bar_rows, strict=True)
-    for phase, firm, row in list(rows)[:-1]:  # the last phase ends with the model, not at a boundary
+    rows = zip(phases, boundary_colours(phases), panel.bar_rows, _middle_half(panel.curve), strict=True)
+    for phase, colour, row, of_images in list(rows)[:-1]:  # the last phase ends with the model, not at a boundary
         y = 1 + (3 + _ROW_BARS * row) / height
-        style: Any = {"transform": across, "color": _STRONG if firm else _FAINT, "clip_on": False}
-        ax.plot([phase.end_low, phase.end_high], [y, y], linewidth=0.9, solid_capstyle="butt", **style)
+        style: Any = {"transform": across, "color": colour, "clip_on": False, "solid_capstyle": "butt"}
+        ax.plot(of_images, [y, y], linewidth=2.2, alpha=0.3, **style)
+        ax.plot([phase.end_low, phase.end_high], [y, y], linewidth=0.9, **style)
         ax.plot([phase.end], [y], "o", markersize=2, **style)
     for phase, row in zip(phases, panel.numeral_rows, strict=True):
         middle = ((phase.start + phase.end) / 2 - left) / (right - left)
         rise = panel.bars + _ROW_NUMERALS * row
-        colour = _STRONG if phase.supported else _FAINT
-        _write(ax, _numeral(phase), (middle, 1), (0, rise), ha="center", va="bottom", fontsize=6.5, color=colour)
+        colour = STRONG if phase.supported else FAINT
+        _write(ax, numeral(phase), (middle, 1), (0, rise), ha="center", va="bottom", fontsize=6.5, color=colour)
 
 
 def _draw_key(figure: Figure, ax: Axes, panel: _Panel) -> None:
@@ -206,11 +213,10 @@ def _draw_key(figure: Figure, ax: Axes, panel: _Panel) -> None:
     below = -panel.under - _LINE / 2
     for phase in phases:
         where = (corner.x0, corner.y0 + (below - 2.5) / height)
-        figure.add_artist(Rectangle(where, 6 / width, 5 / height, transform=figure.transFigure, **_shade(phase)))
+        figure.add_artist(Rectangle(where, 6 / width, 5 / height, transform=figure.transFigure, **shade(phase)))
         style: Any = {"fontsize": 6, "va": "center_baseline", "color": "black" if phase.supported else "0.45"}
-        name = phase.name if _numeral(phase) != str(phase.phase) else f"{phase.phase} {phase.name}"
         interval = f" (end {phase.end_low}–{phase.end_high})" if phase.end_high > phase.end_low else ""
-        _write(ax, f"{name}, {phase.start}–{phase.end}{interval}", (0, 0), (9, below), **style)
+        _write(ax, f"{full_name(phase)}, {phase.start}–{phase.end}{interval}", (0, 0), (9, below), **style)
         change = f"{phase.change:+.3f}".replace("-", "−") if phase.supported else "not supported"
         _write(ax, change, (1, 0), (0, below), ha="right", **style)
         below -= _LINE

@@ -1,7 +1,6 @@
-"""Phases as results: two tidy tables and a labelled dataset."""
+"""Phases as results: tidy tables of curves, samples and scores, and a labelled dataset."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,16 +8,27 @@ import pyarrow as pa
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.contextualization_results import STORE_COLUMNS
+from analyses.contextualization_results import RESAMPLED
+from analyses.contextualization_table import STORE_COLUMNS
 from analyses.phase_detection import Phase
-from analyses.phases import CurvePhases
+from analyses.phases import QUANTILES, CurvePhases
 
-__all__ = ["PHASES_IMAGES_SCHEMA", "PHASES_SCHEMA", "to_dataset", "to_image_tables", "to_table"]
+__all__ = [
+    "PHASES_IMAGES_SCHEMA",
+    "PHASES_SCHEMA",
+    "PHASES_SCORES_SCHEMA",
+    "to_dataset",
+    "to_image_tables",
+    "to_score_table",
+    "to_table",
+]
 
 _LAYERS = ("start", "start_low", "start_high", "end", "end_low", "end_high")
 _CHANGES = ("change", "change_low", "change_high")
+_OF_IMAGES = {"end_images_q25": 0.25, "end_images_median": 0.5, "end_images_q75": 0.75}
 
-_INTERVAL = "95 % percentile interval over bootstrap samples of images, each cut and read on the images drawn"
+_ENDS = {"long_name": "quantiles over images of the end of the phase on an image's own curve", "units": "layer"}
+_INTERVAL = "95 % percentile interval over bootstrap samples of items, each cut and read on the images drawn"
 _SUPPORTED = "on images left out of each bootstrap sample the interval of the change excludes 0 with the phase's sign"
 
 PHASES_SCHEMA = pa.schema(
@@ -31,9 +41,13 @@ PHASES_SCHEMA = pa.schema(
         *((name, pa.int32()) for name in _LAYERS),
         *((name, pa.float64()) for name in _CHANGES),
         ("supported", pa.bool_()),
+        *((name, pa.int32()) for name in _OF_IMAGES),
+        ("images", pa.int32()),
+        ("items", pa.int32()),
+        ("adjustment", pa.string()),
     ]
 )
-"""One row per phase of a mean curve; prompt_id is empty."""
+"""One row per phase of a mean curve; prompt_id is empty but for prompts of the user's own."""
 
 PHASES_IMAGES_SCHEMA = pa.schema(
     [
@@ -48,14 +62,54 @@ PHASES_IMAGES_SCHEMA = pa.schema(
 """One row per phase of a sample's own inter-modal curve."""
 
 
-def to_table(found: Sequence[CurvePhases], pattern: str) -> pa.Table:
+PHASES_SCORES_SCHEMA = pa.schema(
+    [
+        *STORE_COLUMNS,
+        ("pair", pa.string()),
+        ("segments", pa.int32()),
+        ("score", pa.float64()),
+        ("score_error", pa.float64()),
+        ("preferred", pa.bool_()),
+    ]
+)
+"""One row per mean curve and number of alternating segments: how well it predicts images that were held out."""
+
+
+def to_table(found: Sequence[CurvePhases], pattern: str, adjustment: str) -> pa.Table:
     """Make the table of mean curves."""
+    columns = [QUANTILES.index(quantile) for quantile in _OF_IMAGES.values()]
     rows = [
-        {**_store_columns(curve), "prompt_id": "", "pair": curve.pair, "pattern": pattern, **phase._asdict()}
+        {
+            **_curve_columns(curve),
+            "pattern": pattern,
+            **phase._asdict(),
+            **dict(zip(_OF_IMAGES, ends[columns].tolist(), strict=True)),
+            "images": curve.band.images,
+            "items": curve.band.items,
+            "adjustment": adjustment,
+        }
         for curve in found
-        for phase in curve.detection.phases
+        for phase, ends in zip(curve.detection.phases, curve.ends, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=PHASES_SCHEMA)
+
+
+def to_score_table(found: Sequence[CurvePhases]) -> pa.Table:
+    """Make the table of the scores that decide how many segments held-out images prefer."""
+    rows = [
+        {
+            **_curve_columns(curve),
+            "segments": segments,
+            "score": score,
+            "score_error": error,
+            "preferred": segments == curve.detection.preferred.segments,
+        }
+        for curve in found
+        for segments, (score, error) in enumerate(
+            zip(curve.detection.preferred.scores, curve.detection.preferred.errors, strict=True), start=1
+        )
+    ]
+    return pa.Table.from_pylist(rows, schema=PHASES_SCORES_SCHEMA)
 
 
 def to_image_tables(found: Sequence[CurvePhases]) -> Iterator[pa.Table]:
@@ -84,15 +138,19 @@ def _store_columns(curve: CurvePhases) -> dict[str, str]:
         "store": identity.store,
         "model": identity.model,
         "source": identity.source,
-        "prompt_kind": curve.prompt_kind,
+        "prompt_kind": curve.group.kind,
     }
 
 
-def to_dataset(found: Sequence[CurvePhases], settings: str) -> xr.Dataset:
+def _curve_columns(curve: CurvePhases) -> dict[str, str]:
+    return {**_store_columns(curve), "prompt_id": curve.group.prompt_id, "pair": curve.pair}
+
+
+def to_dataset(found: Sequence[CurvePhases], attributes: Mapping[str, Any]) -> xr.Dataset:
     """Label the phases (curve, phase); a curve with fewer phases than others is filled with layer -1 and NaN.
 
     Whatever the pattern, the number of segments that held-out images prefer is beside them (curve), with the scores
-    that decided it (curve, segments).
+    that decided it (curve, segments). ``attributes`` say what the results depend on and join the dataset's own.
     """
     most = max((len(curve.detection.phases) for curve in found), default=0)
     table = [[_padded(curve, p) for p in range(most)] for curve in found]
@@ -110,25 +168,29 @@ def to_dataset(found: Sequence[CurvePhases], settings: str) -> xr.Dataset:
         {
             **columns,
             **_scores(found),
+            "end_images": (("curve", "phase", "quantile"), _ends_of_images(found, most), _ENDS),
             "images": ("curve", np.array([curve.band.images for curve in found], np.int64)),
+            "items": ("curve", np.array([curve.band.items for curve in found], np.int64)),
         },
         coords={
             "phase": np.arange(1, most + 1),
+            "quantile": np.array(QUANTILES),
             **{
                 name: ("curve", np.array([value(curve) for curve in found], dtype=object))
                 for name, value in (
                     ("store", lambda curve: curve.identity.store),
-                    ("prompt_kind", lambda curve: curve.prompt_kind),
+                    ("prompt_kind", lambda curve: curve.group.kind),
+                    ("prompt_id", lambda curve: curve.group.prompt_id),
                     ("pair", lambda curve: curve.pair),
                 )
             },
         },
         attrs={
             "title": "Phases",
-            "settings": settings,
-            "stores": json.dumps(list({curve.identity.store: curve.identity.asdict() for curve in found}.values())),
+            "resampled": RESAMPLED,
             "interval": _INTERVAL,
             "supported": f"{_SUPPORTED}; the interval of the change may exclude 0 where the phase is not supported",
+            **attributes,
         },
     )
 
@@ -159,6 +221,13 @@ def _scores(found: Sequence[CurvePhases]) -> dict[str, Any]:
             {"long_name": "standard error of the score's distance to the best", "units": "1"},
         ),
     }
+
+
+def _ends_of_images(found: Sequence[CurvePhases], most: int) -> NDArray[np.int32]:
+    ends = np.full((len(found), most, len(QUANTILES)), -1, np.int32)
+    for c, curve in enumerate(found):
+        ends[c, : len(curve.ends)] = curve.ends
+    return ends
 
 
 def _padded(curve: CurvePhases, p: int) -> Phase:

@@ -1,4 +1,4 @@
-"""Sums of unit vectors of one part's samples, from pooled states: mean of unit vectors times their number."""
+"""Sums over the tokens of one part's samples, from pooled states: means of them times their number."""
 
 from collections.abc import Iterator
 
@@ -16,14 +16,21 @@ __all__ = ["PooledSums"]
 class PooledSums:
     """Streams a part's pooled states once, first layer to last; the same face as `StateSums`.
 
+    Parameters
+    ----------
+    part : Part
+    task : PartTask
+    plain : bool
+        Sum the states themselves instead of unit vectors.
+
     Attributes
     ----------
     counts : array (set, sample), int64
     """
 
-    def __init__(self, part: Part, task: PartTask) -> None:
+    def __init__(self, part: Part, task: PartTask, *, plain: bool = False) -> None:
         self._part, self._sets = part, task.sets
-        self._path = task.array
+        self._path = "sample/mean" if plain else "sample/unit_mean"
         self._layers = np.asarray(open_array(part, "sample/layer")[...])
         self._role_counts = np.asarray(open_array(part, "sample/token_count")[...], np.int64)
         self.counts = np.stack([self._role_counts[list(codes)].sum(axis=0) for codes in task.sets])
@@ -44,7 +51,7 @@ class PooledSums:
                 yield chunk.first, sums
 
     def normed(self) -> NDArray[np.float64]:
-        """Return the last layer's sums after the final norm."""
+        """Return the last layer's sums of unit vectors after the final norm."""
         sums = self._no_sums()
         for chunk in stream_chunks(self._part, "sample/normed_unit_mean"):
             which = slice(chunk.start, chunk.stop)

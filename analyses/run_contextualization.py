@@ -2,29 +2,46 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from analyses.contextualization import Contextualization, analyze_store, choose_source
+from analyses.contextualization import analyze_store
+from analyses.contextualization_comparison import draw_comparison
 from analyses.contextualization_figure import draw_contextualization
-from analyses.contextualization_results import (
-    CONTEXTUALIZATION_SCHEMA,
-    StoreResult,
-    from_dataset,
-    to_dataset,
-    to_tables,
-)
+from analyses.contextualization_notes import tell_of_empty_curves
+from analyses.contextualization_plan import check_adjustment, check_roles, choose_source
+from analyses.contextualization_results import StoreResult, from_dataset, to_dataset
+from analyses.contextualization_table import CONTEXTUALIZATION_SCHEMA, to_tables
 from analyses.identity import StoreIdentity, identify, settings_text
 from analyses.kept_parts import KeptParts
+from analyses.part_task import Adjustment
 from analyses.resources import Resources
 from analyses.results import open_dataset, write_dataset, write_figure, write_table
+from analyses.results_folder import DAMAGED, check_folder, result_attributes
 from engine.errors import UsageError
 from engine.store import Store, open_store
 
-__all__ = ["NAME", "load_or_compute", "run"]
+__all__ = ["NAME", "Choice", "load_or_compute", "make_choice", "open_all", "run"]
 
 NAME = "contextualization"
 
-_DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
-"""What zarr, its codecs and xarray raise on files that are cut, changed or gone."""
+
+class Choice(NamedTuple):
+    """What cosines depend on beside the stores: roles of text, the array that is read, the adjustment."""
+
+    text_roles: tuple[str, ...]
+    source: str
+    adjustment: Adjustment
+
+
+def make_choice(text_roles: Sequence[str], source: str, adjustment: str) -> Choice:
+    """Check roles and adjustment and put them in order.
+
+    Raises
+    ------
+    UsageError
+        One is unknown.
+    """
+    return Choice(check_roles(text_roles), source, check_adjustment(adjustment))
 
 
 def run(
@@ -35,12 +52,15 @@ def run(
     text_roles: Sequence[str],
     self_pairs: bool,
     source: str,
+    adjustment: str,
 ) -> list[Path]:
     """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
+    choice = make_choice(text_roles, source, adjustment)
     opened, identities = open_all(stores, resources)
-    return _run(
-        opened, identities, results_folder, resources, text_roles=text_roles, self_pairs=self_pairs, source=source
+    check_folder(
+        results_folder, [NAME], identities, text_roles=choice.text_roles, adjustment=choice.adjustment
     )
+    return _run(opened, identities, results_folder, resources, choice, self_pairs=self_pairs)
 
 
 def _run(
@@ -48,46 +68,29 @@ def _run(
     identities: Sequence[StoreIdentity],
     results_folder: Path,
     resources: Resources,
+    choice: Choice,
     *,
-    text_roles: Sequence[str],
     self_pairs: bool,
-    source: str,
 ) -> list[Path]:
     kept = KeptParts(results_folder)
     results = [
         StoreResult(
-            identity,
-            analyze_store(
-                store,
-                text_roles=text_roles,
-                self_pairs=self_pairs,
-                source=source,
-                resources=resources,
-                kept=kept,
-            ),
+            identity, analyze_store(store, **choice._asdict(), self_pairs=self_pairs, resources=resources, kept=kept)
         )
         for identity, store in zip(identities, opened, strict=True)
     ]
-    for identity, result in results:
-        _tell_of_empty_sets(identity, result, resources)
-    settings = _settings(opened, identities, results[0].result.text_roles, self_pairs, source)
+    for item in results:
+        tell_of_empty_curves(item, resources)
+    attributes = result_attributes(NAME, _settings(opened, identities, choice, self_pairs))
     written = [
-        write_dataset(results_folder, NAME, to_dataset(results, settings)),
+        write_dataset(results_folder, NAME, to_dataset(results, attributes)),
         write_table(results_folder, NAME, to_tables(results), CONTEXTUALIZATION_SCHEMA),
         *write_figure(results_folder, NAME, draw_contextualization(results)),
     ]
+    if len(results) > 1:
+        written += write_figure(results_folder, f"{NAME}-comparison", draw_comparison(results))
     kept.clear()
     return written
-
-
-def _tell_of_empty_sets(identity: StoreIdentity, result: Contextualization, resources: Resources) -> None:
-    """Say where no sample has a token of a set, so that its curves are empty."""
-    for kind, total in zip(("image", ", ".join(result.text_roles)), result.counts.sum(axis=0), strict=True):
-        if total == 0:
-            resources.tell(
-                f"{identity.store} holds no {kind} token, so curves with them are empty: extract with --capture "
-                "pooled, with these among --roles, or choose other --text-roles"
-            )
 
 
 def load_or_compute(
@@ -95,42 +98,27 @@ def load_or_compute(
     identities: Sequence[StoreIdentity],
     results_folder: Path,
     resources: Resources,
-    *,
-    text_roles: Sequence[str],
-    source: str,
+    choice: Choice,
 ) -> tuple[list[StoreResult], list[Path]]:
     """Give another analysis what this one found: from ``results_folder`` where it is there, else by running.
 
-    Results there count when they are of the same stores in the same state, with the same roles, read from the same
-    arrays, by this version; rows with self-pairs may be among them. Damaged ones are computed again.
+    Results there count when they are of the same stores in the same state, with the same choices, by this version; rows
+    with self-pairs may be among them. Damaged ones are computed again. The caller has checked the folder.
 
     Returns
     -------
     results : list of StoreResult
     written : list of Path
         Empty where nothing had to be computed.
-
-    Raises
-    ------
-    UsageError
-        The folder holds contextualization of other roles, which would be lost.
     """
     try:
-        found = _load(results_folder, stores, identities, text_roles, source)
-    except _DAMAGED as error:
+        found = _load(results_folder, stores, identities, choice)
+    except DAMAGED as error:
         resources.tell(f"{results_folder / NAME}.zarr is damaged ({error}) and is computed again")
         found = None
     if found is not None:
         return found, []
-    written = _run(
-        stores,
-        identities,
-        results_folder,
-        resources,
-        text_roles=text_roles,
-        self_pairs=False,
-        source=source,
-    )
+    written = _run(stores, identities, results_folder, resources, choice, self_pairs=False)
     dataset = open_dataset(results_folder, NAME)
     assert dataset is not None
     return from_dataset(dataset), written
@@ -157,32 +145,22 @@ def open_all(stores: Sequence[str], resources: Resources) -> tuple[list[Store], 
 
 
 def _load(
-    folder: Path, stores: Sequence[Store], identities: Sequence[StoreIdentity], text_roles: Sequence[str], source: str
+    folder: Path, stores: Sequence[Store], identities: Sequence[StoreIdentity], choice: Choice
 ) -> list[StoreResult] | None:
     dataset = open_dataset(folder, NAME)
     if dataset is None:
         return None
-    roles = tuple(str(dataset.attrs["text_roles"]).split(","))
-    if set(roles) != set(text_roles):
-        asked = ",".join(text_roles)
-        raise UsageError(
-            f"{folder} holds {NAME} of --text-roles {','.join(roles)}, asked is --text-roles {asked}: choose another "
-            f"--out, for example {folder}-{asked.replace(',', '-')}, or ask for the same roles"
-        )
-    wanted = [_settings(stores, identities, roles, self_pairs, source) for self_pairs in (False, True)]
+    wanted = [_settings(stores, identities, choice, self_pairs) for self_pairs in (False, True)]
     return from_dataset(dataset) if dataset.attrs["settings"] in wanted else None
 
 
 def _settings(
-    stores: Sequence[Store],
-    identities: Sequence[StoreIdentity],
-    text_roles: Sequence[str],
-    self_pairs: bool,
-    source: str,
+    stores: Sequence[Store], identities: Sequence[StoreIdentity], choice: Choice, self_pairs: bool
 ) -> str:
     return settings_text(
         identities,
-        text_roles=list(text_roles),
+        text_roles=list(choice.text_roles),
         self_pairs=self_pairs,
-        source=[choose_source(store, source) for store in stores],
+        adjustment=choice.adjustment,
+        source=[choose_source(store, choice.source, choice.adjustment) for store in stores],
     )

@@ -5,14 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analyses.curves import BOOTSTRAPS
+from analyses.identity import settings_text
 from analyses.memory import check_memory, result_bytes, statistics_bytes
-from analyses.phases import HEADLINE, find_phases
+from analyses.phases import HEADLINE, find_phases, name_missing
 from analyses.phases_figure import draw_phases
-from analyses.phases_results import PHASES_IMAGES_SCHEMA, PHASES_SCHEMA, to_dataset, to_image_tables, to_table
+from analyses.phases_results import (
+    PHASES_IMAGES_SCHEMA,
+    PHASES_SCHEMA,
+    PHASES_SCORES_SCHEMA,
+    to_dataset,
+    to_image_tables,
+    to_score_table,
+    to_table,
+)
 from analyses.resources import Resources
 from analyses.results import write_dataset, write_figure, write_table
-from analyses.run_contextualization import load_or_compute, open_all
-from engine import __version__
+from analyses.results_folder import check_folder, result_attributes
+from analyses.run_contextualization import NAME as COSINES
+from analyses.run_contextualization import load_or_compute, make_choice, open_all
 from engine.errors import StrataError
 from engine.store import Store
 
@@ -28,36 +38,42 @@ def run(
     *,
     text_roles: Sequence[str],
     source: str,
+    adjustment: str,
     pattern: str,
     bootstraps: int,
     seed: int,
     include_layer_0: bool,
 ) -> list[Path]:
     """Find phases and write them; contextualization is computed and written first where it is missing."""
+    choice = make_choice(text_roles, source, adjustment)
     opened, identities = open_all(stores, resources)
-    _check_memory(opened, bootstraps, resources)
-    results, written = load_or_compute(
-        opened,
-        identities,
-        results_folder,
-        resources,
-        text_roles=text_roles,
-        source=source,
+    check_folder(
+        results_folder, [COSINES, NAME], identities, text_roles=choice.text_roles, adjustment=choice.adjustment
     )
+    _check_memory(opened, bootstraps, resources)
+    results, written = load_or_compute(opened, identities, results_folder, resources, choice)
     found = find_phases(results, pattern=pattern, bootstraps=bootstraps, seed=seed, include_layer_0=include_layer_0)
     if not found:
         raise StrataError(
             "no sample has a curve to cut: its text set is empty and it has less than two image tokens; choose other "
             "--text-roles, or extract prompts with text"
         )
+    for sentence in name_missing(results, found):
+        resources.tell(sentence)
     settings = {"pattern": pattern, "bootstraps": bootstraps, "seed": seed, "include_layer_0": include_layer_0}
-    settings |= {"text_roles": list(results[0].result.text_roles), "strata": __version__}
+    attributes = result_attributes(NAME, settings_text(identities, **choice._asdict(), **settings)) | {
+        "stores": json.dumps([identity.asdict() for identity in identities]),
+        "text_roles": ",".join(choice.text_roles),
+        "adjustment": choice.adjustment,
+    }
+    drawn = any(curve.pair == HEADLINE for curve in found)
     return [
         *written,
-        write_dataset(results_folder, NAME, to_dataset(found, json.dumps(settings, sort_keys=True))),
-        write_table(results_folder, NAME, [to_table(found, pattern)], PHASES_SCHEMA),
+        write_dataset(results_folder, NAME, to_dataset(found, attributes)),
+        write_table(results_folder, NAME, [to_table(found, pattern, choice.adjustment)], PHASES_SCHEMA),
         write_table(results_folder, f"{NAME}-images", to_image_tables(found), PHASES_IMAGES_SCHEMA),
-        *(write_figure(results_folder, NAME, draw_phases(found)) if any(c.pair == HEADLINE for c in found) else ()),
+        write_table(results_folder, f"{NAME}-scores", [to_score_table(found)], PHASES_SCORES_SCHEMA),
+        *(write_figure(results_folder, NAME, draw_phases(found, choice.adjustment)) if drawn else ()),
     ]
 
 

@@ -35,9 +35,16 @@ def test_threads_keep_the_order_and_tell_every_result(workers: int) -> None:
     seen: list[tuple[int, int]] = []
     told: dict[int, int] = {}
     resources = Resources(workers, progress=lambda *now: seen.append(now))
-    assert run_tasks(square, range(20), resources, finished=told.__setitem__) == [n * n for n in range(20)]
-    assert told == {n: n * n for n in range(20)}
+    assert run_tasks(square, range(20), resources) == [n * n for n in range(20)]
     assert seen == [(n, 20) for n in range(21)]
+    assert run_tasks(square, range(20), resources, finished=told.__setitem__) == [None] * 20
+    assert told == {n: n * n for n in range(20)}
+
+
+def test_what_is_made_of_a_result_takes_its_place(cluster: str) -> None:
+    for resources in (Resources(workers=2), Resources(scheduler=cluster)):
+        made = run_tasks(math.isqrt, [4, 9, 16], resources, finished=lambda task, result: f"{task}: {result}")
+        assert made == ["4: 2", "9: 3", "16: 4"]
 
 
 def test_no_more_tasks_are_in_work_than_there_are_workers() -> None:

@@ -83,7 +83,8 @@ def test_the_heaviest_part_of_pooled_states_is_the_one_with_most_samples(
         write_part(path, content, plan_sha256=str(tiny.record["plan_sha256"]))
     weighed: list[str] = []
     monkeypatch.setattr(
-        "analyses.contextualization.part_bytes", lambda part, task: weighed.append(part.name) or part_bytes(part, task)
+        "analyses.contextualization_plan.part_bytes",
+        lambda part, task: weighed.append(part.name) or part_bytes(part, task),
     )
     for source in ("pooled", "hidden_states"):
         analyze_store(open_store(path), source=source)
@@ -106,7 +107,7 @@ def test_bands_and_phases_of_40000_images_stay_within_the_prediction(monkeypatch
     item = planted_result(((0, 2, 4, 9, 11), (0.0, 0.1, 0.0, 0.5, 0.3)), images=images, blocks=layers - 1)
     only = replace(item.result, cosine=item.result.cosine[:, :, :1], rows=item.result.rows[:1])
     curves = only.cosine[:, :, 0]
-    used = traced(lambda: band(image_curves(only.samples["image_id"], curves)[1]))
+    used = traced(lambda: band(image_curves(only.samples, curves).curves))
     predicted = statistics_bytes(images, layers, bootstraps)
     assert used <= predicted <= 2.5 * used
     used = traced(lambda: find_phases([item._replace(result=only)], bootstraps=bootstraps))

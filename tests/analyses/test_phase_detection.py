@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from analyses.phase_detection import FOUR_PHASES, choose_shape, cut_each, detect, fixed_shape
-from analyses.resampling import resample_means
+from analyses.resampling import resample_means, sum_items
 from engine.errors import UsageError
 
 LAYERS = np.arange(41)
@@ -149,7 +149,7 @@ def test_a_smooth_monotone_curve_is_never_four_phases_and_held_out_images_say_so
 
 
 def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    curves = images(PLANTED, 0.1)
+    curves = sum_items(images(PLANTED, 0.1), None)
     whole = resample_means(curves, 50, np.random.default_rng(0))
     monkeypatch.setattr("analyses.resampling._VALUES_AT_ONCE", 130)  # two resamples of 60 images
     for once, cut in zip(whole, resample_means(curves, 50, np.random.default_rng(0)), strict=True):

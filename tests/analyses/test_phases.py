@@ -14,7 +14,7 @@ from tests.analyses.builders import FLAT, planted_result
 def test_every_store_kind_and_pair_has_phases() -> None:
     results = [planted_result(kinds=("noisy", "normal")), planted_result(FLAT, store="flat", noise=0.1)]
     found = find_phases(results, bootstraps=100)
-    assert [(curve.identity.store, curve.prompt_kind, curve.pair) for curve in found] == [
+    assert [(curve.identity.store, curve.group.kind, curve.pair) for curve in found] == [
         (store, kind, pair)
         for store, kind in (("planted", "normal"), ("planted", "noisy"), ("flat", "normal"))
         for pair in ("image-text", "image-image", "text-text")
@@ -56,11 +56,12 @@ def test_samples_without_text_have_no_curve() -> None:
 
 def test_tables_have_the_contracts_columns() -> None:
     found = find_phases([planted_result()], pattern="three", bootstraps=50)
-    table = to_table(found, "three").to_pandas()
+    table = to_table(found, "three", "none").to_pandas()
     assert list(table.columns) == [
         "store", "model", "source", "prompt_kind", "prompt_id", "pair", "pattern", "phase", "name",
         "start", "start_low", "start_high", "end", "end_low", "end_high",
-        "change", "change_low", "change_high", "supported",
+        "change", "change_low", "change_high", "supported", "end_images_q25", "end_images_median", "end_images_q75",
+        "images", "items", "adjustment",
     ]  # fmt: skip
     assert table["prompt_id"].eq("").all()
     first = table[table["pair"] == "image-text"]
@@ -75,7 +76,7 @@ def test_tables_have_the_contracts_columns() -> None:
 
 def test_the_dataset_says_what_held_out_images_prefer_also_for_a_fixed_pattern() -> None:
     results = [planted_result(noise=0.005), planted_result(((0, 40), (0.0, 0.4)), store="rise")]
-    fixed, auto = (to_dataset(find_phases(results, pattern=name, bootstraps=20), "") for name in ("four", "auto"))
+    fixed, auto = (to_dataset(find_phases(results, pattern=name, bootstraps=20), {}) for name in ("four", "auto"))
     assert fixed["preferred_segments"].values.tolist() == [4, 1, 1, 1, 1, 1]
     assert fixed["preferred_first_rises"].values.all()
     for name in ("preferred_segments", "preferred_first_rises", "score", "score_error"):
@@ -87,8 +88,8 @@ def test_the_dataset_says_what_held_out_images_prefer_also_for_a_fixed_pattern()
 def test_the_dataset_holds_the_same_numbers_and_the_scores_of_auto() -> None:
     results = [planted_result(noise=0.005), planted_result(((0, 40), (0.0, 0.4)), store="rise")]
     found = find_phases(results, pattern="auto", bootstraps=50)
-    dataset = to_dataset(found, "settings")
-    assert dataset.sizes == {"curve": 6, "phase": 4, "segments": 5}
+    dataset = to_dataset(found, {"settings": "x"})
+    assert dataset.sizes == {"curve": 6, "phase": 4, "segments": 5, "quantile": 5}
     planted, rise = dataset.isel(curve=0), dataset.isel(curve=3)
     assert planted["end"].values.tolist() == [3, 10, 35, 40]
     assert rise["end"].values.tolist() == [40, -1, -1, -1]
@@ -97,7 +98,7 @@ def test_the_dataset_holds_the_same_numbers_and_the_scores_of_auto() -> None:
     assert float(planted["score_error"][3]) == 0
     assert np.isfinite(dataset["score"]).all()
     assert isinstance(dataset, xr.Dataset)
-    assert to_table([], "auto").schema == PHASES_SCHEMA
+    assert to_table([], "auto", "none").schema == PHASES_SCHEMA
 
 
 def test_wrong_requests_name_the_store_and_the_rule() -> None:

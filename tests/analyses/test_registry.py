@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from analyses.contextualization import SOURCES, TEXT_ROLES
+from analyses.contextualization_plan import SOURCES, TEXT_ROLES
 from analyses.curves import BOOTSTRAPS
 from analyses.kept_parts import KeptParts
 from analyses.memory import PROCESS_BYTES, part_bytes, result_bytes, statistics_bytes
@@ -28,7 +28,8 @@ from tests.engine.store.builders import TinyStore, tiny_store
 WrittenStore = Callable[..., TinyStore]
 USE = {"workers": 2, "memory": 2 * 2**30}
 NAMES = {f"contextualization{end}" for end in (".zarr", ".parquet", ".png", ".svg")}
-PHASES = {f"phases{end}" for end in (".zarr", ".parquet", ".png", ".svg", "-images.parquet")}
+COMPARISON = {"contextualization-comparison.png", "contextualization-comparison.svg"}
+PHASES = {f"phases{end}" for end in (".zarr", ".parquet", ".png", ".svg", "-images.parquet", "-scores.parquet")}
 
 
 def test_all_analyses_write_all_files_of_all_stores(written_store: WrittenStore, tmp_path: Path) -> None:
@@ -37,8 +38,8 @@ def test_all_analyses_write_all_files_of_all_stores(written_store: WrittenStore,
     written = run(
         ALL, stores, tmp_path / "r", progress=lambda *n: counts.append(n), bootstraps=20, self_pairs=True, **USE
     )
-    assert {path.name for path in written} == NAMES | PHASES
-    assert set(os.listdir(tmp_path / "r")) == NAMES | PHASES  # kept parts are gone, nothing else is there
+    assert {path.name for path in written} == NAMES | PHASES | COMPARISON
+    assert set(os.listdir(tmp_path / "r")) == NAMES | PHASES | COMPARISON  # kept parts are gone, nothing else is there
     assert counts == [(0, 2), (1, 2), (2, 2)] * 2  # phases reads what contextualization wrote
     for name in ("contextualization", "phases", "phases-images"):
         table = pd.read_parquet(tmp_path / "r" / f"{name}.parquet")
@@ -63,7 +64,8 @@ def test_phases_computes_what_is_missing_or_of_other_settings(written_store: Wri
     assert phases(pattern="three", source="pooled", text_roles=("template", "instruction")) == PHASES
     assert phases(source="hidden_states") == NAMES | PHASES
     other = str(written_store(layers=12, pooled=False).path)
-    assert phases([*store, other], source="hidden_states") == NAMES | PHASES
+    with pytest.raises(UsageError, match=r"holds contextualization of store store \(plan 0+\), asked is stores .*, "):
+        phases([*store, other], source="hidden_states")
 
 
 def test_phases_does_not_overwrite_contextualization_of_other_roles(
@@ -72,14 +74,12 @@ def test_phases_does_not_overwrite_contextualization_of_other_roles(
     stores, use = [str(written_store(layers=9).path)], {**USE, "text_roles": ("instruction",)}
     run("contextualization", stores, tmp_path / "r", **use)
     before = (tmp_path / "r" / "contextualization.parquet").read_bytes()
-    there, asked = r"--text-roles instruction,", r"--text-roles instruction,template:"
-    with pytest.raises(
-        UsageError, match=rf"{there} asked is {asked} choose another --out, for example .*r-instruction-"
-    ):
+    there, asked = r"--text-roles instruction", r"--text-roles instruction,template"
+    with pytest.raises(UsageError, match=rf"of {there}, asked is {asked}; .* choose another --out, or remove .*r/cont"):
         run("phases", stores, tmp_path / "r", bootstraps=5, **USE)
     assert (tmp_path / "r" / "contextualization.parquet").read_bytes() == before
     assert {path.name for path in run("phases", stores, tmp_path / "r", bootstraps=5, **use)} == PHASES
-    assert {path.name for path in run(ALL, stores, tmp_path / "r", bootstraps=5, **USE)} == NAMES | PHASES
+    assert {path.name for path in run(ALL, stores, tmp_path / "r", bootstraps=5, **use)} == NAMES | PHASES
 
 
 def test_results_of_another_version_are_computed_again(
@@ -89,10 +89,10 @@ def test_results_of_another_version_are_computed_again(
     run("contextualization", [str(tiny.path)], tmp_path, **USE)
     part = open_store(tiny.path).parts[0]
     task = PartTask(part.url, part.name, "pooled", TEXT_ROLES, False, True, None)
-    before = KeptParts(tmp_path).name(part, task)
+    before = KeptParts(tmp_path).name("cosines", part, task)
     for module in ("identity", "kept_parts"):
         monkeypatch.setattr(f"analyses.{module}.__version__", "9.9")
-    assert KeptParts(tmp_path).name(part, task) != before
+    assert KeptParts(tmp_path).name("cosines", part, task) != before
     assert {path.name for path in run("phases", [str(tiny.path)], tmp_path, bootstraps=5, **USE)} >= NAMES
 
 
@@ -110,7 +110,6 @@ def cut_chunk(folder: Path) -> None:
     [
         lambda folder: (folder / "zarr.json").unlink(),
         lambda folder: (folder / "zarr.json").write_text("{"),
-        lambda folder: (folder / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}'),
         cut_chunk,
         lambda folder: drop_chunks(folder, "cosine"),
         lambda folder: drop_chunks(folder, "cosine_normed"),
@@ -216,7 +215,7 @@ def test_a_broken_off_analysis_goes_on_with_the_parts_that_are_missing(
             raise StrataError("the cluster went away")
         return part_cosines(task)
 
-    monkeypatch.setattr("analyses.contextualization.part_cosines", break_off_at_the_sixth)
+    monkeypatch.setattr("analyses.part_runs.part_cosines", break_off_at_the_sixth)
     with pytest.raises(StrataError, match="went away"):
         run("contextualization", [path], tmp_path / "r", **{**use, "workers": 1})
     assert os.listdir(tmp_path / "r") == [".unfinished"]
@@ -288,7 +287,9 @@ def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) 
     notes: list[str] = []
     options = {"workers": 1, "memory": 2**31, "notify": notes.append}
     written = run("all", [str(path)], tmp_path / "r", **options, text_roles=("generated",), bootstraps=5)
-    assert notes == [note for note in notes if "store holds no generated token" in note] != []
+    assert len(notes) == 2
+    assert "store holds no generated token" in notes[0]
+    assert notes[1] == "store, normal: no image has a curve image-text or text-text, so it is left out of phases"
     names = {file.name for file in written}
     assert "phases.parquet" in names
     assert "phases.png" not in names

@@ -11,13 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analyses.contextualization import analyze_store
-from analyses.contextualization_results import (
-    CONTEXTUALIZATION_SCHEMA,
-    StoreResult,
-    from_dataset,
-    to_dataset,
-    to_tables,
-)
+from analyses.contextualization_results import StoreResult, from_dataset, to_dataset
+from analyses.contextualization_table import CONTEXTUALIZATION_SCHEMA, to_tables
 from analyses.identity import identify
 from analyses.results import open_dataset, write_dataset, write_figure, write_table
 from engine.errors import StrataError
@@ -39,8 +34,8 @@ def results(written_store: WrittenStore) -> list[StoreResult]:
 def test_the_table_is_tidy_and_complete(results: list[StoreResult]) -> None:
     table = pa.concat_tables(to_tables(results)).to_pandas()
     assert list(table.columns) == [
-        "store", "model", "source", "prompt_kind", "prompt_id", "sample_id", "image_id", "layer", "depth", "normed",
-        "pair", "text_roles", "self_pairs", "cosine",
+        "store", "model", "source", "prompt_kind", "prompt_id", "sample_id", "image_id", "item_id", "layer", "depth",
+        "normed", "pair", "text_roles", "self_pairs", "adjustment", "cosine",
     ]  # fmt: skip
     assert table["store"].nunique() == 2
     key = ["store", "sample_id", "layer", "normed", "pair", "self_pairs"]
@@ -65,7 +60,7 @@ def test_the_table_is_tidy_and_complete(results: list[StoreResult]) -> None:
 
 
 def test_the_dataset_is_labelled_and_gives_everything_back(results: list[StoreResult], tmp_path: Path) -> None:
-    path = write_dataset(tmp_path, "contextualization", to_dataset(results, "settings"))
+    path = write_dataset(tmp_path, "contextualization", to_dataset(results, {"settings": "settings"}))
     dataset = xr.open_zarr(path)
     assert dataset.attrs["settings"] == "settings"
     assert [entry["read_from"] for entry in json.loads(dataset.attrs["stores"])] == ["pooled", "pooled"]

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from analyses import unit_sums as module
-from analyses.unit_sums import VectorError, unit_sums
+from analyses import token_blocks as module
+from analyses.token_blocks import VectorError
+from analyses.unit_sums import unit_sums
 
 
 def oracle(states: NDArray[np.floating], runs: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -44,7 +45,7 @@ def test_every_finite_float16_is_widened_exactly() -> None:
     bits = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
     halves = bits.view(np.float16)
     halves = halves[np.isfinite(halves)].reshape(1, -1)
-    widened = module._widen(halves, np.empty(halves.shape, np.int32))
+    widened = module.widen(halves, np.empty(halves.shape, np.int32))
     expected = halves.astype(np.float32)
     np.testing.assert_array_equal(widened.view(np.uint32), expected.view(np.uint32))
 

@@ -1,0 +1,37 @@
+"""How figures show phases: numerals and tints that stay with a phase in every pattern, grey where not supported."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from analyses.phase_detection import Phase
+
+__all__ = ["FAINT", "STRONG", "boundary_colours", "full_name", "numeral", "shade"]
+
+STRONG, FAINT = "0.15", "0.6"
+
+_TINTS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442")
+_TINT_OF = {"I": 0, "I+II": 0, "II": 1, "III": 2, "IV": 3}  # the same phase, the same colour in every pattern
+_UNSUPPORTED: Any = {"facecolor": "0.95", "hatch": "/////"}
+
+
+def numeral(phase: Phase) -> str:
+    """Return the numeral that the phase's name begins with, else its number."""
+    first = phase.name.split(" ")[0]
+    return first if set(first) <= set("IV+") else str(phase.phase)
+
+
+def full_name(phase: Phase) -> str:
+    """Return the name with its number before it, where it has no numeral of its own."""
+    return phase.name if numeral(phase) != str(phase.phase) else f"{phase.phase} {phase.name}"
+
+
+def shade(phase: Phase) -> Any:
+    """Style of a patch; hatched where the phase is not supported."""
+    tint = _TINTS[_TINT_OF.get(numeral(phase), phase.phase - 1)]
+    return {"facecolor": tint, "alpha": 0.35} if phase.supported else _UNSUPPORTED
+
+
+def boundary_colours(phases: Sequence[Phase]) -> list[str]:
+    """Colour of each phase's end: strong between supported phases; the last one ends with the model."""
+    after = [*(phase.supported for phase in phases[1:]), True]
+    return [STRONG if phase.supported and following else FAINT for phase, following in zip(phases, after, strict=True)]
