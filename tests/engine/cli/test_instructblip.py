@@ -13,7 +13,6 @@ from click.testing import Result
 from transformers import (
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
-    InstructBlipConfig,
     InstructBlipProcessor,
     LlamaConfig,
     LlavaConfig,
@@ -137,6 +136,12 @@ def test_analyses_run_and_an_empty_text_set_is_nan(strata: Strata, extracted: Ex
     assert ("empty", "image-text") not in cut
 
 
+def test_models_says_what_was_checked_of_it(strata: Strata) -> None:
+    listed = strata("models").stdout
+    assert "InstructBLIP with Vicuna" in listed
+    assert "not yet against the published Vicuna 7B and 13B checkpoints" in " ".join(listed.split())
+
+
 def test_batches_and_ranks_leave_the_same_states(strata: Strata, extracted: Extracted, tmp_path: Path) -> None:
     out = tmp_path / "store"
     for rank in (0, 1):
@@ -170,16 +175,25 @@ def test_a_model_that_is_deaf_to_the_prompt_is_refused(strata: Strata, extracted
 
 
 def write_instructblip(folder: Path, size: dict[str, int]) -> Path:
-    """Write the published sizes around small tokenizers; no weights."""
+    """Write configuration and processor settings as published around small tokenizers; no weights."""
     tokenizer = build_tokenizer(bos="</s>")
-    InstructBlipConfig(
-        text_config=LlamaConfig(vocab_size=32064, **size),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        architectures=["InstructBlipForConditionalGeneration"],
-        dtype="float16",
-    ).save_pretrained(folder)
     images = BlipImageProcessorPil(size={"height": 224, "width": 224})
     InstructBlipProcessor(images, tokenizer, build_qformer_tokenizer(), num_query_tokens=32).save_pretrained(folder)
+    text = {"model_type": "llama", "vocab_size": 32064, "dtype": "float16", "pad_token_id": 32000, **size}
+    config = {
+        "architectures": ["InstructBlipForConditionalGeneration"],
+        "model_type": "instructblip",
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "video_token_index": 32002,
+        "num_query_tokens": 32,
+        "qformer_config": {"model_type": "instructblip_qformer", "vocab_size": 30523},
+        "text_config": {**text, "bos_token_id": 0, "eos_token_id": 1, "max_sequence_length": 2048},
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_decoder_only_language_model": True,
+        "vision_config": {"model_type": "instructblip_vision_model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -190,7 +204,7 @@ def test_estimate_prices_a_full_size_model_without_weights(strata: Strata, tmp_p
     vision, queries = checkpoint.config.vision_config, checkpoint.config.qformer_config
     assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (1408, 39, 224, 14)
     assert (queries.hidden_size, queries.num_hidden_layers) == (768, 12)
-    assert checkpoint.dtype("auto") == "float16"
+    assert checkpoint.dtype("auto") == "float32", "the published weights are, so 16 bits must be asked for"
     prompts = [Prompt("p", "custom", "What is this?"), Prompt("empty", "empty", "")]
     prepared = Preparer(checkpoint, prompts, share_prefix=False).prepare_nominal()
     assert prepared.pixel_values.shape == (1, 3, 224, 224)
@@ -198,7 +212,7 @@ def test_estimate_prices_a_full_size_model_without_weights(strata: Strata, tmp_p
     assert len(prepared.layouts[1]) == 33
     annotations = write_images(tmp_path / "images", 4)
     source = ["--source", "coco", "--annotations", annotations, "--images", tmp_path / "images"]
-    result = strata("estimate", "--model", folder, *source, "--prompts", "empty")
+    result = strata("estimate", "--model", folder, *source, "--prompts", "empty", "--dtype", "float16")
     assert result.exit_code == 0, result.output
     layers, dim = SIZES[name]["num_hidden_layers"] + 1, SIZES[name]["hidden_size"]
     assert f"layer {layers} × token {4 * 33} × dim {dim:,}" in result.stdout
