@@ -5,7 +5,7 @@ Opening reads ``store.json`` and the manifests; a part without a manifest is nev
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -22,6 +22,7 @@ from engine.store.location import Location
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, parse_manifest
 from engine.store.record import parse_record
+from engine.store.tokens import TokenBatch, iterate_tokens
 
 __all__ = ["Store", "open_store"]
 
@@ -123,7 +124,7 @@ class Store:
         frames = [part.samples.assign(part=part.number, store=part.url) for part in self.parts]
         filled = [frame for frame in frames if len(frame)] or frames[:1]
         if not filled:
-            raise StrataError(f"no part of {self.url} is committed yet: run strata extract until it has written one")
+            raise self._no_part()
         return pd.concat(filled, ignore_index=True)
 
     @cached_property
@@ -197,6 +198,63 @@ class Store:
         return joined.assign_attrs(
             {key: row[key] for key in ("sample_id", "image_id", "prompt_id", "prompt_kind", "prompt")}
         )
+
+    def tokens(
+        self,
+        *,
+        layer: int | Sequence[int],
+        roles: str | Sequence[str] | None = None,
+        batch: int = 4096,
+        shuffle: int | None = None,
+        memory: int = 2**30,
+        drop_last: bool = False,
+    ) -> Iterator[TokenBatch]:
+        """Iterate once over the states of all stored tokens, in batches: for probes and sparse autoencoders.
+
+        Each stored token comes once; a prefix that several samples share comes once. ``torch.from_numpy`` takes the
+        states as they are.
+
+        Parameters
+        ----------
+        layer
+            A stored layer number: states are (token, dim). Several: (token, layer, dim), in their order.
+        roles
+            Only tokens of this role, or of these; all when None.
+        batch
+            Tokens in a batch; the last one may be shorter.
+        shuffle
+            None for stored order, or a seed. Batches are then drawn at random from a pool in which as many chunks (up
+            to 4 MiB per layer) wait as memory allows, themselves in random order from up to 64 parts at a time. A pool
+            that holds the whole store is shuffled perfectly; else a batch mixes about as many chunks as the pool holds.
+            The same seed and memory give the same batches everywhere.
+        memory
+            Bytes that this may hold, the batch that you work with and the next one included.
+        drop_last
+            Whether a last, shorter batch is left out.
+
+        Raises
+        ------
+        UsageError
+            There are no hidden states, no such layer or role, or too little memory; the message says what there is, or
+            what is needed.
+        StrataError
+            No part is committed, or one is damaged.
+        """
+        if not self.parts:
+            raise self._no_part()
+        return iterate_tokens(
+            self.parts,
+            self.record["capture"],
+            layer=layer,
+            roles=roles,
+            batch=batch,
+            shuffle=shuffle,
+            memory=memory,
+            drop_last=drop_last,
+        )
+
+    def _no_part(self) -> StrataError:
+        return StrataError(f"no part of {self.url} is committed yet: run strata extract until it has written one")
 
     def _wrong_sample(self, sample_id: str, found: int) -> str:
         if found:

@@ -131,7 +131,8 @@ def test_help_lists_what_works_and_says_in_one_line_what_does_not(
     counting: Path, install: Callable[..., Path], tmp_path: Path
 ) -> None:
     touched = tmp_path / "touched"
-    noisy = f"import pathlib\npathlib.Path({str(touched)!r}).touch()\nraise RuntimeError('two\\nlines ' + 'and a long reason ' * 9)"
+    noisy = f"from pathlib import Path\nPath({str(touched)!r}).touch()\n"
+    noisy += "raise RuntimeError('two\\nlines ' + 'and a reason ' * 9)"
     install("strata-torn", {"torn": "torn:ANALYSIS", "stops": "stops:ANALYSIS"}, torn=noisy, stops="exit(7)")
     install("strata-thief", {"phases": "counting:ANALYSIS", "all": "counting:ANALYSIS"})
     done = strata(counting, "analyze", "--help")
@@ -139,7 +140,7 @@ def test_help_lists_what_works_and_says_in_one_line_what_does_not(
     commands, broken = done.stdout.split("Broken analyses of other packages:\n")
     assert re.search(r"token-count +Stored tokens per sample\.", commands)
     assert all(name in commands for name in (*ANALYSES, ALL))
-    reason = "torn:ANALYSIS cannot be imported (RuntimeError: two lines " + ("and a long reason " * 9).strip() + ")"
+    reason = "torn:ANALYSIS cannot be imported (RuntimeError: two lines " + ("and a reason " * 9).strip() + ")"
     assert broken.splitlines() == [
         "  analysis 'all' of strata-thief 1.0 is not used: strata's own names cannot be replaced",
         "  analysis 'phases' of strata-thief 1.0 is not used: strata's own names cannot be replaced",

@@ -1,0 +1,70 @@
+"""What a reader asks for by name, checked against what a store keeps: layers and roles."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.errors import UsageError
+from engine.vocabulary import ROLE_CODES, ROLES
+
+__all__ = ["layer_indices", "role_codes"]
+
+
+def layer_indices(stored: Sequence[int], asked: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Find layers along the leading axis.
+
+    Parameters
+    ----------
+    stored
+        Layer numbers of the store, ascending.
+    asked
+        One number, or several in any order; None means all.
+
+    Raises
+    ------
+    UsageError
+        None is asked for, or one that is not stored.
+    """
+    if asked is None:
+        return tuple(range(len(stored)))
+    numbers = [asked] if isinstance(asked, int | np.integer) else list(asked)
+    if not numbers:
+        raise UsageError(f"no layer is named: stored are {_list(stored)}")
+    places = {int(number): place for place, number in enumerate(stored)}
+    for number in numbers:
+        if number not in places:
+            raise UsageError(f"layer {number} is not stored: stored are {_list(stored)}")
+    return tuple(places[int(number)] for number in numbers)
+
+
+def role_codes(stored: Sequence[str] | None, asked: str | Sequence[str] | None) -> tuple[int, ...] | None:
+    """Find the codes of roles.
+
+    Parameters
+    ----------
+    stored
+        Roles whose tokens the store keeps; None means all.
+    asked
+        One name or several; None means all.
+
+    Raises
+    ------
+    UsageError
+        None is named, or one that is unknown or not kept.
+    """
+    if asked is None:
+        return None
+    known = tuple(ROLES if stored is None else stored)
+    names = (asked,) if isinstance(asked, str) else tuple(asked)
+    if not names:
+        raise UsageError(f"no role is named: stored are {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"tokens of role {name!r} are not stored: stored are {', '.join(known)}")
+    return tuple(ROLE_CODES[name] for name in names)
+
+
+def _list(numbers: Sequence[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    whole = len(numbers) > 2 and len(numbers) == last - first + 1
+    return f"{first} to {last}" if whole else ", ".join(map(str, numbers))
