@@ -36,7 +36,7 @@ from analyses.part_task import PAIRS, Adjustment, PairRow, Source, pair_rows
 from analyses.resources import Resources
 from engine.store import Store
 
-__all__ = ["SAMPLE_COLUMNS", "TEXT_ROLES", "Baseline", "Contextualization", "analyze_store"]
+__all__ = ["SAMPLE_COLUMNS", "TEXT_ROLES", "Baseline", "Contextualization", "analyze_store", "join_parts"]
 
 SAMPLE_COLUMNS = ("prompt_kind", "prompt_id", "sample_id", "image_id", "item_id")
 
@@ -145,7 +145,7 @@ def analyze_store(
         if means:
             origin = find_origin(means_of_parts(store.parts, means, resources, folder))
             tasks = [replace(task, origin=origin) for task in tasks]
-        joined = _join(cosines_of_parts(store.parts, tasks, resources, folder))
+        joined = join_parts(cosines_of_parts(store.parts, tasks, resources, folder))
     rows = pair_rows(self_pairs)
     normed = joined.normed if tasks[0].normed else None
     baseline = None if joined.pairs is None else _baseline(joined.pairs, len(store.layers), normed is not None)
@@ -177,7 +177,7 @@ def _folder(kept: KeptParts | None) -> Iterator[KeptParts]:
         yield KeptParts(Path(folder))
 
 
-def _join(parts: Iterable[PartCosines]) -> PartCosines:
+def join_parts(parts: Iterable[PartCosines]) -> PartCosines:
     """Put parts one after the other; what they contribute to the baseline is added up, one part in memory at a time."""
     total: PairSums | None = None
     numbers = []

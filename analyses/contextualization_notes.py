@@ -30,6 +30,11 @@ def _tell_of_groups(item: StoreResult, resources: Resources) -> None:
     for group, chosen in prompt_groups(result.samples):
         without = int((result.counts[chosen, 1] == 0).sum())
         total = int(chosen.sum())
+        if (result.counts[chosen, 1] == 1).all():
+            resources.tell(
+                f"{identity.store}: each of the {total} samples of {group.title} has a single token of {roles}, which "
+                "has no other to be paired with, so the curve text-text is empty"
+            )
         if without == total:
             resources.tell(
                 f"{identity.store}: none of the {total} samples of {group.title} has a token of {roles}, so its curves "

@@ -41,7 +41,7 @@ COSINE_NAMES = {
     "mean-centred": "mean cosine similarity of centred states",
 }
 ADJUSTMENT_NOTES = {
-    "anisotropy": "Subtracted: mean cosine of tokens of different images (text: and prompts).",
+    "anisotropy": "Subtracted: mean cosine of tokens of different images.",
     "mean-centred": "States less the layer's mean state.",
 }
 

@@ -24,7 +24,7 @@ def texts(figure: Figure) -> list[Text]:
     figure.draw_without_rendering()
     outside: set[Text] = set()
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
-        low, high = axis.get_view_interval()
+        low, high = sorted(axis.get_view_interval())
         outside |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
     return [
         text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text not in outside

@@ -1,3 +1,4 @@
+import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyses.contextualization import analyze_store
+from analyses.anisotropy import pair_sums_bytes
+from analyses.centring import part_means
+from analyses.contextualization import analyze_store, join_parts
+from analyses.contextualization_plan import plan_means, plan_tasks
 from analyses.curves import band, image_curves
-from analyses.memory import PROCESS_BYTES, check_memory, format_bytes, part_bytes, statistics_bytes
+from analyses.kept_parts import KeptParts
+from analyses.memory import PROCESS_BYTES, check_memory, format_bytes, means_bytes, part_bytes, statistics_bytes
 from analyses.part_cosines import part_cosines
-from analyses.part_task import PartTask
+from analyses.part_runs import cosines_of_parts
+from analyses.part_task import Origin, PartTask
 from analyses.phases import find_phases
 from analyses.registry import run
 from analyses.resources import Resources
 from engine.errors import UsageError
 from engine.store import open_store, write_part
 from engine.vocabulary import ROLE_CODES
-from tests.analyses.builders import planted_result
+from tests.analyses.builders import planted_result, random_samples, write_samples
 from tests.engine.store import builders
 
 DIM, LAYERS = 1024, 3
@@ -43,10 +49,10 @@ def large_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def peak(task: PartTask) -> int:
-    part_cosines(task)  # imports and caches are not the part's
+def peak(task: PartTask, function: Callable[[PartTask], object] = part_cosines) -> int:
+    function(task)  # imports and caches are not the part's
     tracemalloc.start()
-    part_cosines(task)
+    function(task)
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return used
@@ -59,6 +65,59 @@ def test_peak_memory_of_a_part_is_within_the_prediction(large_parts: Path, sourc
     predicted, used = part_bytes(part, task), peak(task)
     assert used <= predicted
     assert predicted <= 2.5 * used  # a bound that is far off would refuse what fits
+
+
+@pytest.mark.parametrize("source", ["hidden_states", "pooled"])
+def test_peak_memory_with_a_baseline_is_within_the_prediction(large_parts: Path, source: str) -> None:
+    part = open_store(large_parts).parts[0]
+    prompts = ("normal-1", *(f"other-{number}" for number in range(200)))  # sums of prompts outweigh all else
+    task = PartTask(part.url, part.name, source, TEXT, False, False, None, prompts)
+    predicted, used = part_bytes(part, task), peak(task)
+    assert used <= predicted <= 2.5 * used
+
+
+@pytest.mark.parametrize("source", ["hidden_states", "pooled"])
+def test_peak_memory_of_centring_is_within_the_prediction(large_parts: Path, source: str) -> None:
+    store = open_store(large_parts)
+    (states, *_) = plan_tasks(store, "hidden_states", TEXT, False, "mean-centred")
+    (means, *_) = plan_means(store, [states], "auto" if source == "pooled" else source)
+    assert (means.source, means.normed) == (source, True)
+    predicted, used = means_bytes(store.parts[0], means), peak(means, part_means)
+    assert used <= predicted <= 2.5 * used
+    origin = Origin(np.full((LAYERS, DIM), 0.1), np.full(DIM, 0.1))
+    centred = replace(states, origin=origin)
+    predicted, used = part_bytes(store.parts[0], centred), peak(centred)
+    assert used <= predicted <= 2.5 * used
+
+
+def test_adjustments_need_more_memory_and_are_refused_early(large_parts: Path) -> None:
+    store, prompts = open_store(large_parts), 500
+    store.samples["prompt_id"] = [f"p{number % prompts}" for number in range(len(store.samples))]
+    needed = {}
+    for adjustment in ("none", "anisotropy", "mean-centred"):
+        with pytest.raises(UsageError, match=r"is too small: .* Raise --memory to \d") as caught:
+            analyze_store(store, source="hidden_states", adjustment=adjustment, resources=Resources(memory=1))
+        needed[adjustment] = int(float(re.findall(r"Raise --memory to ([0-9.]+)MiB", str(caught.value))[0]) * 2**20)
+    # One layer more than there are: the last one after the final norm.
+    assert needed["anisotropy"] - needed["none"] >= 3 * 20 * (LAYERS + 1) * DIM * 8
+    assert needed["mean-centred"] > needed["none"]
+
+
+def test_adding_parts_up_does_not_grow_with_their_number(tmp_path: Path) -> None:
+    samples = random_samples(0, images=24, prompts=2, layers=4, dim=64, parts=24, empty=False)
+    store = open_store(write_samples(tmp_path / "store", samples, residual=False))
+    prompts = tuple(f"p{number}" for number in range(400))
+    tasks = [replace(task, prompts=prompts) for task in plan_tasks(store, "pooled", TEXT, False, "none")]
+    sums = pair_sums_bytes(len(prompts), 5, 64)
+    used = {}
+    for count in (3, 24):
+        kept = KeptParts(tmp_path / f"{count}")
+        used[count] = traced(
+            lambda count=count, kept=kept: join_parts(
+                cosines_of_parts(store.parts[:count], tasks[:count], Resources(), kept)
+            )
+        )
+    assert used[24] <= 1.1 * used[3] <= 8 * sums
 
 
 def test_the_prediction_is_per_part_and_not_per_store(large_parts: Path) -> None:

@@ -1,12 +1,23 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import xarray as xr
 
-from analyses.phases import find_phases
-from analyses.phases_results import PHASES_IMAGES_SCHEMA, PHASES_SCHEMA, to_dataset, to_image_tables, to_table
+from analyses.curves import image_curves
+from analyses.phase_detection import cut_each, fixed_shape
+from analyses.phases import QUANTILES, find_phases, name_missing
+from analyses.phases_results import (
+    PHASES_IMAGES_SCHEMA,
+    PHASES_SCHEMA,
+    PHASES_SCORES_SCHEMA,
+    to_dataset,
+    to_image_tables,
+    to_score_table,
+    to_table,
+)
 from engine.errors import StrataError, UsageError
 from tests.analyses.builders import FLAT, planted_result
 
@@ -99,6 +110,108 @@ def test_the_dataset_holds_the_same_numbers_and_the_scores_of_auto() -> None:
     assert np.isfinite(dataset["score"]).all()
     assert isinstance(dataset, xr.Dataset)
     assert to_table([], "auto", "none").schema == PHASES_SCHEMA
+
+
+def test_intervals_and_support_draw_items_and_bands_images() -> None:
+    pairs = planted_result(images=12, images_per_item=2, noise=0.1)
+    curve = find_phases([pairs], bootstraps=60)[0]
+    assert (curve.band.images, curve.band.items) == (12, 6)
+    own = image_curves(pairs.result.samples, pairs.result.cosine[:, :, 0])
+    fitted = own.curves[:, 1:]
+    rng, changes, left_out = np.random.default_rng(0), [], []
+    items = own.items.tolist()
+    for _ in range(60):
+        times = dict(zip(dict.fromkeys(items), rng.multinomial(6, [1 / 6] * 6), strict=True))
+        mean = np.mean([fitted[i] for i, item in enumerate(items) for _ in range(times[item])], axis=0)
+        start, end = cut_each(mean[None], np.arange(40), fixed_shape("four"))
+        changes.append(mean[end[0]] - mean[start[0]])
+        others = [fitted[i] for i, item in enumerate(items) if times[item] == 0]
+        if others:
+            left_out.append(np.mean(others, axis=0)[end[0]] - np.mean(others, axis=0)[start[0]])
+    low, high = np.percentile(changes, (2.5, 97.5), axis=0)
+    phases = curve.detection.phases
+    np.testing.assert_allclose([phase.change_low for phase in phases], low)
+    np.testing.assert_allclose([phase.change_high for phase in phases], high)
+    low, high = np.percentile(left_out, (2.5, 97.5), axis=0)
+    signs = [low[0] > 0, high[1] < 0, low[2] > 0, high[3] < 0]
+    assert [phase.supported for phase in phases] == signs
+    assert find_phases([planted_result(images=12, noise=0.1)], bootstraps=60)[0].detection != curve.detection
+
+
+def test_two_identical_images_per_item_change_nothing() -> None:
+    one = planted_result(images=9, noise=0.1)
+    twice = pd.concat(
+        [one.result.samples.assign(image_id=one.result.samples["image_id"] + side) for side in ("a", "b")]
+    )
+    both = replace(one.result, samples=twice, cosine=np.concatenate([one.result.cosine] * 2))
+    single, double = (
+        find_phases([item], pattern="auto", bootstraps=40)[0] for item in (one, one._replace(result=both))
+    )
+    assert double.detection.preferred.scores == pytest.approx(single.detection.preferred.scores)
+    for left, right in zip(single.detection.phases, double.detection.phases, strict=True):
+        assert left[:8] == right[:8]
+        assert left[8:] == pytest.approx(right[8:])
+    np.testing.assert_allclose(double.band.high, single.band.high)
+    assert (double.band.images, double.band.items) == (18, 9)
+
+
+def test_one_item_has_no_interval_of_change() -> None:
+    phases = find_phases([planted_result(images=2, images_per_item=2)], bootstraps=10)[0].detection.phases
+    assert all(np.isnan(phase.change_low) and not phase.supported for phase in phases)
+
+
+def test_each_prompt_of_the_users_own_has_its_own_phases() -> None:
+    item = planted_result(kinds=("normal", "mine", "yours"), images=10)
+    found = find_phases([item], bootstraps=10)
+    groups = [("normal", ""), ("custom", "mine-0"), ("custom", "yours-0")]
+    assert [tuple(curve.group) for curve in found] == [group for group in groups for _ in range(3)]
+    table = to_table(found, "four", "none").to_pandas()
+    pairs = table[["prompt_kind", "prompt_id"]].drop_duplicates().itertuples(index=False)
+    assert [tuple(pair) for pair in pairs] == groups
+    alone = item.result.samples["prompt_id"] == "yours-0"
+    mean = item.result.cosine[alone, :, 0].mean(axis=0)
+    np.testing.assert_allclose(found[6].band.mean, mean)
+
+
+def test_boundaries_of_images_are_summed_up_as_quantiles() -> None:
+    item = planted_result(prompts=2, images=15, noise=0.05)
+    found = find_phases([item], bootstraps=10)
+    dataset = to_dataset(found, {})
+    own = image_curves(item.result.samples, item.result.cosine[:, :, 0]).curves[:, 1:]
+    ends = cut_each(own, np.arange(1, 41), fixed_shape("four"))[1]
+    for q, quantile in enumerate(QUANTILES):
+        expected = [sorted(column)[int(np.ceil(quantile * 15)) - 1] for column in ends.T]
+        assert dataset["end_images"][0, :, q].values.tolist() == expected
+    table = to_table(found, "four", "none").to_pandas().query("pair == 'image-text'")
+    for column, quantile in (("end_images_q25", 1), ("end_images_median", 2), ("end_images_q75", 3)):
+        assert table[column].tolist() == dataset["end_images"][0, :, quantile].values.tolist()
+    assert table["items"].eq(15).all()
+
+
+def test_scores_of_the_pattern_are_a_table_too() -> None:
+    found = find_phases([planted_result(noise=0.005), planted_result(FLAT, store="flat", noise=0.1)], bootstraps=5)
+    table = to_score_table(found).to_pandas()
+    dataset = to_dataset(found, {})
+    assert list(table.columns) == PHASES_SCORES_SCHEMA.names
+    assert len(table) == 6 * 5
+    np.testing.assert_array_equal(table["score"].to_numpy().reshape(6, 5), dataset["score"])
+    np.testing.assert_array_equal(table["score_error"].to_numpy().reshape(6, 5), dataset["score_error"])
+    preferred = table[table["preferred"]]
+    assert preferred["segments"].tolist() == dataset["preferred_segments"].values.tolist()
+    assert preferred.query("pair == 'image-text'")["segments"].tolist() == [4, 1]
+
+
+def test_curves_without_images_are_named() -> None:
+    item = planted_result(kinds=("normal", "empty"))
+    cosine = item.result.cosine.copy()
+    chosen = (item.result.samples["prompt_kind"] == "empty").to_numpy()
+    cosine[np.ix_(chosen, range(41), [0, 2])] = np.nan
+    items = [item._replace(result=replace(item.result, cosine=cosine))]
+    found = find_phases(items, bootstraps=5)
+    assert [(curve.group.title, curve.pair) for curve in found][3:] == [("empty", "image-image")]
+    assert name_missing(items, found) == [
+        "planted, empty: no image has a curve image-text or text-text, so it is left out of phases"
+    ]
 
 
 def test_wrong_requests_name_the_store_and_the_rule() -> None:

@@ -79,8 +79,37 @@ def test_the_dataset_is_labelled_and_gives_everything_back(results: list[StoreRe
         np.testing.assert_array_equal(before.result.counts, after.result.counts)
         assert (before.result.normed is None) == (after.result.normed is None)
         assert before.result.samples.to_dict("list") == after.result.samples.to_dict("list")
-        for field in ("rows", "text_roles", "source", "block_count"):
+        for field in ("rows", "text_roles", "source", "block_count", "adjustment", "baseline"):
             assert getattr(before.result, field) == getattr(after.result, field)
+
+
+def test_an_adjustment_and_its_baseline_are_labelled_and_given_back(
+    written_store: WrittenStore, tmp_path: Path
+) -> None:
+    stores = [open_store(written_store(**options).path) for options in ({}, {"layers": 9})]
+    found = [analyze_store(store, adjustment="anisotropy") for store in stores]
+    before = [StoreResult(identity, result) for identity, result in zip(identify(stores), found, strict=True)]
+    write_dataset(tmp_path, "x", to_dataset(before, {}))
+    dataset = open_dataset(tmp_path, "x")
+    assert dataset is not None
+    assert dataset["baseline"].dims == ("baseline_store", "layer", "baseline_pair")
+    assert dataset.baseline_store.values.tolist() == [item.identity.store for item in before]
+    assert dataset.attrs["adjustment"] == "anisotropy"
+    assert "different images" in dataset["baseline"].attrs["long_name"]
+    assert np.isnan(dataset["baseline"][0, 5:]).all()
+    for old, new in zip(before, from_dataset(dataset), strict=True):
+        assert old.result.baseline is not None
+        assert new.result.baseline is not None
+        for left, right in zip(old.result.baseline, new.result.baseline, strict=True):
+            np.testing.assert_array_equal(left, right)
+        np.testing.assert_array_equal(old.result.cosine, new.result.cosine)
+        assert (new.result.adjustment, len(new.result.baseline.layers)) == ("anisotropy", len(new.result.layers))
+    table = pa.concat_tables(to_tables(before)).to_pandas()
+    assert table["adjustment"].eq("anisotropy").all()
+    lost = dataset.load().copy()
+    lost["baseline"][1] = np.nan
+    with pytest.raises(ValueError, match="baseline is missing"):
+        from_dataset(lost)
 
 
 def test_stores_of_one_name_are_told_apart(written_store: WrittenStore, monkeypatch: pytest.MonkeyPatch) -> None:
