@@ -16,9 +16,11 @@ import pandas as pd
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
+from engine.store.choices import layer_indices
 from engine.store.differences import list_differences
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
 from engine.store.location import Location
+from engine.store.map_samples import SampleFunction, map_samples, sample_attributes
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, parse_manifest
 from engine.store.record import parse_record
@@ -180,8 +182,8 @@ class Store:
         Returns
         -------
         xr.Dataset
-            The arrays of the ``token`` group with the sample's own tokens, in order, Dask-backed; the row of
-            ``samples`` is in the attributes.
+            The arrays of the ``token`` group with the sample's own tokens, in order, Dask-backed. Attributes:
+            sample_id, image_id, item_id, prompt_id, prompt_kind, prompt (text) and references (list of text).
 
         Raises
         ------
@@ -195,8 +197,61 @@ class Store:
         part = next(part for part in self.parts if (part.url, part.number) == (row["store"], row["part"]))
         pieces = [part.open("token", slice(segment["start"], segment["stop"])) for segment in row["segments"]]
         joined = xr.concat(pieces, "token", data_vars="minimal", coords="minimal", compat="override", join="override")
-        return joined.assign_attrs(
-            {key: row[key] for key in ("sample_id", "image_id", "prompt_id", "prompt_kind", "prompt")}
+        return joined.assign_attrs(sample_attributes(row))
+
+    def map_samples(
+        self,
+        function: SampleFunction,
+        *,
+        arrays: str | Sequence[str] = ("hidden_states",),
+        layers: int | Sequence[int] | None = None,
+        samples: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:
+        """Call a function of your own on every sample, out-of-core, and collect what it returns in a table.
+
+        One Dask task per part, on threads of this process, or on the scheduler or cluster that Dask is set to
+        (``dask.config``, an open ``distributed.Client``; the function then has to be one that can be sent there).
+
+        Parameters
+        ----------
+        function
+            Gets a sample as `sample` gives it, but in memory and its own: ``hidden_states`` (layer, token, dim), the
+            coordinates of tokens, the sample's ids, prompt and references as attributes. Returns a mapping, each entry
+            a column; or anything else, the column ``value``. What has no dimension (of NumPy, xarray, torch) becomes a
+            scalar; an array is kept as a NumPy array in its cell.
+        arrays
+            Data arrays of tokens to read; ``()`` for the coordinates alone.
+        layers
+            Layer numbers to read; all when None.
+        samples
+            Rows of `samples`, such as ``store.samples.query("prompt_kind == 'normal'")``; all when None.
+
+        Returns
+        -------
+        pd.DataFrame
+            store, sample_id, image_id, prompt_id, prompt_kind and the function's columns; a row for each of
+            ``samples``, in their order, with their index. NaN where a mapping lacks a column of the others.
+
+        Raises
+        ------
+        UsageError
+            There is no such array or layer, or the function returns one of the columns that every row has.
+        StrataError
+            The function failed: the sample is named, the error is the cause. Or a part is damaged.
+
+        Notes
+        -----
+        Each worker holds the tokens of one image with all its prompts (or of one chunk, up to 4 MiB per layer, where
+        that is more), and one sample copied from it. Fewer ``layers`` or threads
+        (``dask.config.set(num_workers=2)``) need less.
+        """
+        rows = self.samples if samples is None else samples
+        return map_samples(
+            self.parts,
+            rows,
+            function,
+            arrays=(arrays,) if isinstance(arrays, str) else tuple(arrays),
+            layers=layer_indices(self.record["capture"]["layers"], layers),
         )
 
     def tokens(
