@@ -141,3 +141,17 @@ def test_every_image_alone_has_the_planted_boundaries(results: Path) -> None:
     images = pd.read_parquet(results / "phases-images.parquet")
     for _, own in images.groupby("sample_id"):
         assert own["end"].tolist()[:3] == list(BOUNDARIES)
+
+
+@pytest.mark.parametrize("adjustment", ["anisotropy", "mean-centred"])
+def test_adjustments_take_the_planted_direction_out(planted: Path, results: Path, adjustment: str) -> None:
+    """All tokens get the same height along one direction: what rises and falls is what all states share."""
+    folder = planted / adjustment
+    if not folder.exists():
+        run("contextualization", [str(planted / "store")], folder, workers=1, memory=2**31, adjustment=adjustment)
+    swing = {}
+    for name, path in (("none", results), (adjustment, folder)):
+        table = pd.read_parquet(path / "contextualization.parquet").query("pair == 'image-text' and not normed")
+        swing[name] = np.ptp(table.groupby("layer")["cosine"].mean())
+    assert swing["none"] > 0.5
+    assert swing[adjustment] < 0.02 * swing["none"]
