@@ -67,9 +67,7 @@ def part_cosines(task: PartTask) -> PartCosines:
     return _result(cosine, source.counts, layers, None if unrelated is None else unrelated.sums)
 
 
-def _result(
-    cosine: NDArray[np.float64], counts: NDArray[np.int64], layers: int, pairs: PairSums | None
-) -> PartCosines:
+def _result(cosine: NDArray[np.float64], counts: NDArray[np.int64], layers: int, pairs: PairSums | None) -> PartCosines:
     samples, points, rows = cosine.shape
     normed = cosine[:, layers] if points > layers else np.full((samples, rows), np.nan)
     return PartCosines(cosine[:, :layers], normed, counts.T, pairs)

@@ -57,9 +57,7 @@ def run(
     """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
     choice = make_choice(text_roles, source, adjustment)
     opened, identities = open_all(stores, resources)
-    check_folder(
-        results_folder, [NAME], identities, text_roles=choice.text_roles, adjustment=choice.adjustment
-    )
+    check_folder(results_folder, [NAME], identities, text_roles=choice.text_roles, adjustment=choice.adjustment)
     return _run(opened, identities, results_folder, resources, choice, self_pairs=self_pairs)
 
 
@@ -154,9 +152,7 @@ def _load(
     return from_dataset(dataset) if dataset.attrs["settings"] in wanted else None
 
 
-def _settings(
-    stores: Sequence[Store], identities: Sequence[StoreIdentity], choice: Choice, self_pairs: bool
-) -> str:
+def _settings(stores: Sequence[Store], identities: Sequence[StoreIdentity], choice: Choice, self_pairs: bool) -> str:
     return settings_text(
         identities,
         text_roles=list(choice.text_roles),

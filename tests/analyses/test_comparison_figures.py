@@ -48,7 +48,7 @@ def drawn(figure: Figure, axes: int) -> list[tuple[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("count", "blocks", "kinds"), [(2, (8,), KINDS), (8, (32, 40), KINDS), (11, (40,), ("normal",))]
+    ("count", "blocks", "kinds"), [(2, (8,), KINDS), (8, (12, 16), KINDS), (11, (40,), ("normal",))]
 )
 def test_all_figures_of_several_stores_can_be_read(count: int, blocks: tuple[int, ...], kinds: tuple[str, ...]) -> None:
     results = stores(count, blocks=blocks, kinds=kinds)

@@ -103,6 +103,8 @@ def test_a_store_that_grows_is_analysed_again_into_the_same_folder(tmp_path: Pat
 def test_what_other_programs_left_there_is_no_concern(store: str, tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "mine.zarr", mode="w", attributes={"analysis": "mine", "results_format": 1})
     zarr.open_group(tmp_path / "other.zarr", mode="w")
+    words = {"stores": "a shop", "text_roles": "x", "adjustment": "y", "results_format": RESULTS_FORMAT}
+    zarr.open_group(tmp_path / "shop.zarr", mode="w", attributes=words)
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
     run("contextualization", [store], tmp_path, **USE)
