@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from engine.store import open_store
+from engine.vocabulary import ROLE_CODES
 from tests.engine.store.builders import tiny_store
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -33,10 +34,55 @@ def run_block(code: str, store: Path) -> dict[str, object]:
     return names
 
 
+def block(language: str, marker: str) -> str:
+    found = [code for code in blocks(language) if marker in code]
+    if not found:
+        pytest.skip(f"the README shows no {marker}")
+    (code,) = found
+    return code
+
+
 def test_every_python_block_runs(store: Path) -> None:
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) >= 2
     for code in blocks("python"):
         run_block(code, store)
+
+
+def test_the_probe_sees_every_token_of_its_roles(store: Path) -> None:
+    code = block("python", ".tokens(")
+    names = run_block(code + "\n        total = globals().get('total', 0) + len(seen)", store)
+    stored = open_store(store).hidden_states.role
+    assert names["total"] == 3 * int(stored.isin([ROLE_CODES["image"], ROLE_CODES["instruction"]]).sum())
+    assert names["loss"].isfinite()  # type: ignore[attr-defined]
+
+
+def test_the_function_over_samples_gives_a_row_for_each(store: Path) -> None:
+    table = run_block(block("python", ".map_samples(norms"), store)["table"]
+    assert isinstance(table, pd.DataFrame)
+    opened = open_store(store)
+    for row in table.to_dict("records"):
+        states = opened.sample(row["sample_id"]).hidden_states.sel(layer=[0, 6]).values.astype("f8")
+        assert row["largest_norm"] == pytest.approx(np.linalg.norm(states, axis=-1).max(), rel=1e-5)
+    assert len(table) == len(opened.samples)
+
+
+def test_the_analysis_of_another_package_runs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_points_text = block("toml", "strata.analyses")
+    (group, entry) = entry_points_text.strip().splitlines()
+    installed = tmp_path / "site" / "token_norms-1.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: token-norms\nVersion: 1.0\n")
+    assert group == '[project.entry-points."strata.analyses"]'
+    (installed / "entry_points.txt").write_text(f"[strata.analyses]\n{entry.replace(chr(34), '')}\n")
+    (tmp_path / "site" / "token_norms.py").write_text(block("python", "ANALYSIS"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    analyze = entry_points(group="console_scripts", name="strata")["strata"].load()
+    results = tmp_path / "results"
+    analyze(["analyze", "token-norms", str(store), "--out", str(results), "--layer", "4"], standalone_mode=False)
+    table = pd.read_parquet(results / "token-norms.parquet")
+    for name, norm in zip(table["sample_id"], table["norm"], strict=True):
+        states = open_store(store).sample(name).hidden_states.sel(layer=4).values.astype("f8")
+        assert norm == pytest.approx(np.sqrt((states**2).sum(-1).mean()), rel=1e-5)
 
 
 def test_the_lines_without_strata_give_the_analysis_curve(store: Path, tmp_path: Path) -> None:
