@@ -34,8 +34,8 @@ _IDENTITY_NOTE = (
     "for all prompts by construction: it is drawn once."
 )
 _BAND_NOTE = "Line and band: mean and standard deviation over images."
-_MOST_IN_A_COLUMN, _MOST_COLUMNS = 4, 3
-_LETTERS = {1: (LONGEST, LONGEST), 2: (LONGEST, 40), 3: (40, 24)}  # of a store's label and a group's, by columns
+_MOST_IN_A_COLUMN, _MOST_IN_A_ROW, _COLUMNS = 4, 4, 3
+_LETTERS = {1: (LONGEST, LONGEST), 2: (LONGEST, 40), 3: (40, 24), 4: (30, 17)}  # of a store's label and a group's, by columns
 
 _NORMED: Any = {"marker": "o", "markerfacecolor": "white", "markersize": 3.5}
 
@@ -96,7 +96,7 @@ def _columns(panels: int, stores: int) -> int:
     if panels <= _MOST_IN_A_COLUMN:
         return 1
     groups = panels // stores
-    return groups if stores > 1 and groups * stores == panels and 1 < groups <= _MOST_COLUMNS else _MOST_COLUMNS
+    return groups if stores > 1 and groups * stores == panels and 1 < groups <= _MOST_IN_A_ROW else _COLUMNS
 
 
 def _legend(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:

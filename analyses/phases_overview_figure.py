@@ -34,7 +34,8 @@ def draw_overview(curves: Sequence[CurvePhases], adjustment: str) -> Figure:
     labels = store_labels([curve.identity for curve in curves])
     axis = common_axis([(curve.layers, curve.block_count) for curve in curves])
     footer = [*_FOOTER, *filter(None, [ADJUSTMENT_NOTES.get(adjustment)])]
-    names = {full_name(phase): shade(phase) for curve in curves for phase in curve.detection.phases if phase.supported}
+    supported = [phase for curve in curves for phase in curve.detection.phases if phase.supported]
+    names = {full_name(phase): shade(phase) for phase in sorted(supported, key=lambda phase: phase.phase)}
     rows = len(curves) + len(labels)
     below = _FRAME + _FOOT_LINE * (len(footer) + -(-len(names) // 2))
     with mpl.rc_context(STYLE):
