@@ -35,7 +35,8 @@ _IDENTITY_NOTE = (
 )
 _BAND_NOTE = "Line and band: mean and standard deviation over images."
 _MOST_IN_A_COLUMN, _MOST_IN_A_ROW, _COLUMNS = 4, 4, 3
-_LETTERS = {1: (LONGEST, LONGEST), 2: (LONGEST, 40), 3: (40, 24), 4: (30, 17)}  # of a store's label and a group's, by columns
+# Letters of a store's label and of a group's title, by columns.
+_LETTERS = {1: (LONGEST, LONGEST), 2: (LONGEST, 40), 3: (40, 24), 4: (30, 17)}
 
 _NORMED: Any = {"marker": "o", "markerfacecolor": "white", "markersize": 3.5}
 
