@@ -5,7 +5,7 @@ from typing import Any
 from engine.errors import StrataError, UsageError
 from engine.models.families import Family, SideText
 
-__all__ = ["check_configuration", "check_processor", "image_count_error"]
+__all__ = ["check_configuration", "check_image_size", "check_processor", "image_count_error"]
 
 
 def check_configuration(config: Any, family: Family, model_id: str) -> None:
@@ -53,6 +53,23 @@ def check_processor(processor: Any, config: Any, family: Family, model_id: str) 
     _check_image_count(processor, config, family, model_id)
     if family.side_text is not None:
         _check_side_tokenizer(processor, family.side_text, model_id)
+
+
+def check_image_size(height: int, width: int, config: Any) -> None:
+    """Check the pixels that a processor makes of an image against those that the vision tower has positions for.
+
+    Raises
+    ------
+    StrataError
+        With both sizes.
+    """
+    side = int(config.vision_config.image_size)
+    if (height, width) != (side, side):
+        raise StrataError(
+            f"the processor made an image of {width} × {height} pixels, the vision tower takes {side} × {side}: check "
+            "size, crop_size and do_center_crop of the image processor (preprocessor_config.json or "
+            "processor_config.json)."
+        )
 
 
 def image_count_error(family: Family, made: int, expected: int) -> StrataError:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.errors import UsageError
 from engine.models.checkpoint import Checkpoint
-from engine.models.compatibility import image_count_error
+from engine.models.compatibility import check_image_size, image_count_error
 from engine.models.geometry import covered_box, preprocessing_of
 from engine.models.tokens import TokenLayout, common_prefix, lay_out_tokens
 from engine.prompts import Prompt
@@ -117,6 +117,7 @@ class Preparer:
         """Process one upright RGB image with every prompt."""
         processor = self._checkpoint.processor
         pixels = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        check_image_size(pixels.shape[-2], pixels.shape[-1], self._checkpoint.config)
         encoded = [self._encode(image, pixels, prompt) for prompt in self._prompts]
         layouts = tuple(sample.layout for sample in encoded)
         return PreparedImage(

@@ -121,6 +121,21 @@ def test_another_count_of_image_tokens_is_refused_with_both_numbers(
         preparer.prepare(noise(20, 20))
 
 
+@pytest.mark.parametrize(
+    ("settings", "made"),
+    [({"do_center_crop": False}, "20 × 16"), ({"crop_size": {"height": 32, "width": 32}}, "32 × 32")],
+)
+def test_pixels_that_the_vision_tower_has_no_positions_for_are_refused(
+    checkpoint: Checkpoint, settings: dict[str, object], made: str
+) -> None:
+    image_processor = build_processor().image_processor
+    for name, value in settings.items():
+        setattr(image_processor, name, value)
+    preparer = Preparer(with_processor(checkpoint, image_processor=image_processor), PROMPTS, share_prefix=True)
+    with pytest.raises(StrataError, match=rf"made an image of {made} pixels, the vision tower takes 16 × 16: check"):
+        preparer.prepare(noise(25, 20))
+
+
 def test_a_kept_class_token_is_no_patch(checkpoint: Checkpoint) -> None:
     full = with_processor(checkpoint, vision_feature_select_strategy="full")
     config = type(full.config).from_dict({**full.config.to_dict(), "vision_feature_select_strategy": "full"})
