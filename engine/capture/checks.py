@@ -9,9 +9,13 @@ from engine.models.compatibility import image_count_error
 from engine.models.families import Family
 from engine.models.load import LoadedModel
 from engine.models.prepare import PreparedImage
+from engine.prompts import Prompt
 from engine.vocabulary import ROLE_CODES
 
-__all__ = ["check_image_rows", "check_prompt_dependence"]
+__all__ = ["FURTHER_PROMPT", "check_image_rows", "check_prompt_dependence"]
+
+FURTHER_PROMPT = Prompt("check", "custom", "List every object that can be seen, and its colour.")
+"""Added to the prompts of a run for the checks alone, because a run with one prompt has nothing to compare it with."""
 
 # Two runs differ by kernel noise: measured in 16 bits after 32 blocks, 1e-4 in the mean over tokens and ten times that
 # in the worst token. A prompt that reaches the image moves all of them, by 0.1 and more.

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from transformers.utils.logging import disable_progress_bar
 
-from engine.capture.checks import check_image_rows, check_prompt_dependence
+from engine.capture.checks import FURTHER_PROMPT, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
@@ -19,7 +19,7 @@ from engine.errors import StrataError
 from engine.inputs import name_few
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import load_model
-from engine.models.prepare import PreparedImage
+from engine.models.prepare import PreparedImage, Preparer
 from engine.models.tables import model_tables
 from engine.sources import UnreadableImage, load_image
 from engine.store import committed_parts, create_store, is_same_store, part_name
@@ -80,8 +80,8 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     extraction = Extraction(
         store, planned.plan, planned.images, planned.checkpoint, loaded, planned.preparer, options.batch_size
     )
-    first = _first_readable(planned)
     checkpoint = planned.checkpoint
+    first = _first_readable(planned, Preparer(checkpoint, (*planned.plan.prompts, FURTHER_PROMPT), share_prefix=False))
     check_image_rows(loaded, first, checkpoint.family)
     check_prompt_dependence(
         loaded,
@@ -96,11 +96,11 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     return extraction
 
 
-def _first_readable(planned: Planned) -> PreparedImage:
+def _first_readable(planned: Planned, preparer: Preparer) -> PreparedImage:
     reasons = []
     for record in planned.plan.images:
         try:
-            return planned.preparer.prepare(load_image(record, planned.images).pixels)
+            return preparer.prepare(load_image(record, planned.images).pixels)
         except UnreadableImage as error:
             reasons.append(f"{record.uri}: {error.reason}")
     raise StrataError(

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import xarray as xr
 from click.testing import Result
 from PIL import Image
 
+from engine.models.families import FAMILIES
 from engine.store import open_store, verify
 from tests.engine.cli.conftest import Dataset
 
@@ -242,6 +244,16 @@ def test_xarray_alone_reads_what_extract_wrote(strata: Strata, dataset: Dataset,
     states = open_store(out).hidden_states
     np.testing.assert_array_equal(tokens.hidden_states, states)
     np.testing.assert_array_equal(tokens.role, states.role)
+
+
+def test_what_the_family_table_says_of_prompts_is_checked_with_a_single_prompt_too(
+    strata: Strata, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "llava", replace(FAMILIES["llava"], image_states_depend_on_prompt=True))
+    result = extract(strata, dataset, tmp_path / "s", "--prompts", "normal:1")
+    assert result.exit_code == 1
+    assert "image states are the same under two different prompts" in result.stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_running_out_of_accelerator_memory_says_what_to_change(
