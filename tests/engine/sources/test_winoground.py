@@ -191,7 +191,7 @@ def test_bad_parquet(tmp_path: Path, columns: Row, words: str) -> None:
     kept = {key: value for key, value in (good | columns).items() if value is not ...}
     message = refusal(write_parquet(tmp_path / "a.parquet", kept))
     assert words in message
-    assert "or as Parquet with these columns" in message
+    assert message.endswith("or as Parquet with these columns; check --annotations")
 
 
 def test_options(tmp_path: Path) -> None:
