@@ -134,7 +134,10 @@ def is_same_store(store: Path, record: Mapping[str, Any]) -> bool:
         stored = parse_record((store / STORE_FILE).read_bytes(), str(store))
         if stored["plan_sha256"] == record["plan_sha256"]:
             return True
-        differences = "\n".join(f"  {line}" for line in list_differences(_settings(stored), _settings(record)))
+        differences = "\n".join(
+            f"  {line}"
+            for line in list_differences(_settings(stored), _settings({**record, "format_version": FORMAT_VERSION}))
+        )
         raise UsageError(
             f"{store} was extracted with other settings:\n{differences}\nuse these settings again, or another --out"
         )
@@ -147,7 +150,7 @@ def is_same_store(store: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in (*OWN_FIELDS, "plan_sha256")}
+    return {key: value for key, value in record.items() if key not in ("files", "sha256", "plan_sha256")}
 
 
 def _link_all(staged: Path, store: Path, names: list[str]) -> None:

@@ -40,6 +40,16 @@ def create(path: Path, *, layers: range = range(9), **changes: Any) -> None:
     create_store(path, record=record, plan=plan, vocabulary=tiny_vocabulary(), **(options | changes))
 
 
+def test_a_store_of_another_format_is_refused_with_both_formats(tmp_path: Path) -> None:
+    path = tmp_path / "store/store.json"
+    create(tmp_path / "store")
+    older = json.loads(path.read_bytes()) | {"format_version": "0.1", "plan_sha256": "0" * 64}
+    del older["sha256"]
+    path.write_bytes(seal_json(older))
+    with pytest.raises(UsageError, match=f"other settings:\n  format_version: stored 0.1, asked {FORMAT_VERSION}\nuse"):
+        create(tmp_path / "store")
+
+
 def test_what_is_written(tmp_path: Path) -> None:
     create(tmp_path / "store", record={"extra": {"kept": [1]}})
     content = (tmp_path / "store/store.json").read_bytes()
