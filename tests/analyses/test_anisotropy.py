@@ -58,7 +58,7 @@ def sums_of(samples: list[TinySample], prompts: list[str]) -> tuple[NDArray[np.f
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sums_of_parts_give_the_mean_over_all_unrelated_pairs(seed: int, images: int, prompts: int, parts: int) -> None:
     samples = random_samples(seed, images=images, prompts=prompts, parts=parts)
     names = [f"p{number}" for number in range(prompts)]

@@ -66,7 +66,7 @@ def test_cosines_are_of_states_less_the_mean_state(tmp_path: Path, source: str, 
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.lists(st.booleans(), min_size=2, max_size=2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_origin_weighs_modalities_and_samples_alike(seed: int, parts: int, there: list[bool]) -> None:
     rng = np.random.default_rng(seed)
     counts = [rng.integers(1, 4, 2) * there for _ in range(parts)]

@@ -18,7 +18,7 @@ def pair_mean(a: NDArray[np.float64], b: NDArray[np.float64], skip_diagonal: boo
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 7), st.integers(0, 7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_means_of_unit_vectors_equal_the_full_pair_matrix(seed: int, m: int, n: int) -> None:
     a, b = unit(seed, m), unit(seed + 1, n)
     size_a, size_b = np.array(m), np.array(n)

@@ -56,7 +56,7 @@ def test_the_interval_draws_items_and_averages_images() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_two_identical_images_per_item_have_the_interval_of_one(seed: int, count: int) -> None:
     curves = np.random.default_rng(seed).normal(size=(count, 2))
     items = np.repeat(np.arange(count).astype(str).astype(object), 2)

@@ -15,7 +15,7 @@ from analyses.unit_sums import unit_sums
     st.sampled_from([np.float16, np.float32]),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=6),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_sums_equal_the_loop_whatever_the_block_size(
     seed: int, elements: int, dtype: type, lengths: list[tuple[int, int]]
 ) -> None:

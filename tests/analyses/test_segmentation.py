@@ -38,7 +38,7 @@ def enumerate_all(curve: NDArray[np.float64], segments: int, first_rises: bool) 
 
 
 @given(arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=VALUES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_costs_equal_scipys_isotonic_regression(curves: NDArray[np.float64]) -> None:
     costs = monotone_costs(curves)
     for c, curve in enumerate(curves):
@@ -58,7 +58,7 @@ def test_a_stretch_in_order_costs_exactly_nothing() -> None:
     ),
     st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_cuts_equal_the_enumeration_of_all_segmentations(
     case: tuple[int, NDArray[np.float64]], first_rises: bool
 ) -> None:

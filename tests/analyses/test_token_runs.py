@@ -21,7 +21,7 @@ def part(draw: st.DrawFn) -> tuple[NDArray[np.integer], list[list[tuple[int, int
 
 
 @given(part(), st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_runs_sum_to_what_each_sample_sees(
     case: tuple[NDArray[np.integer], list[list[tuple[int, int]]]], seed: int
 ) -> None:
@@ -49,7 +49,7 @@ def test_a_shared_prefix_is_one_run() -> None:
 
 
 @given(part(), st.integers(1, 7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_stretches_cover_every_run_once(
     case: tuple[NDArray[np.integer], list[list[tuple[int, int]]]], step: int
 ) -> None:

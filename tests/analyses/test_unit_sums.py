@@ -31,7 +31,7 @@ def ragged(draw: st.DrawFn) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
 
 
 @given(ragged(), st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_sums_equal_the_loop_whatever_the_block_size(
     case: tuple[NDArray[np.floating], NDArray[np.integer]], elements: int
 ) -> None:

@@ -42,7 +42,7 @@ def test_pixels_of_an_object_have_its_colour_and_lie_where_it_is(scene: Scene) -
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_objects_are_apart_ordered_and_inside(seed: int) -> None:
     for scene in islice(scenes(seed), 4):
         assert 1 <= len(scene.objects) <= 3

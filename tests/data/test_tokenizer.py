@@ -67,7 +67,7 @@ def test_captions_come_back_from_their_ids() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_comes_back_through_byte_pieces(text: str) -> None:
     ids = TOKENIZER(text)["input_ids"]
     special = {piece for piece in TOKENIZER.all_special_tokens if piece in text}

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
@@ -57,7 +57,6 @@ def test_every_output_pixel_comes_from_where_the_box_says(name: str, width: int,
     assert (out[2][outside] == 0).all()
 
 
-@settings(deadline=None)
 @given(
     *(st.integers(1, 300),) * 2, st.integers(1, 60), st.tuples(st.integers(1, 80), st.integers(1, 80)), st.booleans()
 )

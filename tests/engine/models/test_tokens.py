@@ -85,7 +85,7 @@ PROMPTS = st.one_of(
 ).filter(lambda text: not any(token in text for token in ("<image>", "<s>")))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(PROMPTS)
 def test_roles_are_those_of_the_characters_that_a_token_spells(prompt: str) -> None:
     layout = laid_out(prompt)

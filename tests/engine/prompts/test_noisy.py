@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
@@ -56,7 +56,6 @@ def test_eleven_to_thirteen_different_ordinary_pieces() -> None:
     assert len({word for words in drawn for word in words}) > 0.8 * len(WORDS)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(-3, 2**40))
 def test_fewer_are_a_prefix_of_more(a: int, b: int, seed: int) -> None:
     short = WordVocabulary(WORDS[:60])

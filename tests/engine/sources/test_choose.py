@@ -1,7 +1,7 @@
 import hashlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
@@ -14,7 +14,6 @@ def records(image_ids: list[str]) -> list[ImageRecord]:
     return [ImageRecord(image_id, f"{image_id}.jpg", ()) for image_id in image_ids]
 
 
-@settings(deadline=None)
 @given(ids, st.integers(-5, 5), st.randoms(), st.data())
 def test_a_smaller_limit_is_a_prefix_whatever_the_order(image_ids, seed, random, data) -> None:
     everything = choose(records(image_ids), kind="coco", seed=seed, limit=None)

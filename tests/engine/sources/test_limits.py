@@ -95,7 +95,7 @@ def test_fixed_images(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(order=st.permutations(range(IMAGES)), seed=st.integers(0, 3), limit=st.integers(1, IMAGES - 1))
 def test_order_of_the_file_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, name: str, order: list[int], seed: int, limit: int
@@ -107,7 +107,7 @@ def test_order_of_the_file_changes_nothing(
     assert fewer == more[:limit]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), limit=st.integers(1, 12))
 def test_both_layouts_of_winoground_choose_the_same_images(
     both_layouts: tuple[Source, Source], seed: int, limit: int
@@ -123,7 +123,7 @@ def both_layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Sour
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 10**6), shuffle=st.integers(0, 10**6))
 def test_600_are_among_5000(kind: str, seed: int, shuffle: int) -> None:
     records = [ImageRecord(str(number), f"{number}.jpg", ()) for number in range(6000)]

@@ -215,7 +215,7 @@ def test_nothing_absolute_is_stored(tmp_path: Path) -> None:
     assert [record.uri for record in source.records] == ["a.parquet#0", "a.parquet#1", "2.png"]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     kinds=st.lists(st.sampled_from(["bytes", "path", "both"]), min_size=1, max_size=8),
     group=st.integers(1, 4),

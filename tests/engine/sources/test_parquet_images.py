@@ -31,7 +31,7 @@ def record(number: int) -> ImageRecord:
     return ImageRecord(str(number), f"{number}.png", ())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(0, 300), min_size=1, max_size=20),
     group=st.integers(1, 8),

@@ -43,7 +43,7 @@ def test_widening_refuses_other_types(raw: np.ndarray) -> None:
         widen_bfloat16(raw)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.integers(1, 22)
 )

@@ -24,7 +24,7 @@ lengths = st.integers(0, 200_000)
 widths = st.integers(1, 8192)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 81), lengths, widths, st.sampled_from([2, 4]))
 def test_hidden_states_are_cut_along_tokens_only(layers: int, tokens: int, dim: int, itemsize: int) -> None:
     plan = plan_chunks(("layer", "token", "dim"), (layers, tokens, dim), itemsize)
@@ -44,7 +44,7 @@ def test_hidden_states_are_cut_along_tokens_only(layers: int, tokens: int, dim: 
     assert plan.files == (0 if tokens == 0 else layers // plan.shard[0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 81), st.integers(0, 5000), st.integers(1, 8192))
 def test_pooled_arrays_are_cut_along_samples_only(layers: int, samples: int, dim: int) -> None:
     plan = plan_chunks(("layer", "role", "sample", "dim"), (layers, 7, samples, dim), 4)
@@ -55,7 +55,7 @@ def test_pooled_arrays_are_cut_along_samples_only(layers: int, samples: int, dim
     assert plan.shard[2] >= samples
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 5000), st.integers(1, 8192))
 def test_an_array_without_layers_is_one_shard(samples: int, dim: int) -> None:
     plan = plan_chunks(("role", "sample", "dim"), (7, samples, dim), 4)
@@ -63,7 +63,7 @@ def test_an_array_without_layers_is_one_shard(samples: int, dim: int) -> None:
     assert plan.inner[0] == 7
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 300_000), widths, st.sampled_from([2, 4]))
 def test_row_blocks_are_whole_rows(rows: int, columns: int, itemsize: int) -> None:
     plan = plan_row_blocks((rows, columns), itemsize)

@@ -18,7 +18,7 @@ values = st.recursive(
 records = st.dictionaries(st.text('abcxyz"é', min_size=1, max_size=5), values, min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(records)
 def test_order_of_keys_does_not_matter(record: dict) -> None:
     backwards = dict(reversed(record.items()))
@@ -26,7 +26,7 @@ def test_order_of_keys_does_not_matter(record: dict) -> None:
     assert json.loads(canonical_json(record)) == record
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(records)
 def test_seal_by_the_written_rule(record: dict) -> None:
     """The checksum is checked as FORMAT.md tells a reader in another language to do it."""
@@ -40,7 +40,7 @@ def test_seal_by_the_written_rule(record: dict) -> None:
     assert list(json.loads(sealed))[-1] == "sha256"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(records, st.data())
 def test_any_changed_byte_is_noticed(record: dict, data: st.DataObject) -> None:
     sealed = bytearray(seal_json(record))

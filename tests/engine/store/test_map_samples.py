@@ -13,7 +13,7 @@ import pytest
 import torch
 import xarray as xr
 from distributed import Client, LocalCluster
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import StrataError, UsageError
@@ -204,7 +204,6 @@ def test_columns_that_every_row_has_are_taken(store: Store) -> None:
         store.map_samples(lambda sample: {"image_id": 1})
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=5)), max_size=8), st.integers(0, 60))
 def test_windows_cover_each_sample_once_and_are_one_image_or_one_chunk(
     layout: list[tuple[int, list[int]]], step: int

@@ -29,7 +29,7 @@ def write(folder: Path, plan: ChunkPlan, dims: Sequence[str], values: np.ndarray
         return dict(write_shards(folder / "x", plan, values.dtype.name, lambda index: values[index], pool))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 9)),
     st.sampled_from(["float16", "float32"]),

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
@@ -26,7 +26,6 @@ def covered(windows: list[Window], parts: list[PartTokens]) -> bool:
     return all((count == 1).all() for count in counts)
 
 
-@settings(deadline=None)
 @given(several)
 def test_stored_order_is_that_of_the_store(parts: list[PartTokens]) -> None:
     windows = list(stored_order(parts))
@@ -34,7 +33,6 @@ def test_stored_order_is_that_of_the_store(parts: list[PartTokens]) -> None:
     assert windows == sorted(windows)
 
 
-@settings(deadline=None)
 @given(several, st.integers(1, 8), st.integers(0, 2**40))
 def test_mixed_order_takes_each_window_once_from_few_open_parts(
     parts: list[PartTokens], open_parts: int, seed: int
@@ -59,7 +57,6 @@ def test_mixed_order_prefers_neither_parts_nor_windows() -> None:
     assert (np.abs(counts - 500) < 5 * np.sqrt(500)).all()
 
 
-@settings(deadline=None)
 @given(several, st.integers(1, 5), st.integers(1, 300), st.booleans())
 def test_what_a_refusal_says_is_needed_is_enough_and_no_more(
     parts: list[PartTokens], layers: int, batch: int, shuffled: bool

@@ -73,7 +73,7 @@ def expected(pair: Store) -> TokenBatch:
     return oracle(pair)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     layer=st.one_of(st.sampled_from([0, 2, 5]), st.lists(st.sampled_from([0, 2, 5]), min_size=1, max_size=3)),
     roles=st.one_of(st.none(), st.sets(st.sampled_from(["special", "image", "instruction", "target"]), min_size=1)),
