@@ -120,6 +120,19 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path, family: str) -> 
     assert twice == 2 * forward_flops(checkpoint, [len(layout)])
 
 
+def test_operations_of_long_sequences_grow_as_torch_counts_them(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(save_checkpoint(tmp_path / "m")))
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    lengths, counted = (120, 360), []
+    for length in lengths:
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            loaded.model(input_ids=torch.ones(1, length, dtype=torch.long), logits_to_keep=1, use_cache=False)
+        counted.append(counter.get_total_flops())
+    # Here attention is most of the work; all that does not grow with the text cancels.
+    short, long = (forward_flops(checkpoint, [length]) for length in lengths)
+    assert long - short == pytest.approx(counted[1] - counted[0], rel=0.01)
+
+
 def test_time_follows_the_speed_that_is_asked_for(strata: Strata, run: tuple[str, ...]) -> None:
     slow = strata("estimate", *run, "--tflops", "1e-10").stdout
     faster = strata("estimate", *run, "--tflops", "1e-9").stdout
