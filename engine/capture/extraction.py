@@ -28,7 +28,7 @@ from engine.sources import ImageReader, ImageRecord, LoadedImage, UnreadableImag
 from engine.store import PartContent, write_part
 from engine.vocabulary import ROLE_CODES
 
-__all__ = ["Extraction", "Outcome", "Progress", "extract_parts"]
+__all__ = ["Extraction", "Outcome", "Progress", "extract_part", "extract_parts"]
 
 
 class Progress(Protocol):
@@ -118,7 +118,7 @@ def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress
 
     with BackgroundSink(write) as sink:
         for part in parts:
-            content = _extract_part(extraction, part, progress)
+            content = extract_part(extraction, part, progress)
             bad += [(sample.sample_id, sample.reason) for sample in content.bad_samples]
             stored += content.samples.num_rows
             waited = sink.seconds_waited
@@ -128,7 +128,14 @@ def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress
     return Outcome(len(parts), stored, tuple(bad))
 
 
-def _extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) -> PartContent:
+def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) -> PartContent:
+    """Run the model over the images of one part; nothing is written.
+
+    Raises
+    ------
+    StrataError
+        Where a batch does not fit the device.
+    """
     capture = extraction.plan.record["capture"]
     roles = None if capture["roles"] is None else [ROLE_CODES[name] for name in capture["roles"]]
     collector = PartCollector(
