@@ -3,9 +3,27 @@
 ``FORMAT.md`` beside this file is the public specification of what lies on disk.
 """
 
-from engine.store.content import BadSample, Coordinate, PartArray, PartContent, layer_coordinate, role_coordinate
+from engine.store.content import (
+    BadSample,
+    Coordinate,
+    PartArray,
+    PartContent,
+    block_coordinate,
+    layer_coordinate,
+    query_coordinate,
+    role_coordinate,
+    source_role_coordinate,
+)
 from engine.store.dtypes import round_mantissa, widen_bfloat16
-from engine.store.layout import ArrayShape, PartSize, model_arrays, part_arrays, part_name, predict_size
+from engine.store.layout import (
+    ArrayShape,
+    BlockTensors,
+    PartSize,
+    model_arrays,
+    part_arrays,
+    part_name,
+    predict_size,
+)
 from engine.store.manifest import canonical_json
 from engine.store.model_tables import MODEL_ATTRIBUTES, ModelMatrix
 from engine.store.model_view import ModelTables
@@ -28,6 +46,7 @@ __all__ = [
     "ArrayShape",
     "ArraySummary",
     "BadSample",
+    "BlockTensors",
     "Chunk",
     "Coordinate",
     "ModelMatrix",
@@ -41,6 +60,7 @@ __all__ = [
     "StoreSummary",
     "TokenBatch",
     "Verification",
+    "block_coordinate",
     "canonical_json",
     "committed_parts",
     "compression_bytes",
@@ -53,8 +73,10 @@ __all__ = [
     "part_arrays",
     "part_name",
     "predict_size",
+    "query_coordinate",
     "role_coordinate",
     "round_mantissa",
+    "source_role_coordinate",
     "stream_bytes",
     "stream_chunks",
     "summarise",

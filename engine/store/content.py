@@ -10,7 +10,17 @@ import pyarrow as pa
 from engine.store.layout import ArrayShape
 from engine.vocabulary import ROLES, role_flags
 
-__all__ = ["BadSample", "Coordinate", "PartArray", "PartContent", "layer_coordinate", "role_coordinate"]
+__all__ = [
+    "BadSample",
+    "Coordinate",
+    "PartArray",
+    "PartContent",
+    "block_coordinate",
+    "layer_coordinate",
+    "query_coordinate",
+    "role_coordinate",
+    "source_role_coordinate",
+]
 
 
 @dataclass(frozen=True)
@@ -109,3 +119,26 @@ def layer_coordinate(group: str, layers: Sequence[int]) -> Coordinate:
 def role_coordinate(group: str = "sample") -> Coordinate:
     """Make the ``role`` coordinate of pooled arrays: every role's code, in order."""
     return Coordinate(f"{group}/role", ("role",), np.arange(len(ROLES), dtype=np.int32), role_flags())
+
+
+def source_role_coordinate() -> Coordinate:
+    """Make the coordinate of what attention goes to, per role: every role's code, in order."""
+    attributes = {"long_name": "role of the positions that attention goes to", **role_flags()}
+    return Coordinate("token/source_role", ("source_role",), np.arange(len(ROLES), dtype=np.int32), attributes)
+
+
+def block_coordinate(group: str, blocks: Sequence[int]) -> Coordinate:
+    """Make the ``block`` coordinate of a group (``token`` or ``key``) from the stored block numbers, within 1..L."""
+    attributes = {"long_name": "Transformer block; 1 is the first"}
+    return Coordinate(f"{group}/block", ("block",), np.asarray(blocks, np.int32), attributes)
+
+
+def query_coordinate(names: Sequence[str]) -> Coordinate:
+    """Make the ``query`` coordinate of attention rows from the queries' names: codes 0..n-1 with the names as flags."""
+    codes = np.arange(len(names), dtype=np.int32)
+    attributes = {
+        "long_name": "position whose attention is kept",
+        "flag_values": codes.tolist(),
+        "flag_meanings": " ".join(names),
+    }
+    return Coordinate("key/query", ("query",), codes, attributes)

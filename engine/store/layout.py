@@ -1,9 +1,9 @@
 """Where everything in a store lies, and how its arrays are cut: pure numbers, no disk.
 
-A part's array is cut along one axis only, the part's axis (``token`` or ``sample``). The inner chunk is what one read
-must decode (1 to 4 MiB), the shard is what one file holds: one layer or block where that is at least 32 MiB, else the
-whole array. Zarr demands shards that are multiples of the inner chunk, so a shard may be longer than the array; the
-array keeps its true length.
+A part's array is cut along one axis only, the part's axis (``token``, ``key`` or ``sample``). The inner chunk is what
+one read must decode (1 to 4 MiB), the shard is what one file holds: one layer or block where that is at least 32 MiB,
+else the whole array. Zarr demands shards that are multiples of the inner chunk, so a shard may be longer than the
+array; the array keeps its true length.
 """
 
 import math
@@ -23,6 +23,7 @@ __all__ = [
     "STORE_FILE",
     "VOCABULARY_FILE",
     "ArrayShape",
+    "BlockTensors",
     "ChunkPlan",
     "PartSize",
     "model_arrays",
@@ -33,7 +34,7 @@ __all__ = [
     "predict_size",
 ]
 
-FORMAT_VERSION = "0.2"
+FORMAT_VERSION = "0.3"
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.parquet"
 VOCABULARY_FILE = "vocab.parquet"
@@ -160,6 +161,31 @@ class ArrayShape(NamedTuple):
         return plan_chunks(self.dims, self.shape, itemsize)
 
 
+class BlockTensors(NamedTuple):
+    """What a part keeps of its blocks, and how much there is of it.
+
+    Attributes
+    ----------
+    blocks, heads
+        Captured blocks; query heads of each.
+    attention
+        Rows of the kept queries with their norms, and norms of values.
+    queries, keys
+        Kept queries, and the sum of the lengths of all samples' sequences; both 0 without ``attention``.
+    mass, attention_output, mlp_output
+        Attention per role of every token, and what the two halves of each block add to the residual stream.
+    """
+
+    blocks: int
+    heads: int
+    attention: bool = False
+    queries: int = 0
+    keys: int = 0
+    mass: bool = False
+    attention_output: bool = False
+    mlp_output: bool = False
+
+
 def part_arrays(
     *,
     tokens: int,
@@ -171,6 +197,7 @@ def part_arrays(
     residual: bool,
     pooled: bool,
     last_layer: bool = True,
+    blocks: BlockTensors | None = None,
 ) -> tuple[ArrayShape, ...]:
     """List the arrays of one part from its counts alone.
 
@@ -184,6 +211,8 @@ def part_arrays(
         Which captures are on. Token coordinates are there with either.
     last_layer
         Whether the last layer is among the captured ones; only then are there pooled states after the final norm.
+    blocks
+        What is captured of the blocks; None where nothing is.
     """
     arrays = [ArrayShape(f"token/{name}", ("token",), (tokens,), "int32") for name in TOKEN_COORDINATES]
     if residual:
@@ -202,7 +231,34 @@ def part_arrays(
         ]
     if pooled and last_layer:
         arrays.append(ArrayShape("sample/normed_unit_mean", pooled_dims[1:], pooled_shape[1:], "float32"))
+    if blocks is not None:
+        arrays += _block_arrays(blocks, tokens=tokens, dim=dim, roles=roles, dtype=dtype)
     return tuple(arrays)
+
+
+def _block_arrays(tensors: BlockTensors, *, tokens: int, dim: int, roles: int, dtype: str) -> list[ArrayShape]:
+    """List the arrays whose leading axis is the block, and the coordinates that they bring."""
+    blocks, heads, keys, queries = tensors.blocks, tensors.heads, tensors.keys, tensors.queries
+    arrays = []
+    if tensors.attention:
+        arrays += [
+            ArrayShape("key/attention", ("block", "query", "head", "key"), (blocks, queries, heads, keys), "float32"),
+            ArrayShape("key/attention_norm", ("block", "query", "key"), (blocks, queries, keys), "float32"),
+            ArrayShape("token/value_norm", ("block", "head", "token"), (blocks, heads, tokens), "float32"),
+            ArrayShape("key/token", ("key",), (keys,), "int32"),
+            ArrayShape("key/block", ("block",), (blocks,), "int32"),
+            ArrayShape("key/query", ("query",), (queries,), "int32"),
+        ]
+    if tensors.mass:
+        mass_dims, mass_shape = ("block", "head", "token", "source_role"), (blocks, heads, tokens, roles)
+        arrays.append(ArrayShape("token/attention_mass", mass_dims, mass_shape, "float32"))
+        arrays.append(ArrayShape("token/source_role", ("source_role",), (roles,), "int32"))
+    for name, wanted in (("attention_output", tensors.attention_output), ("mlp_output", tensors.mlp_output)):
+        if wanted:
+            arrays.append(ArrayShape(f"token/{name}", ("block", "token", "dim"), (blocks, tokens, dim), dtype))
+    if arrays:
+        arrays.append(ArrayShape("token/block", ("block",), (blocks,), "int32"))
+    return arrays
 
 
 def model_arrays(*, vocab: int, dim: int, dtype: str, bias: bool) -> tuple[ArrayShape, ...]:

@@ -52,6 +52,13 @@ PART_SAMPLES_SCHEMA = pa.schema(
         ("references", pa.list_(pa.string())),
         ("segments", pa.list_(_SEGMENT)),
         ("grids", pa.list_(_GRID)),
+        ("key_start", pa.int64()),
+        ("key_stop", pa.int64()),
+        ("query_positions", pa.list_(pa.int32())),
     ]
 )
-"""``parts/NNNNNNNN.parquet``: one row per stored sample; segments count on the part's own token axis."""
+"""``parts/NNNNNNNN.parquet``: one row per stored sample.
+
+Segments count on the part's own token axis, keys on its key axis. ``query_positions`` are in the sample's own sequence,
+-1 where it has no such query. The last three are null where no attention is kept.
+"""

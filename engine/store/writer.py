@@ -28,7 +28,7 @@ from engine.store.commit import (
 from engine.store.consolidate import consolidate
 from engine.store.content import Coordinate, PartArray, PartContent
 from engine.store.dtypes import round_mantissa
-from engine.store.layout import FORMAT_VERSION, part_name, predict_size
+from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
 from engine.store.memory import keep_freed_chunks
 from engine.store.schemas import PART_SAMPLES_SCHEMA
@@ -176,10 +176,11 @@ def _seal(path: Path) -> FileHash:
 
 def _manifest(content: PartContent, plan_sha256: str, root: Path, files: dict[str, FileHash]) -> dict[str, object]:
     layouts = [entry.layout for entry in content.coordinates] + [entry.layout for entry in content.arrays]
-    tokens = {layout.shape[layout.dims.index("token")] for layout in layouts if "token" in layout.dims}
-    samples = {layout.shape[layout.dims.index("sample")] for layout in layouts if "sample" in layout.dims}
-    if len(tokens) != 1 or samples - {content.samples.num_rows}:
-        raise ValueError(f"part {content.number}: arrays disagree on tokens ({tokens}) or samples ({samples})")
+    tokens, keys, samples = (_lengths(layouts, axis) for axis in ("token", "key", "sample"))
+    if len(tokens) != 1 or len(keys) > 1 or samples - {content.samples.num_rows}:
+        raise ValueError(
+            f"part {content.number}: arrays disagree on tokens ({tokens}), keys ({keys}) or samples ({samples})"
+        )
     coordinates = {coordinate.path for coordinate in content.coordinates}
     part = zarr.open_group(LocalStore(root, read_only=True), mode="r", use_consolidated=False)
     return {
@@ -188,6 +189,7 @@ def _manifest(content: PartContent, plan_sha256: str, root: Path, files: dict[st
         "plan_sha256": plan_sha256,
         "samples": content.samples.num_rows,
         "tokens": tokens.pop(),
+        "keys": max(keys, default=0),
         "arrays": {
             layout.path: {
                 "shape": list(layout.shape),
@@ -204,6 +206,10 @@ def _manifest(content: PartContent, plan_sha256: str, root: Path, files: dict[st
         "run": dict(content.run),
         "seconds": content.seconds,
     }
+
+
+def _lengths(layouts: list[ArrayShape], axis: str) -> set[int]:
+    return {layout.shape[layout.dims.index(axis)] for layout in layouts if axis in layout.dims}
 
 
 def _disk_message(store: Path, content: PartContent, error: OSError) -> str:

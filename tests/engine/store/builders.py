@@ -23,6 +23,8 @@ from engine.store import (
     write_part,
 )
 from engine.vocabulary import ROLE_CODES, ROLES, role_flags
+from tests.engine.store.block_tensors import QUERIES, TinyBlocks, block_content, key_columns, tiny_blocks
+from tests.engine.store.kept_roles import keep_roles
 
 PIECES = ("<s>", "</s>", "<0x0A>", "▁a", "▁red", "▁circle", "dog", "<pad>")
 KINDS = ("special", "special", "byte", "normal", "normal", "normal", "normal", "padding")
@@ -41,6 +43,7 @@ class TinySample:
     states: np.ndarray
     roles: np.ndarray
     item_id: str = ""
+    blocks: TinyBlocks | None = None
 
 
 @dataclass(frozen=True)
@@ -100,21 +103,41 @@ def tiny_store(
     unembedding: bool = True,
     mantissa_bits: int | None = None,
     written: Sequence[int] | None = None,
+    capture: Sequence[str] = (),
+    queries: Sequence[str] = QUERIES,
+    heads: int = 2,
+    roles: Sequence[str] | None = None,
 ) -> TinyStore:
     """Write a store of random states that share a direction (so that cosines are not all near 0).
 
     ``layers`` is a number (0..n-1 of n-1 blocks) or the stored layer numbers. ``empty_parts`` adds parts whose samples
-    are all bad. ``written`` names the parts to write (all when None).
+    are all bad. ``written`` names the parts to write (all when None). ``capture`` names what to store of the blocks
+    (``attention``, ``attention-mass``, ``attention-output``, ``mlp-output``; values in ``TinySample.blocks``), for all
+    blocks, with these ``queries``. ``roles`` names those whose tokens are stored (all when None).
     """
-    rng = np.random.default_rng(seed)
+    rng, block_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     numbers = tuple(range(layers)) if isinstance(layers, int) else tuple(layers)
+    block_numbers = range(1, max(numbers) + 1)
     common = rng.standard_normal((len(numbers), 1, dim)) * np.linspace(0.5, 2, len(numbers))[:, None, None]
     samples: list[TinySample] = []
     for image in range(images):
         prefix = common + rng.standard_normal((len(numbers), len(PREFIX_ROLES), dim))
+        first: TinyBlocks | None = None
         for prompt in range(prompts):
             own_roles = ("instruction",) * (2 + prompt + image % 2) + ("template",)
             own = common + rng.standard_normal((len(numbers), len(own_roles), dim))
+            codes = np.array([ROLE_CODES[role] for role in (*PREFIX_ROLES, *own_roles)], np.int32)
+            blocks = tiny_blocks(
+                block_rng,
+                codes,
+                numbers=block_numbers,
+                queries=queries,
+                heads=heads,
+                dim=dim,
+                prefix=None if first is None else first.values,
+                prefix_length=len(PREFIX_ROLES),
+            )
+            first = first or blocks
             samples.append(
                 TinySample(
                     sample_id=f"{image:03d}/normal-{prompt + 1}",
@@ -122,7 +145,8 @@ def tiny_store(
                     prompt_id=f"normal-{prompt + 1}",
                     part=image * parts // images,
                     states=in_stored_dtype(np.concatenate([prefix, own], axis=1).astype(np.float32), dtype),
-                    roles=np.array([ROLE_CODES[role] for role in (*PREFIX_ROLES, *own_roles)], np.int32),
+                    roles=codes,
+                    blocks=blocks,
                 )
             )
     bad = [
@@ -133,6 +157,10 @@ def tiny_store(
     rows = [(sample.sample_id, sample.image_id, sample.prompt_id, sample.part) for sample in samples] + bad
     plan = pa.table(list(map(list, zip(*rows, strict=True))), schema=PLAN_SCHEMA)
     record = tiny_record(numbers, max(numbers), dtype, f"{seed:064x}")
+    chosen = [name for name, on in (("residual", residual), ("pooled", pooled)) if on]
+    record["capture"] = {**record["capture"], "tensors": [*chosen, *capture], "roles": roles and list(roles)}
+    if capture:
+        record["capture"] |= {"blocks": list(block_numbers), "queries": list(queries) if "attention" in capture else []}
     norm_weight = rng.uniform(0.5, 2, dim).astype(np.float32)
     matrix = rng.standard_normal((len(PIECES), dim)).astype(np.float32)
     create_store(
@@ -166,7 +194,11 @@ def tiny_store(
             norm_weight=norm_weight,
             bad=[BadSample(sample_id, "zero bytes") for sample_id, *_, part in bad if part == number],
             mantissa_bits=mantissa_bits,
+            capture=capture,
+            like=samples[0].blocks,
         )
+        if roles is not None:
+            content = keep_roles(content, roles)
         write_part(path, content, plan_sha256=str(record["plan_sha256"]))
     return TinyStore(path, {sample.sample_id: sample for sample in samples}, numbers, norm_weight, matrix, record)
 
@@ -190,14 +222,20 @@ def tiny_part(
     norm_weight: np.ndarray | None = None,
     bad: Sequence[BadSample] = (),
     mantissa_bits: int | None = None,
+    capture: Sequence[str] = (),
+    like: TinyBlocks | None = None,
 ) -> PartContent:
-    """Lay samples of known states on one token axis, prefixes shared or not."""
+    """Lay samples of known states on one token axis, prefixes shared or not.
+
+    ``capture`` is what to store of their blocks, ``like`` any sample's blocks (a part may have no samples).
+    """
     stored = "float16" if dtype == "float16" else "float32"
     prefix = len(PREFIX_ROLES)
     pieces: list[np.ndarray] = []
     roles: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     segments: list[list[dict[str, int]]] = []
+    runs: list[tuple[TinySample, int, int]] = []
     prefix_start: dict[str, int] = {}
     end = 0
 
@@ -206,6 +244,7 @@ def tiny_part(
         pieces.append(sample.states[:, start:stop])
         roles.append(sample.roles[start:stop])
         positions.append(np.arange(start, stop, dtype=np.int32))
+        runs.append((sample, start, stop))
         end += stop - start
         return {"start": end - (stop - start), "stop": end}
 
@@ -252,6 +291,19 @@ def tiny_part(
     if pooled:
         arrays += pooled_arrays(samples, len(layers), dim, np.ones(dim) if norm_weight is None else norm_weight)
         coordinates += [layer_coordinate("sample", layers), role_coordinate()]
+    if capture:
+        assert like is not None
+        more_arrays, more_coordinates = block_content(
+            [(sample.blocks, own) for sample, own in zip(samples, segments, strict=True) if sample.blocks],
+            [(sample.blocks, start, stop) for sample, start, stop in runs if sample.blocks],
+            like=like,
+            capture=capture,
+            stored=stored,
+            captured=dtype,
+        )
+        arrays += more_arrays
+        coordinates += more_coordinates
+    keys = key_columns([sample.blocks if "attention" in capture else None for sample in samples])
     table = pa.Table.from_pylist(
         [
             {
@@ -266,10 +318,11 @@ def tiny_part(
                 "prompt_kind": "normal",
                 "prompt": f"Describe {sample.prompt_id}.",
                 "references": ["a red circle", "a circle"],
-                "segments": runs,
+                "segments": own,
                 "grids": [{"rows": 2, "cols": 2, "x0": 0.0, "y0": 0.0, "x1": 64.0, "y1": 64.0, "thumbnail": False}],
+                **of_keys,
             }
-            for sample, runs in zip(samples, segments, strict=True)
+            for sample, own, of_keys in zip(samples, segments, keys, strict=True)
         ],
         schema=PART_SAMPLES_SCHEMA,
     )

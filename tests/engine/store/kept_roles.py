@@ -6,22 +6,29 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from engine.store import PART_SAMPLES_SCHEMA, PartArray, PartContent
+from engine.store import PART_SAMPLES_SCHEMA, Coordinate, PartArray, PartContent
 from engine.vocabulary import ROLE_CODES
 
 
 def keep_roles(content: PartContent, roles: Sequence[str]) -> PartContent:
-    """Drop the tokens of all other roles from a part."""
+    """Drop the tokens of all other roles from a part; its keys stay, those of dropped tokens without a token."""
     by_path = {coordinate.path: coordinate for coordinate in content.coordinates}
     kept = np.isin(by_path["token/role"].values, [ROLE_CODES[role] for role in roles])
     before = np.concatenate([[0], np.cumsum(kept)])
 
     def thin(array: PartArray) -> PartArray:
-        if array.path != "token/hidden_states":
+        if "token" not in array.dims:
             return array
-        layers, _, dim = array.shape
-        states = [np.array(array.slab(layer))[kept] for layer in range(layers)]
-        return replace(array, shape=(layers, int(kept.sum()), dim), slab=lambda layer: states[layer])
+        axis = array.dims.index("token")
+        slabs = [np.compress(kept, np.array(array.slab(lead)), axis - 1) for lead in range(array.shape[0])]
+        shape = (*array.shape[:axis], int(kept.sum()), *array.shape[axis + 1 :])
+        return replace(array, shape=shape, slab=lambda lead: slabs[lead])
+
+    def narrow(coordinate: Coordinate) -> Coordinate:
+        if coordinate.path == "key/token":
+            there = kept[coordinate.values]
+            return replace(coordinate, values=np.where(there, before[coordinate.values], -1).astype(np.int32))
+        return replace(coordinate, values=coordinate.values[kept]) if coordinate.dims == ("token",) else coordinate
 
     rows = content.samples.to_pylist()
     for row in rows:
@@ -30,9 +37,6 @@ def keep_roles(content: PartContent, roles: Sequence[str]) -> PartContent:
     return replace(
         content,
         arrays=tuple(thin(array) for array in content.arrays),
-        coordinates=tuple(
-            replace(coordinate, values=coordinate.values[kept]) if coordinate.dims == ("token",) else coordinate
-            for coordinate in content.coordinates
-        ),
+        coordinates=tuple(map(narrow, content.coordinates)),
         samples=pa.Table.from_pylist(rows, schema=PART_SAMPLES_SCHEMA),
     )
