@@ -100,11 +100,14 @@ class LayerAxis(NamedTuple):
     relative : bool
     first, last : float
         In layers or depths.
+    word : str
+        ``layer``, or ``block`` where points are the blocks themselves.
     """
 
     relative: bool
     first: float
     last: float
+    word: str = "layer"
 
     def at(self, layers: NDArray[np.integer], blocks: int) -> NDArray[np.floating] | NDArray[np.integer]:
         """Return where the layers of a model of so many blocks lie."""
@@ -115,16 +118,17 @@ class LayerAxis(NamedTuple):
         if self.relative:
             axes.set_xlim(self.first - 0.02, self.last + 0.02)
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5))
-            axes.set_xlabel("depth (layer / blocks)")
+            axes.set_xlabel(f"depth ({self.word} / blocks)")
         else:
             layer_axis(axes, int(self.first), int(self.last))
+            axes.set_xlabel(self.word)
         if not labelled:
             axes.set_xlabel("")
 
 
-def common_axis(models: Sequence[tuple[NDArray[np.integer], int]]) -> LayerAxis:
+def common_axis(models: Sequence[tuple[NDArray[np.integer], int]], word: str = "layer") -> LayerAxis:
     """Choose the axis that all models, (stored layers, blocks), fit on: layers where they have as many blocks."""
-    axis = LayerAxis(len({blocks for _, blocks in models}) > 1, 0, 0)
+    axis = LayerAxis(len({blocks for _, blocks in models}) > 1, 0, 0, word)
     places = [axis.at(layers, blocks) for layers, blocks in models]
     return axis._replace(first=min(own[0] for own in places), last=max(own[-1] for own in places))
 

@@ -13,16 +13,31 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.part_task import PartTask
 from engine import __version__
 from engine.errors import StrataError
 from engine.store import Part
 
-__all__ = ["KeptParts"]
+__all__ = ["KeptParts", "Task"]
+
+
+class Task(Protocol):
+    """What is computed of one part: where that part is, and all else that the result depends on."""
+
+    @property
+    def url(self) -> str:
+        """Address of the store."""
+
+    @property
+    def name(self) -> str:
+        """The part's name."""
+
+    def depends(self) -> tuple[object, ...]:
+        """Values whose texts are equal where the results are."""
 
 
 class KeptParts:
@@ -37,20 +52,9 @@ class KeptParts:
     def __init__(self, results_folder: Path) -> None:
         self._folder = results_folder / ".unfinished"
 
-    def name(self, what: str, part: Part, task: PartTask) -> str:
+    def name(self, what: str, part: Part, task: Task) -> str:
         """Name ``what`` is computed of a part, and all that it depends on."""
-        depends = (
-            what,
-            __version__,
-            part.manifest["sha256"],
-            task.source,
-            task.text_roles,
-            task.self_pairs,
-            task.normed,
-            _norm_text(task),
-            task.prompts,
-            "" if task.origin is None else task.origin.digest(),
-        )
+        depends = (what, __version__, part.manifest["sha256"], *task.depends())
         return hashlib.sha256(repr(depends).encode()).hexdigest()
 
     def holds(self, name: str) -> bool:
@@ -90,11 +94,3 @@ class KeptParts:
     def clear(self) -> None:
         """Forget everything: the results are written."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _norm_text(task: PartTask) -> str:
-    if task.norm is None:
-        return ""
-    digest = hashlib.sha256(task.norm.weight.tobytes())
-    digest.update(b"" if task.norm.bias is None else task.norm.bias.tobytes())
-    return f"{task.norm.kind} {task.norm.eps} {task.norm.weight_offset} {digest.hexdigest()}"

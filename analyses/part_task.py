@@ -106,6 +106,18 @@ class PartTask:
     prompts: tuple[str, ...] = ()
     origin: Origin | None = None
 
+    def depends(self) -> tuple[object, ...]:
+        """Return all that the result depends on, beside the part's content."""
+        return (
+            self.source,
+            self.text_roles,
+            self.self_pairs,
+            self.normed,
+            _norm_text(self.norm),
+            self.prompts,
+            "" if self.origin is None else self.origin.digest(),
+        )
+
     @property
     def sets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Role codes of the image set and of the text set."""
@@ -123,3 +135,11 @@ def open_array(part: Part, path: str) -> zarr.Array:
     array = part.group(group)[name]
     assert isinstance(array, zarr.Array)
     return array
+
+
+def _norm_text(norm: FinalNorm | None) -> str:
+    if norm is None:
+        return ""
+    digest = hashlib.sha256(norm.weight.tobytes())
+    digest.update(b"" if norm.bias is None else norm.bias.tobytes())
+    return f"{norm.kind} {norm.eps} {norm.weight_offset} {digest.hexdigest()}"

@@ -1,5 +1,7 @@
 """What a results folder may hold: results of one set of stores, one choice of text roles and one adjustment.
 
+Results that do not depend on text roles or an adjustment lie beside any of them.
+
 Whoever opens the folder compares its files, so files that do not belong together must not meet there. Every dataset
 says which analysis made it, in which format, and from what; an analysis looks at all of them before it computes, and
 refuses rather than replaces what is not its own. The same stores are those of the same plans: a store may have moved,
@@ -24,8 +26,6 @@ RESULTS_FORMAT = 1
 DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
 """What zarr, its codecs and xarray raise on files that are cut, changed or gone."""
 
-_DEPENDS = ("stores", "text_roles", "adjustment")
-
 
 def result_attributes(analysis: str, settings: str) -> dict[str, Any]:
     """Attributes of every results dataset: who made it, in which format, with which settings."""
@@ -37,8 +37,8 @@ def check_folder(
     names: Sequence[str],
     identities: Sequence[StoreIdentity],
     *,
-    text_roles: Sequence[str],
-    adjustment: str,
+    text_roles: Sequence[str] | None = None,
+    adjustment: str | None = None,
 ) -> None:
     """Refuse a folder whose results do not belong beside those that are asked for.
 
@@ -49,7 +49,7 @@ def check_folder(
         Datasets that may be written, ``NAME.zarr``. One that cannot be read is damaged and no reason to refuse.
     identities : sequence of StoreIdentity
     text_roles, adjustment
-        What is asked for.
+        What is asked for; None where the results do not depend on it.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def check_folder(
     """
     asked = {
         "stores": _plans([identity.asdict() for identity in identities]),
-        "text_roles": list(text_roles),
+        "text_roles": text_roles,
         "adjustment": adjustment,
     }
     for path in sorted(folder.glob("*.zarr")):
@@ -68,7 +68,7 @@ def check_folder(
             continue
         if path.stem in names:
             _check_own(path, attributes)
-        if attributes.get("results_format") == RESULTS_FORMAT and all(name in attributes for name in _DEPENDS):
+        if attributes.get("results_format") == RESULTS_FORMAT and "stores" in attributes:
             _check_beside(path, attributes, asked)
 
 
@@ -100,17 +100,18 @@ def _check_beside(path: Path, attributes: Mapping[str, Any], asked: Mapping[str,
         stored = _plans(json.loads(attributes["stores"]))
     except DAMAGED:
         return  # of another package, which means something else by these words
-    roles = str(attributes["text_roles"]).split(",")
     holds, wants = [], []
     if [plan for plan, _ in stored] != [plan for plan, _ in asked["stores"]]:
         holds.append(_name_stores(stored))
         wants.append(_name_stores(asked["stores"]))
-    if set(roles) != set(asked["text_roles"]):
-        holds.append(f"--text-roles {','.join(roles)}")
-        wants.append(f"--text-roles {','.join(asked['text_roles'])}")
-    if attributes["adjustment"] != asked["adjustment"]:
-        holds.append(f"--adjustment {attributes['adjustment']}")
-        wants.append(f"--adjustment {asked['adjustment']}")
+    roles, asked_roles = attributes.get("text_roles"), asked["text_roles"]
+    if None not in (roles, asked_roles) and set(str(roles).split(",")) != set(asked_roles):
+        holds.append(f"--text-roles {roles}")
+        wants.append(f"--text-roles {','.join(asked_roles)}")
+    adjustment, asked_adjustment = attributes.get("adjustment"), asked["adjustment"]
+    if None not in (adjustment, asked_adjustment) and adjustment != asked_adjustment:
+        holds.append(f"--adjustment {adjustment}")
+        wants.append(f"--adjustment {asked_adjustment}")
     if holds:
         raise UsageError(
             f"{path} holds {path.stem} of {' and '.join(holds)}, asked is {' and '.join(wants)}; results in one folder "

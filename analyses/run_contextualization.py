@@ -11,16 +11,16 @@ from analyses.contextualization_notes import tell_of_empty_curves
 from analyses.contextualization_plan import check_adjustment, check_roles, choose_source
 from analyses.contextualization_results import StoreResult, from_dataset, to_dataset
 from analyses.contextualization_table import CONTEXTUALIZATION_SCHEMA, to_tables
-from analyses.identity import StoreIdentity, identify, settings_text
+from analyses.identity import StoreIdentity, settings_text
 from analyses.kept_parts import KeptParts
+from analyses.opening import open_all
 from analyses.part_task import Adjustment
 from analyses.resources import Resources
 from analyses.results import open_dataset, write_dataset, write_figure, write_table
 from analyses.results_folder import DAMAGED, check_folder, result_attributes
-from engine.errors import UsageError
-from engine.store import Store, open_store
+from engine.store import Store
 
-__all__ = ["NAME", "Choice", "load_or_compute", "make_choice", "open_all", "run"]
+__all__ = ["NAME", "Choice", "load_or_compute", "make_choice", "run"]
 
 NAME = "contextualization"
 
@@ -120,26 +120,6 @@ def load_or_compute(
     dataset = open_dataset(results_folder, NAME)
     assert dataset is not None
     return from_dataset(dataset), written
-
-
-def open_all(stores: Sequence[str], resources: Resources) -> tuple[list[Store], list[StoreIdentity]]:
-    """Open stores one by one; notify of each that does not hold all that was planned.
-
-    Raises
-    ------
-    UsageError
-        None is named, or one twice: its samples would count double.
-    """
-    if not stores:
-        raise UsageError("no store is named: give at least one path or URL")
-    opened = [open_store(url) for url in stores]
-    for store in opened:
-        if [other.url for other in opened].count(store.url) > 1:
-            raise UsageError(f"{store.url} is named twice: name each store once")
-    identities = identify(opened)
-    for store, identity in zip(opened, identities, strict=True):
-        resources.tell(identity.completeness.note(store.url))
-    return opened, identities
 
 
 def _load(

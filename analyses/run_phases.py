@@ -7,6 +7,7 @@ from pathlib import Path
 from analyses.curves import BOOTSTRAPS
 from analyses.identity import settings_text
 from analyses.memory import check_memory, result_bytes, statistics_bytes
+from analyses.opening import open_all
 from analyses.phases import HEADLINE, find_phases, name_missing
 from analyses.phases_figure import draw_phases
 from analyses.phases_results import (
@@ -22,7 +23,7 @@ from analyses.resources import Resources
 from analyses.results import write_dataset, write_figure, write_table
 from analyses.results_folder import check_folder, result_attributes
 from analyses.run_contextualization import NAME as COSINES
-from analyses.run_contextualization import load_or_compute, make_choice, open_all
+from analyses.run_contextualization import load_or_compute, make_choice
 from engine.errors import StrataError
 from engine.store import Store
 
