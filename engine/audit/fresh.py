@@ -1,0 +1,143 @@
+"""Fresh forward passes at batch 1, through the very code that extracts, under two attention kernels."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from engine.capture.extraction import Extraction, extract_part
+from engine.errors import StrataError
+from engine.models.checkpoint import Checkpoint
+from engine.models.load import LoadedModel
+from engine.models.prepare import Preparer
+from engine.plan import Plan, PlannedPart
+from engine.prompts import Prompt
+from engine.sources import ImageReader, ImageRecord
+from engine.store import PartContent
+
+__all__ = ["FreshPass", "FreshPasses"]
+
+
+class FreshPass(NamedTuple):
+    """A part of one sample, and the model's own logits.
+
+    Attributes
+    ----------
+    content
+        What extraction would write of it; the slabs of each array can be asked for once, in order.
+    logits
+        (position, vocab) float32 at the positions asked for.
+    """
+
+    content: PartContent
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class FreshPasses:
+    """Runs a store's model over single samples of the store.
+
+    Attributes
+    ----------
+    record
+        The store's record: what is captured.
+    checkpoint, loaded
+        The model.
+    images
+        Where the images are.
+    """
+
+    record: Mapping[str, Any]
+    checkpoint: Checkpoint
+    loaded: LoadedModel
+    images: ImageReader
+    _preparers: dict[str, Preparer] = field(default_factory=dict)
+
+    @property
+    def run(self) -> dict[str, object]:
+        """How these passes compute, as it stands in manifests."""
+        return self._extraction((), ()).run
+
+    def both(self, image: ImageRecord, prompt: Prompt, positions: np.ndarray) -> tuple[FreshPass, FreshPass]:
+        """Run a sample under the attention kernel that is the default here, then under the plain one (SDPA's math).
+
+        Parameters
+        ----------
+        image, prompt
+            The sample.
+        positions
+            Positions of its own sequence whose logits are kept.
+
+        Raises
+        ------
+        StrataError
+            Where the fresh states are unusable.
+        """
+        return self._run(image, prompt, positions, math=False), self._run(image, prompt, positions, math=True)
+
+    def _run(self, image: ImageRecord, prompt: Prompt, positions: np.ndarray, *, math: bool) -> FreshPass:
+        kernel = sdpa_kernel(SDPBackend.MATH) if math else nullcontext()
+        with kernel, _logits_at(self.loaded.model, positions) as logits:
+            content = extract_part(self._extraction((image,), (prompt,)), PlannedPart(0, 0, 1), _Silence())
+        if content.bad_samples:
+            bad = content.bad_samples[0]
+            raise StrataError(
+                f"the store has the sample {bad.sample_id}, but a fresh pass over it is unusable: {bad.reason}. "
+                f"Audit it on the device that extracted it, or look for what differs with strata inspect."
+            )
+        return FreshPass(content, logits[0])
+
+    def _extraction(self, images: tuple[ImageRecord, ...], prompts: tuple[Prompt, ...]) -> Extraction:
+        return Extraction(
+            store=Path(),
+            plan=Plan(self.record, images, prompts, images_per_part=1),
+            images=self.images,
+            checkpoint=self.checkpoint,
+            loaded=self.loaded,
+            preparer=self._preparer(prompts),
+            batch_size=1,
+        )
+
+    def _preparer(self, prompts: tuple[Prompt, ...]) -> Preparer:
+        key = "".join(prompt.prompt_id for prompt in prompts)
+        if key not in self._preparers:
+            self._preparers[key] = Preparer(self.checkpoint, prompts, share_prefix=False)
+        return self._preparers[key]
+
+
+@contextmanager
+def _logits_at(model: Any, positions: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Keep the model's own logits at some positions; capturing itself asks for the last position's alone."""
+    kept: list[np.ndarray] = []
+    wanted = torch.from_numpy(positions.astype(np.int64))
+
+    def ask(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, {**keywords, "logits_to_keep": wanted.to(keywords["input_ids"].device)}
+
+    def keep(_module: Any, _arguments: tuple[Any, ...], output: Any) -> None:
+        kept.append(output.logits[0].float().cpu().numpy())
+
+    handles = (model.register_forward_pre_hook(ask, with_kwargs=True), model.register_forward_hook(keep))
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Silence:
+    """Hears the progress of a part and says nothing."""
+
+    def batch_done(self, samples: int, state_bytes: int) -> None:
+        """One forward pass is finished."""
+
+    def waited(self, what: str, seconds: float) -> None:
+        """Hear that the model stood still."""
+
+    def part_done(self, manifest: Mapping[str, object]) -> None:
+        """One part is committed."""

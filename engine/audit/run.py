@@ -1,0 +1,228 @@
+"""The audit of a store: samples drawn, each run again, every stored tensor judged."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine.audit.compare import Deviations, compare_vectors
+from engine.audit.fresh import FreshPass, FreshPasses
+from engine.audit.logits import stored_logits
+from engine.audit.stored import StoredSample
+from engine.audit.tensors import ComparedSample, compare_sample, name_place, rounding_allowance
+from engine.audit.verdict import TOLERANCES, Worst, find_worst
+from engine.errors import StrataError
+from engine.prompts import Prompt
+from engine.sources import ImageReader, ImageRecord, load_image
+from engine.store import Store
+
+__all__ = ["AuditReport", "TensorVerdict", "audit_store", "check_images", "image_record"]
+
+LOGITS = "logits from the store"
+_LOGIT_POSITIONS = 16  # of each sample, spread over its stored tokens, the last one among them
+_STATES = "token/hidden_states"
+
+
+@dataclass(frozen=True)
+class TensorVerdict:
+    """What was found of one tensor.
+
+    Attributes
+    ----------
+    tensor
+        Path of the array, or ``LOGITS``.
+    samples
+        Audited samples that it was compared in.
+    worst
+        The vector farthest beyond its bound, or nearest to it; None where nothing could be compared.
+    tolerance
+        Of 1 − cosine.
+    sample_id, place
+        Where that vector is; empty without one.
+    """
+
+    tensor: str
+    samples: int
+    worst: Worst | None
+    tolerance: float
+    sample_id: str
+    place: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tensor keeps the rule; one that could not be compared has mismatches of its own."""
+        return self.worst is None or self.worst.passed
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What an audit found.
+
+    Attributes
+    ----------
+    verdicts
+        One per stored tensor, in the order of the store.
+    mismatches
+        Sentences on what had to be equal and is not: tokens, prompts, counts.
+    notes
+        Sentences on what was not compared, or was computed otherwise than the store.
+    """
+
+    verdicts: tuple[TensorVerdict, ...]
+    mismatches: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every tensor keeps the rule and nothing else differs."""
+        return not self.mismatches and all(verdict.passed for verdict in self.verdicts)
+
+
+def image_record(row: Mapping[str, Any]) -> ImageRecord:
+    """Make the record of a sample's image from the sample table."""
+    return ImageRecord(row["image_id"], row["image_uri"], tuple(row["references"]), row["item_id"])
+
+
+def check_images(rows: pd.DataFrame, images: ImageReader) -> None:
+    """Check that the images of samples are those that were extracted, by the hash of their bytes.
+
+    Raises
+    ------
+    StrataError
+        Where one cannot be read or is another.
+    """
+    for row in rows.drop_duplicates("image_id").to_dict("records"):
+        found = load_image(image_record(row), images).sha256
+        if found != row["image_sha256"]:
+            raise StrataError(
+                f"the image {images}/{row['image_uri']} is not the one that was extracted: its sha256 is {found}, the "
+                f"store says {row['image_sha256']}. Give --images the folder that strata extract read."
+            )
+
+
+def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Callable[[], None]) -> AuditReport:
+    """Compare samples of a store with fresh passes.
+
+    Parameters
+    ----------
+    store
+        One store.
+    rows
+        Rows of ``store.samples``.
+    passes
+        Runs the model.
+    done
+        Called after each sample.
+    """
+    compared: list[ComparedSample] = []
+    logits: list[Deviations] = []
+    positions: list[np.ndarray] = []
+    parts = {part.number: part for part in store.parts}
+    unread = _why_no_logits(store)
+    prompts = {entry["prompt_id"]: entry for entry in store.record["prompts"]}
+    for row in rows.to_dict("records"):
+        part = parts[row["part"]]
+        sample = StoredSample(part, int(np.flatnonzero(part.samples["sample_id"] == row["sample_id"])[0]))
+        entry = prompts[row["prompt_id"]]
+        chosen = _logit_rows(sample)
+        at = sample.coordinate("token/position")[chosen]
+        fresh, other = passes.both(image_record(row), Prompt(row["prompt_id"], entry["kind"], entry["text"]), at)
+        if not unread:
+            logits.append(_logit_deviations(store, sample, chosen, fresh, other))
+            positions.append(at)
+        compared.append(compare_sample(sample, fresh.content, other.content))
+        done()
+    names = list(rows["sample_id"])
+    verdicts = [
+        _verdict(path, compared, names, _tolerance(store, path))
+        for path in dict.fromkeys(path for sample in compared for path in sample.dims)
+    ]
+    if logits:
+        verdicts.append(_logit_verdict(logits, positions, names, _tolerance(store, _STATES)))
+    return AuditReport(
+        verdicts=tuple(verdicts),
+        mismatches=tuple(f"{name}: {text}" for name, sample in zip(names, compared, strict=True) for text in sample[2]),
+        notes=(*unread, *_uncompared(store, compared), *_run_differences(store, rows, passes.run)),
+    )
+
+
+def _tolerance(store: Store, path: str) -> float:
+    stored = str(store.parts[0].manifest["arrays"][path]["dtype"])
+    captured = str(store.record["model"]["dtype"])
+    return max(TOLERANCES[captured], TOLERANCES.get(stored, 0.0))
+
+
+def _verdict(path: str, compared: Sequence[ComparedSample], names: Sequence[str], tolerance: float) -> TensorVerdict:
+    held = [(name, sample) for name, sample in zip(names, compared, strict=True) if path in sample.deviations]
+    worst = find_worst([sample.deviations[path] for _, sample in held], tolerance)
+    if worst is None:
+        return TensorVerdict(path, len(held), None, tolerance, "", "")
+    name, sample = held[worst.sample]
+    place = name_place(path, sample.dims[path], (*worst.index, worst.at), sample)
+    return TensorVerdict(path, len(held), worst, tolerance, name, place)
+
+
+def _why_no_logits(store: Store) -> tuple[str, ...]:
+    wanting = []
+    if "residual" not in store.record["capture"]["tensors"]:
+        wanting.append("hidden states")
+    elif store.block_count not in store.layers:
+        wanting.append(f"layer {store.block_count}")
+    if store.model.unembedding is None:
+        wanting.append("unembedding")
+    return (f"logits were not compared: the store has no {' and no '.join(wanting)}",) if wanting else ()
+
+
+def _logit_rows(sample: StoredSample) -> np.ndarray:
+    """Choose stored tokens of a sample, as places among its own: evenly spread, from the last one backwards."""
+    tokens = len(sample.places)
+    count = min(tokens, _LOGIT_POSITIONS)
+    return np.unique(np.linspace(0, tokens - 1, count + 1).round().astype(np.int64)[1:]) if tokens else np.arange(0)
+
+
+def _logit_deviations(
+    store: Store, sample: StoredSample, chosen: np.ndarray, fresh: FreshPass, other: FreshPass
+) -> Deviations:
+    states = sample.slab(_STATES, int(np.flatnonzero(store.layers == store.block_count)[0]))[chosen]
+    found = stored_logits(store.model, states)
+    attributes = sample.arrays[_STATES]["attributes"]
+    relative = rounding_allowance({**attributes, "rounding_max_absolute_error": np.inf}, np.ones(1))
+    one, two, three = (values.astype(np.float64)[None] for values in (found.values, fresh.logits, other.logits))
+    return compare_vectors(one, two, three, 2 * np.asarray(relative) * found.leverage)
+
+
+def _logit_verdict(
+    logits: Sequence[Deviations], positions: Sequence[np.ndarray], names: Sequence[str], tolerance: float
+) -> TensorVerdict:
+    worst = find_worst(logits, tolerance)
+    if worst is None:
+        return TensorVerdict(LOGITS, len(logits), None, tolerance, "", "")
+    place = f"position {positions[worst.sample][worst.index[1]]}, token id {worst.at}"
+    return TensorVerdict(LOGITS, len(logits), worst, tolerance, names[worst.sample], place)
+
+
+def _uncompared(store: Store, compared: Sequence[ComparedSample]) -> list[str]:
+    known = {path for sample in compared for path in (*sample.dims, *sample.coordinates)}
+    arrays = store.parts[0].manifest["arrays"]
+    strange = [path for path, entry in arrays.items() if path not in known and entry["dtype"].startswith("float")]
+    return [f"{path} was not compared: a fresh pass does not give it" for path in strange]
+
+
+def _run_differences(store: Store, rows: pd.DataFrame, run: Mapping[str, object]) -> list[str]:
+    """Say what of the way to compute differs from the run that extracted, for its noise is not in the floor."""
+    lines: dict[str, None] = {}
+    for part in store.parts:
+        if part.number in set(rows["part"]):
+            then = part.manifest.get("run", {})
+            before = {**then.get("versions", {}), **then}
+            now = {**_mapping(run.get("versions")), **run}
+            for name in ("torch", "transformers", "device", "attention_kernel"):
+                if name in before and before[name] != now[name]:
+                    lines[f"extracted with {name} {before[name]}, audited with {now[name]}"] = None
+    return list(lines)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,181 @@
+"""One sample's stored tensors against two fresh passes: vectors by their deviations, integers exactly.
+
+Which axis makes a vector is decided by the names of dimensions, so a further tensor of the format needs nothing here.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engine.audit.compare import Deviations, compare_vectors
+from engine.audit.stored import StoredSample
+from engine.store import PartArray, PartContent
+
+__all__ = ["ComparedSample", "compare_sample", "name_place", "rounding_allowance"]
+
+_VECTOR_DIMS = ("dim", "source_role", "key", "head")
+"""The first of these that a tensor has runs along its vectors: states by token, attention rows by query and head."""
+
+_TABLE_COLUMNS = ("image_sha256", "width", "height", "prompt_id", "prompt_kind", "prompt")
+_COUNTED_ALONG = {"token": "tokens", "key": "positions"}
+
+
+class ComparedSample(NamedTuple):
+    """What comparing one sample found.
+
+    Attributes
+    ----------
+    deviations
+        By path of the tensor; (leading index, other vector dimensions …).
+    dims
+        By path, the names of the deviations' dimensions and, last, that of the vectors themselves.
+    mismatches
+        What had to be equal and is not, one sentence each.
+    coordinates
+        By path, of the fresh pass: they name places.
+    """
+
+    deviations: dict[str, Deviations]
+    dims: dict[str, tuple[str, ...]]
+    mismatches: tuple[str, ...]
+    coordinates: dict[str, tuple[np.ndarray, Mapping[str, Any]]]
+
+
+def compare_sample(stored: StoredSample, fresh: PartContent, other: PartContent) -> ComparedSample:
+    """Compare everything that is stored of a sample.
+
+    Parameters
+    ----------
+    stored
+        The sample in its part.
+    fresh, other
+        A part of this sample alone from a fresh pass, and from one under another attention kernel; used up.
+    """
+    mismatches = list(_table_mismatches(stored, fresh))
+    unequal = set()
+    for coordinate in fresh.coordinates:
+        if coordinate.path not in stored.arrays:
+            mismatches.append(f"{coordinate.path} is not stored")
+            continue
+        group = coordinate.path.split("/")[0]
+        values = stored.coordinate(coordinate.path)
+        if coordinate.path == "key/token":
+            values = _own_places(values, stored.places)
+        if len(values) != len(coordinate.values):
+            unequal.add(group)
+            what = _COUNTED_ALONG.get(group, "entries") if coordinate.dims == (group,) else "entries"
+            counts = f"{len(values)} {what} stored, {len(coordinate.values)} in a fresh pass"
+            mismatches.append(f"{coordinate.path}: {counts}")
+        elif (values != coordinate.values).any():
+            place = int(np.flatnonzero(values != coordinate.values)[0])
+            found = f"stored {values[place]}, fresh {coordinate.values[place]}"
+            mismatches.append(f"{coordinate.path} at {place}: {found}")
+    deviations, dims = {}, {}
+    for one, two in zip(fresh.arrays, other.arrays, strict=True):
+        wrong = _wrong_shape(stored, one, unequal)
+        if wrong:
+            mismatches += [f"{one.path}: {wrong}"] if wrong not in unequal else []
+        elif np.issubdtype(np.dtype(one.dtype), np.integer):
+            mismatches += _integer_mismatches(stored, one)
+        else:
+            dims[one.path] = _dims(one)
+            deviations[one.path] = _deviations(stored, one, two)
+    coordinates = {entry.path: (entry.values, entry.attributes) for entry in fresh.coordinates}
+    return ComparedSample(deviations, dims, tuple(mismatches), coordinates)
+
+
+def _table_mismatches(stored: StoredSample, fresh: PartContent) -> Iterator[str]:
+    (row,) = fresh.samples.to_pylist()
+    for column in _TABLE_COLUMNS:
+        if stored.values[column] != row[column]:
+            yield f"{column}: the sample table says {stored.values[column]!r}, a fresh pass {row[column]!r}"
+
+
+def _own_places(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Turn places on the part's token axis into places among the sample's own tokens; −1 stays, −2 is a foreign one."""
+    if not len(places):
+        return np.where(values < 0, values, -2)
+    order = np.argsort(places)
+    found = order[np.searchsorted(places, values, sorter=order).clip(max=len(places) - 1)]
+    return np.where(values < 0, values, np.where(places[found] == values, found, -2))
+
+
+def _wrong_shape(stored: StoredSample, array: PartArray, unequal: set[str]) -> str:
+    """Say why an array cannot be compared, or nothing; a group's name where its lengths are known to differ."""
+    if array.path not in stored.arrays:
+        return "is not stored"
+    group = array.path.split("/")[0]
+    entry = stored.arrays[array.path]
+    shape = [length for dim, length in zip(entry["dims"], entry["shape"], strict=True) if dim != group]
+    expected = [length for dim, length in zip(array.dims, array.shape, strict=True) if dim != group]
+    if list(entry["dims"]) != list(array.dims) or shape != expected:
+        return f"stored as {dict(zip(entry['dims'], entry['shape'], strict=True))}, which is another shape"
+    return group if group in unequal and group in array.dims else ""
+
+
+def _integer_mismatches(stored: StoredSample, array: PartArray) -> Iterator[str]:
+    for index in range(array.shape[0]):
+        one, two = stored.slab(array.path, index), array.slab(index)
+        if not np.array_equal(one, two):
+            yield f"{array.path} at {index}: stored {one.tolist()}, fresh {two.tolist()}"
+
+
+def _dims(array: PartArray) -> tuple[str, ...]:
+    vector = next(dim for dim in _VECTOR_DIMS if dim in array.dims)
+    return (*(dim for dim in array.dims if dim != vector), vector)
+
+
+def _deviations(stored: StoredSample, fresh: PartArray, other: PartArray) -> Deviations:
+    axis = fresh.dims.index(_dims(fresh)[-1]) - 1
+    attributes = stored.arrays[fresh.path]["attributes"]
+    slabs = []
+    for index in range(fresh.shape[0]):
+        values = (stored.slab(fresh.path, index), fresh.slab(index), other.slab(index))
+        one, two, three = (np.moveaxis(np.asarray(slab, dtype=np.float64), axis, -1) for slab in values)
+        slabs.append(compare_vectors(one, two, three, rounding_allowance(attributes, np.abs(two))))
+    return Deviations(*(np.stack(part) for part in zip(*slabs, strict=True)))
+
+
+def rounding_allowance(attributes: Mapping[str, Any], magnitude: np.ndarray) -> np.ndarray | float:
+    """How far values may be off because their mantissas were rounded, from the errors measured at writing.
+
+    Parameters
+    ----------
+    attributes
+        Of the stored array.
+    magnitude
+        Of the values, any shape.
+    """
+    if attributes.get("mantissa_bits") is None:
+        return 0.0
+    relative = float(attributes["rounding_max_relative_error"])
+    return np.minimum(relative * magnitude, float(attributes["rounding_max_absolute_error"]))
+
+
+def name_place(path: str, dims: tuple[str, ...], index: tuple[int, ...], compared: ComparedSample) -> str:
+    """Put a place into words: ``layer 12, position 37 (image), dim 5``."""
+    group = path.split("/", maxsplit=1)[0]
+    return ", ".join(
+        _name(group, dim, place, compared) for dim, place in zip(dims, index, strict=True) if dim != "sample"
+    )
+
+
+def _name(group: str, dim: str, place: int, compared: ComparedSample) -> str:
+    if dim == "token":
+        position, role = (_value(compared, f"token/{name}", place) for name in ("position", "role"))
+        return f"position {position} ({role})"
+    if dim == "key":
+        return f"key position {place}"
+    return f"{dim.replace('_', ' ')} {_value(compared, f'{group}/{dim}', place)}"
+
+
+def _value(compared: ComparedSample, path: str, place: int) -> object:
+    """Return a coordinate's value at a place, by its meaning where it is a code; the place itself without one."""
+    if path not in compared.coordinates:
+        return place
+    values, attributes = compared.coordinates[path]
+    code = int(values[place])
+    if "flag_meanings" not in attributes:
+        return code
+    return str(attributes["flag_meanings"]).split()[list(attributes["flag_values"]).index(code)]
