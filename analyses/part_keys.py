@@ -1,0 +1,137 @@
+"""What every key of a part is: whose, of which role, whether a sink, and which bins of the maps it falls into."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.attention_task import AttentionTask
+from analyses.key_places import SEGMENTS, find_sinks, key_places
+from analyses.part_task import open_array
+from analyses.prompt_groups import PromptGroup, prompt_groups
+from engine.errors import StrataError
+from engine.store import Part
+
+__all__ = ["PLACES", "Bins", "PartKeys", "read_keys"]
+
+PLACES = "places"
+"""Name of the bins of `key_places`; grids are called ``24x24``."""
+
+
+class Bins(NamedTuple):
+    """The bin of every key.
+
+    Attributes
+    ----------
+    of_key : array (key), int64
+        -1 for none.
+    length : int
+        Number of bins.
+    shape : tuple of int
+        Of `PLACES`, the length of each segment, one behind the other; of a grid, rows and columns.
+    """
+
+    of_key: NDArray[np.int64]
+    length: int
+    shape: tuple[int, ...]
+
+
+class PartKeys(NamedTuple):
+    """The keys of a part.
+
+    Attributes
+    ----------
+    sample, role : arrays (key), int64
+        Row of the part's sample table; role code.
+    sink : array (key), bool
+    valid : array (query, sample), bool
+        Whether the sample has the query.
+    group : array (sample), int64
+        Number of its prompt group.
+    bins : mapping
+        By name: `PLACES` and one per shape of grid.
+    """
+
+    sample: NDArray[np.int64]
+    role: NDArray[np.int64]
+    sink: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    group: NDArray[np.int64]
+    bins: Mapping[str, Bins]
+
+
+def read_keys(part: Part, task: AttentionTask) -> PartKeys:
+    """Read what the keys of a part are.
+
+    Raises
+    ------
+    StrataError
+        Some tokens were not stored, so that the roles of their keys are unknown.
+    """
+    token = np.asarray(open_array(part, "key/token")[...], np.int64)
+    unknown = int((token < 0).sum())
+    if unknown:
+        raise StrataError(
+            f"part {part.name} of {part.url} does not say the role of {unknown} of its {len(token)} keys: their tokens "
+            "were left out by --roles, and attention goes to them too; extract another store without --roles"
+        )
+    samples = part.samples
+    starts, stops = (samples[name].to_numpy(np.int64) for name in ("key_start", "key_stop"))
+    owner = np.full(len(token), -1)
+    for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        owner[start:stop] = row
+    role = np.asarray(open_array(part, "token/role")[...], np.int64)[token]
+    runs = [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
+    sink = np.concatenate([np.zeros(0, bool), *(find_sinks(role[run]) for run in runs)])
+    valid = np.stack(samples["query_positions"].to_list()).T >= 0
+    return PartKeys(
+        sample=owner,
+        role=role,
+        sink=sink,
+        valid=valid,
+        group=_groups(part, task.groups),
+        bins={PLACES: _place_bins(role, runs), **_grid_bins(part, token, runs)},
+    )
+
+
+def _groups(part: Part, groups: Sequence[PromptGroup]) -> NDArray[np.int64]:
+    numbers = np.zeros(len(part.samples), np.int64)
+    for group, chosen in prompt_groups(part.samples):
+        numbers[chosen] = groups.index(group)
+    return numbers
+
+
+def _place_bins(role: NDArray[np.int64], runs: Sequence[slice]) -> Bins:
+    placed = [key_places(role[run]) for run in runs]
+    segment = np.concatenate([np.zeros(0, np.int64), *(own.segment for own in placed)])
+    index = np.concatenate([np.zeros(0, np.int64), *(own.index for own in placed)])
+    lengths = [int(np.max(index[segment == number] + 1, initial=0)) for number in range(len(SEGMENTS) - 1)]
+    lengths.append(int(np.max(-index[segment == len(lengths)], initial=0)))
+    ends = np.cumsum(lengths)
+    return Bins(index + np.array([0, *ends[:2], ends[3]])[segment], int(ends[-1]), tuple(lengths))
+
+
+def _grid_bins(part: Part, token: NDArray[np.int64], runs: Sequence[slice]) -> dict[str, Bins]:
+    """Bin patches of the grid that shows a sample's whole image; samples of equal grids share bins."""
+    grid, row, col = (
+        np.asarray(open_array(part, f"token/{name}")[...], np.int64)[token]
+        for name in ("grid", "patch_row", "patch_col")
+    )
+    bins: dict[str, Bins] = {}
+    for run, grids in zip(runs, part.samples["grids"], strict=True):
+        chosen = whole_image_grid(grids)
+        if chosen is None:
+            continue
+        rows, cols = (int(grids[chosen][name]) for name in ("rows", "cols"))
+        own = bins.setdefault(f"{rows}x{cols}", Bins(np.full(len(token), -1), rows * cols, (rows, cols)))
+        own.of_key[run] = np.where(grid[run] == chosen, row[run] * cols + col[run], -1)
+    return bins
+
+
+def whole_image_grid(grids: Sequence[Mapping[str, Any]]) -> int | None:
+    """Choose the grid that shows all of the image: the only one, or the only thumbnail beside tiles; None without."""
+    if len(grids) == 1:
+        return 0
+    thumbnails = [number for number, grid in enumerate(grids) if grid["thumbnail"]]
+    return thumbnails[0] if len(thumbnails) == 1 else None
