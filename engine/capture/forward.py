@@ -7,14 +7,18 @@ when the pass is over. The shared prefix of an image comes with its first usable
 position of its sample NaN, earlier ones too (attention adds 0 · NaN).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from engine.capture.block_capture import BlockCollector, BlockRows
 from engine.capture.hooks import residual_hooks
+from engine.capture.probe import Probe
+from engine.capture.rows import OnDevices, select_rows
 from engine.models.load import LoadedModel
 from engine.models.tokens import TokenLayout
 from engine.vocabulary import ROLES
@@ -46,15 +50,6 @@ class BatchItem(NamedTuple):
     prefix: int
 
 
-class Probe(NamedTuple):
-    """What to capture: layer numbers, stored states, pooled states; ``block_count`` is L."""
-
-    layers: tuple[int, ...]
-    residual: bool
-    pooled: bool
-    block_count: int
-
-
 class Pooled(NamedTuple):
     """Pooled states of a batch's usable samples, float32, NaN where a sample has no token of a role.
 
@@ -84,15 +79,18 @@ class BatchCapture:
         Per captured layer the kept rows of all usable samples, (row, dim) on the host; empty without ``residual``.
     pooled
         Pooled states of the usable samples, or None.
+    block_rows
+        What is kept of the blocks, or None.
     kept
-        Per sample (token,) bool: the tokens whose rows are among ``states``. The shared prefix of an image is kept with
-        its first usable sample only, and nothing of an unusable one.
+        Per sample (token,) bool: the tokens whose rows are among ``states`` and ``block_rows.token``. The shared prefix
+        of an image is kept with its first usable sample only, and nothing of an unusable one.
     problems
-        Per sample a reason why its states are unusable, or None.
+        Per sample a reason why its values are unusable, or None.
     """
 
     states: list[torch.Tensor]
     pooled: Pooled | None
+    block_rows: BlockRows | None
     kept: tuple[np.ndarray, ...]
     problems: tuple[str | None, ...]
 
@@ -156,7 +154,7 @@ def capture_batch(
     collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
-    with residual_hooks(loaded.language.blocks, probe.layers, collector.receive):
+    with collector.listening():
         loaded.model(**inputs, use_cache=False, logits_to_keep=1)
     return collector.finish()
 
@@ -172,26 +170,37 @@ class _Collector:
         attention_mask: torch.Tensor,
         images_kept: Collection[int],
     ) -> None:
-        self._final_norm = loaded.language.final_norm
+        self._language = loaded.language
         self._items = items
         self._probe = probe
-        self._real = _OnDevices(attention_mask.flatten().nonzero().squeeze(1))
+        self._real = OnDevices(attention_mask.flatten().nonzero().squeeze(1))
         self._images_kept = images_kept
         self._candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
         chosen = np.flatnonzero(self._candidates)
-        self._chosen = None if self._candidates.all() else _OnDevices(torch.from_numpy(chosen))
+        self._chosen = None if self._candidates.all() else OnDevices(torch.from_numpy(chosen))
         self._counts = torch.tensor(
             [[int((item.layout.role == role).sum()) for item in items] for role in range(len(ROLES))]
         )
-        self._averaging = _OnDevices(self._averaging_matrix()) if probe.pooled else None
-        self._dtype = loaded.dtype
+        self._averaging = OnDevices(self._averaging_matrix()) if probe.pooled else None
+        roles = [item.layout.role for item in items]
+        self._blocks = BlockCollector(loaded.language, probe, roles, attention_mask) if probe.of_blocks else None
+        self._hint = "; try --dtype bfloat16 or float32" if loaded.dtype == "float16" else ""
         self._states: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
         self._unit_means: list[torch.Tensor] = []
         self._means: list[torch.Tensor] = []
         self._normed: torch.Tensor | None = None
 
-    def receive(self, layer: int, states: torch.Tensor) -> None:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to layers and blocks of the forward pass inside the context."""
+        with (
+            residual_hooks(self._language.blocks, self._probe.layers, self._receive),
+            nullcontext() if self._blocks is None else self._blocks.listening(),
+        ):
+            yield
+
+    def _receive(self, layer: int, states: torch.Tensor) -> None:
         """Keep the real rows of one layer's states (sample, position, dim)."""
         rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.at(states.device))
         if self._probe.residual:
@@ -213,19 +222,24 @@ class _Collector:
         self._means.append(averaging @ wide)
         self._unit_means.append((averaging / norms) @ wide)
         if layer == self._probe.block_count:
-            normed = self._final_norm(wide).float().to(wide.device)
+            normed = self._language.final_norm(wide).float().to(wide.device)
             self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
 
     def finish(self) -> BatchCapture:
         """Bring everything to the host and look for unusable states."""
         lengths = [len(item.layout) for item in self._items]
         norms = torch.stack([norm.cpu() for norm in self._norms])
-        problems = tuple(self._problem(part) for part in norms.split(lengths, dim=1))
+        found = [None] * len(lengths) if self._blocks is None else self._blocks.problems(lengths, self._hint)
+        problems = tuple(
+            self._problem(part) or other for part, other in zip(norms.split(lengths, dim=1), found, strict=True)
+        )
         kept = _kept_tokens(self._items, problems, self._images_kept, once=True)
-        chosen = np.concatenate(kept)[self._candidates]
+        rows = np.concatenate(kept)
+        usable = np.array([problem is None for problem in problems])
         return BatchCapture(
-            states=[_select(rows, chosen).cpu() for rows in self._states],
-            pooled=self._pooled([problem is None for problem in problems]) if self._probe.pooled else None,
+            states=[select_rows(states, rows[self._candidates]).cpu() for states in self._states],
+            pooled=self._pooled(usable) if self._probe.pooled else None,
+            block_rows=None if self._blocks is None else self._blocks.finish(np.repeat(usable, lengths), rows),
             kept=kept,
             problems=problems,
         )
@@ -239,7 +253,7 @@ class _Collector:
         matrix[group, torch.arange(len(group))] = 1.0
         return matrix / self._counts.flatten().clamp(min=1)[:, None]
 
-    def _pooled(self, usable: Sequence[bool]) -> Pooled:
+    def _pooled(self, usable: np.ndarray) -> Pooled:
         chosen = np.flatnonzero(usable)
 
         def shaped(means: torch.Tensor) -> np.ndarray:
@@ -259,29 +273,11 @@ class _Collector:
         bad = ~torch.isfinite(norms)
         if bad.any():
             index, position = bad.nonzero()[0].tolist()
-            hint = "; try --dtype bfloat16 or float32" if self._dtype == "float16" else ""
-            return f"layer {self._probe.layers[index]}, position {position} holds NaN or Inf{hint}"
+            return f"layer {self._probe.layers[index]}, position {position} holds NaN or Inf{self._hint}"
         if self._probe.pooled and (norms == 0).any():
             index, position = (norms == 0).nonzero()[0].tolist()
             return f"layer {self._probe.layers[index]}, position {position} is a zero vector, which has no direction"
         return None
-
-
-class _OnDevices:
-    """One small host tensor, copied once to each device that a model is spread over: a copy stops the host."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._copies = {tensor.device: tensor}
-
-    def at(self, device: torch.device) -> torch.Tensor:
-        if device not in self._copies:
-            self._copies[device] = next(iter(self._copies.values())).to(device)
-        return self._copies[device]
-
-
-def _select(rows: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-    """Pick rows by a (row,) bool mask; no copy where it is all of them."""
-    return rows if chosen.all() else rows.index_select(0, torch.from_numpy(np.flatnonzero(chosen)).to(rows.device))
 
 
 def _kept_tokens(

@@ -19,12 +19,14 @@ _GPU_SHARE = 0.85  # of a GPU's free memory may be weights; the rest is activati
 class LanguageModel:
     """The parts of a VLLM's language model that are captured or stored.
 
-    ``blocks`` is the module list of blocks 1..L, ``unembedding`` the (vocab, dim) weight.
+    ``blocks`` is the module list of blocks 1..L, ``unembedding`` the (vocab, dim) weight, ``config`` the configuration
+    that the blocks read.
     """
 
     blocks: Any
     final_norm: torch.nn.Module
     unembedding: torch.Tensor
+    config: Any
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class LoadedModel:
 
     @property
     def attention_kernel(self) -> str:
-        """The attention implementation transformers uses, for example ``sdpa``."""
-        return str(self.model.config._attn_implementation)
+        """The attention implementation of the language model, for example ``sdpa``."""
+        return str(self.language.config._attn_implementation)
 
 
 def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None, local_rank: int = 0) -> LoadedModel:
@@ -121,7 +123,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None,
 
 
 def find_language_model(model: Any) -> LanguageModel:
-    """Blocks, final norm and unembedding of a VLLM, through transformers' generic accessors."""
+    """Find a VLLM's language model through transformers' generic accessors."""
     decoder = model.get_decoder()
     blocks = getattr(decoder, "layers", None)
     norm = getattr(decoder, "norm", None)
@@ -131,7 +133,7 @@ def find_language_model(model: Any) -> LanguageModel:
             f"{type(model).__name__} has no decoder with .layers and .norm and an output embedding, which strata "
             "hooks; this architecture is not supported."
         )
-    return LanguageModel(blocks, norm, output.weight)
+    return LanguageModel(blocks, norm, output.weight, decoder.config)
 
 
 def choose_device(device: str | None, local_rank: int = 0) -> torch.device:
