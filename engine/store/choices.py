@@ -1,4 +1,4 @@
-"""What a reader asks for by name, checked against what a store keeps: layers and roles."""
+"""What a reader asks for by name, checked against what a store keeps: layers, roles and queries."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from engine.errors import UsageError
 from engine.vocabulary import ROLE_CODES, ROLES
 
-__all__ = ["layer_indices", "role_codes"]
+__all__ = ["layer_indices", "query_code", "role_codes"]
 
 
 def layer_indices(stored: Sequence[int], asked: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -62,6 +62,19 @@ def role_codes(stored: Sequence[str] | None, asked: str | Sequence[str] | None) 
         if name not in known:
             raise UsageError(f"tokens of role {name!r} are not stored: stored are {', '.join(known)}")
     return tuple(ROLE_CODES[name] for name in names)
+
+
+def query_code(stored: Sequence[str], asked: str) -> int:
+    """Find the code of a query among the names that a store keeps, in their order.
+
+    Raises
+    ------
+    UsageError
+        When it is not stored.
+    """
+    if asked not in stored:
+        raise UsageError(f"attention of query {asked!r} is not stored: stored are {', '.join(stored) or 'none'}")
+    return list(stored).index(asked)
 
 
 def _list(numbers: Sequence[int]) -> str:

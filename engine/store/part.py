@@ -56,16 +56,24 @@ class Part:
         """Length of the part's token axis."""
         return int(self.manifest["tokens"])
 
+    @property
+    def keys(self) -> int:
+        """Length of the part's key axis; 0 where no attention is kept."""
+        return int(self.manifest.get("keys", 0))
+
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row per sample, columns of ``PART_SAMPLES_SCHEMA``; segments count on this part's token axis."""
         samples = pd.read_parquet(BytesIO(self.location.read(f"{PARTS_FOLDER}/{self.name}.parquet")))
         if "item_id" not in samples:  # format 0.1
             samples.insert(2, "item_id", samples["image_id"])
+        for column in ("key_start", "key_stop", "query_positions"):
+            if column not in samples:  # formats 0.1 and 0.2
+                samples[column] = pd.Series(None, samples.index, object)
         return samples
 
     def group(self, axis: str) -> zarr.Group:
-        """Open the Zarr group of one axis (``token`` or ``sample``) for reading."""
+        """Open the Zarr group of one axis (``token``, ``key`` or ``sample``) for reading."""
         return self.location.open_group(f"{PARTS_FOLDER}/{self.name}.zarr", axis)
 
     def open(self, axis: str, run: slice | None = None) -> xr.Dataset:
@@ -74,7 +82,7 @@ class Part:
         Parameters
         ----------
         axis
-            ``token`` or ``sample``.
+            ``token``, ``key`` or ``sample``.
         run
             Positions ``start:stop`` of the axis; the whole axis when None. Only the chunks that hold them are read.
         """
@@ -86,7 +94,7 @@ class Part:
         )
 
     def coordinates(self, axis: str) -> list[str]:
-        """Paths of the coordinates that run along an axis (``token`` or ``sample``)."""
+        """Paths of the coordinates that run along an axis (``token``, ``key`` or ``sample``)."""
         arrays = self.manifest["arrays"]
         return [path for path in arrays if self._is_coordinate(path) and arrays[path]["dims"] == [axis]]
 

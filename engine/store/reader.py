@@ -5,19 +5,19 @@ Opening reads ``store.json`` and the manifests; a part without a manifest is nev
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
-from engine.store.choices import layer_indices
+from engine.store.choices import layer_indices, query_code
 from engine.store.differences import list_differences
+from engine.store.joined import join_parts, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
 from engine.store.location import Location
 from engine.store.map_samples import SampleFunction, map_samples, sample_attributes
@@ -28,7 +28,8 @@ from engine.store.tokens import TokenBatch, iterate_tokens
 
 __all__ = ["Store", "open_store"]
 
-_SHARED = ("model", "capture")
+# What a capture of an earlier format says by saying nothing.
+_NO_BLOCKS: Mapping[str, Any] = {"blocks": [], "queries": [], "dtypes": {}}
 
 
 def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Store":
@@ -52,7 +53,7 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     locations = [Location.of(entry) for entry in urls]
     records = [parse_record(location.read(STORE_FILE), location.url) for location in locations]
     for location, record in zip(locations[1:], records[1:], strict=True):
-        left, right = ({key: entry.get(key) for key in _SHARED} for entry in (records[0], record))
+        left, right = (_shared(entry) for entry in (records[0], record))
         if left != right:
             lines = "\n".join(f"  {line}" for line in list_differences(left, right))
             raise UsageError(
@@ -60,6 +61,11 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
                 "open them one by one"
             )
     return Store(locations, records)
+
+
+def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the settings that stores opened as one must have in common."""
+    return {"model": record.get("model"), "capture": {**_NO_BLOCKS, **record["capture"]}}
 
 
 def _parts(location: Location, plan_sha256: str) -> list[Part]:
@@ -114,6 +120,21 @@ class Store:
     def layers(self) -> np.ndarray:
         """Stored layer numbers, int32, ascending."""
         return np.asarray(self.record["capture"]["layers"], np.int32)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Names of the queries whose attention is kept, in the order of their codes."""
+        return tuple(self.record["capture"].get("queries", ()))
+
+    def query_code(self, name: str) -> int:
+        """Find the code of a query: ``store.attention.sel(query=store.query_code("last_text"))``.
+
+        Raises
+        ------
+        UsageError
+            When the store keeps no query of this name.
+        """
+        return query_code(self.queries, name)
 
     @property
     def block_count(self) -> int:
@@ -171,6 +192,41 @@ class Store:
         """(role, sample) int32."""
         return self._joined("sample", "token_count")
 
+    @property
+    def attention(self) -> xr.DataArray:
+        """(block, query, head, key) float32: what each query's position gives to each key; its sum over keys is 1.
+
+        Keys of all samples, one after the other; the coordinate ``sample`` is the row of `samples`, ``position`` counts
+        within it, ``token`` is the place on the token axis (of `hidden_states`), -1 where that token is not stored. NaN
+        where a sample does not have the query.
+        """
+        return self._joined("key", "attention")
+
+    @property
+    def attention_norm(self) -> xr.DataArray:
+        """(block, query, key) float32: norm of what a key's value adds to the query's position, summed over heads."""
+        return self._joined("key", "attention_norm")
+
+    @property
+    def value_norm(self) -> xr.DataArray:
+        """(block, head, token) float32: norm of a token's value after the head's part of the output projection."""
+        return self._joined("token", "value_norm")
+
+    @property
+    def attention_mass(self) -> xr.DataArray:
+        """(block, head, token, source_role) float32: how much of a token's attention goes to each role."""
+        return self._joined("token", "attention_mass")
+
+    @property
+    def attention_output(self) -> xr.DataArray:
+        """(block, token, dim), float16 or float32: output of each block's attention."""
+        return self._joined("token", "attention_output")
+
+    @property
+    def mlp_output(self) -> xr.DataArray:
+        """(block, token, dim), float16 or float32: output of each block's MLP."""
+        return self._joined("token", "mlp_output")
+
     def sample(self, sample_id: str) -> xr.Dataset:
         """One sample's sequence, assembled from its segments.
 
@@ -182,8 +238,10 @@ class Store:
         Returns
         -------
         xr.Dataset
-            The arrays of the ``token`` group with the sample's own tokens, in order, Dask-backed. Attributes:
-            sample_id, image_id, item_id, prompt_id, prompt_kind, prompt (text) and references (list of text).
+            The arrays of the ``token`` group with the sample's own tokens, in order, Dask-backed, and, where attention
+            is kept, its arrays: ``key`` are the positions 0..n-1 of the sample's sequence, stored tokens or not, and
+            ``query_position`` says where each query stands (-1 where the sample has none). Attributes: sample_id,
+            image_id, item_id, prompt_id, prompt_kind, prompt (text) and references (list of text).
 
         Raises
         ------
@@ -195,8 +253,11 @@ class Store:
             raise UsageError(self._wrong_sample(sample_id, len(rows)))
         row = self.samples.iloc[rows[0]]
         part = next(part for part in self.parts if (part.url, part.number) == (row["store"], row["part"]))
-        pieces = [part.open("token", slice(segment["start"], segment["stop"])) for segment in row["segments"]]
+        runs = [slice(segment["start"], segment["stop"]) for segment in row["segments"]] or [slice(0, 0)]
+        pieces = [part.open("token", run) for run in runs]
         joined = xr.concat(pieces, "token", data_vars="minimal", coords="minimal", compat="override", join="override")
+        if pd.notna(row["key_start"]):
+            joined = joined.merge(open_keys(part, row), compat="override", join="override")
         return joined.assign_attrs(sample_attributes(row))
 
     def map_samples(
@@ -321,29 +382,10 @@ class Store:
 
     def _joined(self, axis: str, name: str) -> xr.DataArray:
         """One array over all parts, with the axis's coordinates and the part number."""
-        path = f"{axis}/{name}"
-        parts = [part for part in self.parts if path in part.manifest["arrays"]]
-        if not parts:
+        array = join_parts(self.parts, axis, name)
+        if array is None:
             raise StrataError(
-                f"no committed part of {self.url} holds {path}: "
+                f"no committed part of {self.url} holds {axis}/{name}: "
                 f"captured was {self.record['capture'].get('tensors', 'something else')}"
             )
-        first = parts[0].variable(path)
-        dims = [str(dim) for dim in first.dims]
-        position = dims.index(axis)
-        array = da.concatenate([part.variable(path).data for part in parts], axis=position)
-        coordinates: dict[str, Any] = {
-            dim: parts[0].variable(f"{axis}/{dim}") for dim in dims if f"{axis}/{dim}" in parts[0].manifest["arrays"]
-        }
-        for along in parts[0].coordinates(axis):
-            pieces = [part.variable(along) for part in parts]
-            # In memory, unlike the states: selecting by role or position needs the values, and they are few.
-            values = np.concatenate(da.compute(*(piece.data for piece in pieces)))
-            coordinates[along.split("/")[1]] = xr.Variable((axis,), values, pieces[0].attrs)
-        coordinates["part"] = ((axis,), _part_numbers(parts, axis))
-        return xr.DataArray(array, coordinates, dims, name, first.attrs)
-
-
-def _part_numbers(parts: Iterable[Part], axis: str) -> np.ndarray:
-    length = {"token": "tokens", "sample": "samples"}[axis]
-    return np.concatenate([np.full(part.manifest[length], part.number, np.int32) for part in parts])
+        return array

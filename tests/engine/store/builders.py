@@ -158,9 +158,15 @@ def tiny_store(
     plan = pa.table(list(map(list, zip(*rows, strict=True))), schema=PLAN_SCHEMA)
     record = tiny_record(numbers, max(numbers), dtype, f"{seed:064x}")
     chosen = [name for name, on in (("residual", residual), ("pooled", pooled)) if on]
-    record["capture"] = {**record["capture"], "tensors": [*chosen, *capture], "roles": roles and list(roles)}
-    if capture:
-        record["capture"] |= {"blocks": list(block_numbers), "queries": list(queries) if "attention" in capture else []}
+    record["capture"] = {
+        "tensors": [*chosen, *capture],
+        "layers": list(numbers),
+        "roles": None if roles is None else list(roles),
+        "share_prefix": "auto",
+        "blocks": list(block_numbers) if capture else [],
+        "queries": list(queries) if "attention" in capture else [],
+        "dtypes": {},
+    }
     norm_weight = rng.uniform(0.5, 2, dim).astype(np.float32)
     matrix = rng.standard_normal((len(PIECES), dim)).astype(np.float32)
     create_store(
