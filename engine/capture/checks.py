@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from engine.capture.forward import BatchItem, Probe, capture_batch, collate
+from engine.capture.forward import BatchItem, capture_batch, collate
+from engine.capture.probe import Probe
 from engine.errors import StrataError
 from engine.models.compatibility import image_count_error
 from engine.models.families import Family

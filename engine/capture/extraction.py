@@ -15,9 +15,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from engine.capture.forward import Probe, capture_batch
+from engine.capture.forward import BatchCapture, capture_batch
 from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
+from engine.capture.probe import Probe
 from engine.capture.sink import BackgroundSink
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
@@ -77,6 +78,12 @@ class Extraction:
             residual="residual" in capture["tensors"],
             pooled="pooled" in capture["tensors"],
             block_count=self.checkpoint.block_count,
+            attention="attention" in capture["tensors"],
+            queries=tuple(capture.get("queries") or ()),
+            blocks=tuple(capture.get("blocks") or ()),
+            mass="attention-mass" in capture["tensors"],
+            attention_output="attention-output" in capture["tensors"],
+            mlp_output="mlp-output" in capture["tensors"],
         )
 
     @property
@@ -143,6 +150,7 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
         extraction.probe,
         dtype=extraction.loaded.dtype,
         dim=extraction.checkpoint.dim,
+        heads=extraction.loaded.language.heads,
         mantissa_bits=capture["mantissa_bits"],
     )
     batches = _batches(_samples(extraction, part, collector), extraction.batch_size)
@@ -168,8 +176,15 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
                 "run the same command again with a smaller --batch-size; finished parts are kept."
             ) from error
         collector.add_batch(sources, items, captured)
-        progress.batch_done(len(items), sum(rows.nbytes for rows in captured.states))
+        progress.batch_done(len(items), _stored_bytes(captured))
     return collector.finish(extraction.run)
+
+
+def _stored_bytes(captured: BatchCapture) -> int:
+    blocks = (
+        () if captured.block_rows is None else (*captured.block_rows.key.values(), *captured.block_rows.token.values())
+    )
+    return sum(rows.nbytes for layers in (captured.states, *blocks) for rows in layers)
 
 
 def _samples(extraction: Extraction, part: PlannedPart, collector: PartCollector) -> Iterator[SampleSource]:

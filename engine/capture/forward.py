@@ -23,7 +23,7 @@ from engine.models.load import LoadedModel
 from engine.models.tokens import TokenLayout
 from engine.vocabulary import ROLES
 
-__all__ = ["BatchCapture", "BatchItem", "Pooled", "Probe", "capture_batch", "collate"]
+__all__ = ["BatchCapture", "BatchItem", "Pooled", "capture_batch", "collate"]
 
 
 class BatchItem(NamedTuple):

@@ -1,7 +1,8 @@
 """Collects the captures of one part and lays them out as the store wants them."""
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,10 @@ import pyarrow as pa
 import torch
 
 from engine.capture.assemble import Segment, StoredSample, lay_token_axis
-from engine.capture.forward import BatchCapture, BatchItem, Pooled, Probe
+from engine.capture.forward import BatchCapture, BatchItem, Pooled
+from engine.capture.part_blocks import PartBlocks
+from engine.capture.part_slabs import STORED_DTYPES, slabs
+from engine.capture.probe import Probe
 from engine.models.prepare import PreparedImage
 from engine.models.tokens import TokenLayout
 from engine.prompts import Prompt
@@ -22,14 +26,10 @@ from engine.store import (
     PartContent,
     layer_coordinate,
     role_coordinate,
-    widen_bfloat16,
 )
 from engine.vocabulary import ROLES, role_flags
 
-__all__ = ["STORED_DTYPES", "PartCollector", "SampleSource", "batch_item"]
-
-STORED_DTYPES = {"float16": "float16", "bfloat16": "float32", "float32": "float32"}
-"""On disk a bfloat16 state is the float32 of the same value, which every reader in every language understands."""
+__all__ = ["PartCollector", "SampleSource", "batch_item"]
 
 _COORDINATES: dict[str, dict[str, object]] = {
     "token_id": {"long_name": "token id in the model's vocabulary"},
@@ -93,11 +93,15 @@ class PartCollector:
         dtype of the residual stream: ``float16``, ``bfloat16`` or ``float32``.
     dim
         Its width.
+    heads
+        Attention heads of a block.
     mantissa_bits
         Rounding of the stored states, or None.
     """
 
-    def __init__(self, number: int, probe: Probe, *, dtype: str, dim: int, mantissa_bits: int | None) -> None:
+    def __init__(
+        self, number: int, probe: Probe, *, dtype: str, dim: int, heads: int, mantissa_bits: int | None
+    ) -> None:
         self._number = number
         self._probe = probe
         self._dtype = dtype
@@ -111,6 +115,8 @@ class PartCollector:
         self._tokens: list[dict[str, np.ndarray]] = []
         self._states: list[list[torch.Tensor]] = [[] for _ in probe.layers]
         self._pooled: dict[str, list[np.ndarray]] = {name: [] for name in Pooled._fields}
+        self._blocks = PartBlocks(probe, dtype=dtype, dim=dim, heads=heads, mantissa_bits=mantissa_bits)
+        self._batch_shape = (0, 0)
         self._bad: list[BadSample] = []
 
     @property
@@ -124,6 +130,8 @@ class PartCollector:
 
     def add_batch(self, sources: Sequence[SampleSource], items: Sequence[BatchItem], capture: BatchCapture) -> None:
         """Take over what one forward pass left."""
+        shape = (len(items), max(len(item.layout) for item in items))
+        self._batch_shape = max(self._batch_shape, shape, key=math.prod)
         for source, item, kept, problem in zip(sources, items, capture.kept, capture.problems, strict=True):
             if problem is not None:
                 self.add_bad(item.sample_id, problem)
@@ -133,23 +141,26 @@ class PartCollector:
             self._images_kept.add(item.image)
             self._tokens.append(_token_values(item.layout, kept))
             self._rows.append(_sample_row(source))
+            self._blocks.add_sample(item)
         for layer, rows in zip(self._states, capture.states, strict=False):
             layer.append(rows)
         if capture.pooled is not None:
             for name, values in capture.pooled._asdict().items():
                 if values is not None:
                     self._pooled[name].append(values)
+        if capture.block_rows is not None:
+            self._blocks.add_rows(capture.block_rows)
 
     def finish(self, run: Mapping[str, object]) -> PartContent:
         """Lay out the part; the collector is used up, its states are freed as they are written."""
         axis = lay_token_axis(self._stored)
         return PartContent(
             number=self._number,
-            arrays=(*self._state_arrays(axis.length), *self._pooled_arrays()),
-            coordinates=tuple(self._coordinates()),
-            samples=_sample_table(self._rows, axis.segments),
+            arrays=(*self._state_arrays(axis.length), *self._pooled_arrays(), *self._blocks.arrays(axis.length)),
+            coordinates=(*self._coordinates(), *self._blocks.coordinates(axis.segments)),
+            samples=_sample_table(self._rows, axis.segments, self._blocks.columns()),
             bad_samples=tuple(self._bad),
-            run=run,
+            run={**run, "largest_batch": {"samples": self._batch_shape[0], "positions": self._batch_shape[1]}},
             seconds=time.perf_counter() - self._began,
         )
 
@@ -173,7 +184,7 @@ class PartCollector:
                 dims=("layer", "token", "dim"),
                 shape=(len(self._probe.layers), tokens, self._dim),
                 dtype=STORED_DTYPES[self._dtype],
-                slab=_slabs(self._states, (tokens, self._dim), self._dtype),
+                slab=slabs(self._states, (tokens, self._dim), self._dtype),
                 attributes={
                     "long_name": "residual stream",
                     "units": "1",
@@ -242,29 +253,11 @@ def _sample_row(source: SampleSource) -> dict[str, Any]:
     }
 
 
-def _sample_table(rows: Sequence[dict[str, Any]], segments: Sequence[tuple[Segment, ...]]) -> pa.Table:
+def _sample_table(
+    rows: Sequence[dict[str, Any]], segments: Sequence[tuple[Segment, ...]], keys: Sequence[dict[str, Any]]
+) -> pa.Table:
     with_segments = [
-        {**row, "segments": [segment._asdict() for segment in own]} for row, own in zip(rows, segments, strict=True)
+        {**row, "segments": [segment._asdict() for segment in own], **of_keys}
+        for row, own, of_keys in zip(rows, segments, keys, strict=True)
     ]
     return pa.Table.from_pylist(with_segments, schema=PART_SAMPLES_SCHEMA)
-
-
-def _slabs(states: list[list[torch.Tensor]], shape: tuple[int, int], dtype: str) -> Callable[[int], np.ndarray]:
-    """One layer after the other in the stored dtype; a layer's captured states are freed once they are laid out."""
-    stored = np.empty(shape, dtype=STORED_DTYPES[dtype])
-
-    def slab(index: int) -> np.ndarray:
-        row = 0
-        for captured in states[index]:
-            # Not torch.cat: on this thread torch would start a second team of threads, which fights the model's team
-            # for the cores.
-            rows = stored[row : row + len(captured)]
-            if dtype == "bfloat16":
-                widen_bfloat16(captured.view(torch.uint16).numpy(), out=rows)
-            else:
-                rows[...] = captured.numpy()
-            row += len(captured)
-        states[index] = []
-        return stored
-
-    return slab

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from engine.capture.part import STORED_DTYPES
+from engine.capture.part_slabs import STORED_DTYPES
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
 from engine.models.checkpoint import Checkpoint, open_checkpoint, template_notes

@@ -28,6 +28,11 @@ class LanguageModel:
     unembedding: torch.Tensor
     config: Any
 
+    @property
+    def heads(self) -> int:
+        """Attention heads of a block."""
+        return int(self.config.num_attention_heads)
+
 
 @dataclass(frozen=True)
 class LoadedModel:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from engine.capture.checks import check_image_rows, check_prompt_dependence
-from engine.capture.forward import Probe
+from engine.capture.probe import Probe
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint, open_checkpoint
 from engine.models.load import LoadedModel, load_model

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from engine.capture.checks import check_image_rows, check_prompt_dependence
-from engine.capture.forward import BatchItem, Probe, capture_batch, collate
+from engine.capture.forward import BatchItem, capture_batch, collate
+from engine.capture.probe import Probe
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint, open_checkpoint
 from engine.models.load import LoadedModel, load_model
