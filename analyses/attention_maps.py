@@ -23,14 +23,14 @@ class PlaceMap(NamedTuple):
         NaN where no sample has the place. Measures are those of `part_attention.MAP_MEASURES`.
     samples : array (group, query, place), int64
         Most samples that any block's mean is of.
-    segment, index : arrays (place), int64
+    segment, offset : arrays (place), int64
         What the place is.
     """
 
     mean: NDArray[np.float64]
     samples: NDArray[np.int64]
     segment: NDArray[np.int64]
-    index: NDArray[np.int64]
+    offset: NDArray[np.int64]
 
 
 class GridMap(NamedTuple):

@@ -48,9 +48,13 @@ class Analysis:
     module
         Where its ``run(stores, results_folder, resources, **options)`` is.
     options
+    reads
+        Arrays of parts, one of which it needs in every store. Where a store has none of them, ``all`` leaves the
+        analysis out and says so. Empty where that is not for `all` to decide.
     """
 
     name: str
     help: str
     module: str
     options: tuple[Option, ...] = ()
+    reads: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 Four segments, each key in exactly one:
 
 ========  ================================================================  =======================
-segment   keys                                                              index
+segment   keys                                                              offset
 ========  ================================================================  =======================
 before    before the first image token                                      0, 1, … from the start
 image     from the first to the last image token, what lies between too     0, 1, … from the first
@@ -31,10 +31,10 @@ _CONTENT = [ROLE_CODES[role] for role in ("instruction", "target", "generated")]
 
 
 class KeyPlaces(NamedTuple):
-    """Segment, a place in `SEGMENTS`, and index of every key of a sequence, both (key) int64."""
+    """Segment, a place in `SEGMENTS`, and offset in it of every key of a sequence, both (key) int64."""
 
     segment: NDArray[np.int64]
-    index: NDArray[np.int64]
+    offset: NDArray[np.int64]
 
 
 def key_places(roles: NDArray[np.integer]) -> KeyPlaces:

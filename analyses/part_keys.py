@@ -105,7 +105,7 @@ def _groups(part: Part, groups: Sequence[PromptGroup]) -> NDArray[np.int64]:
 def _place_bins(role: NDArray[np.int64], runs: Sequence[slice]) -> Bins:
     placed = [key_places(role[run]) for run in runs]
     segment = np.concatenate([np.zeros(0, np.int64), *(own.segment for own in placed)])
-    index = np.concatenate([np.zeros(0, np.int64), *(own.index for own in placed)])
+    index = np.concatenate([np.zeros(0, np.int64), *(own.offset for own in placed)])
     lengths = [int(np.max(index[segment == number] + 1, initial=0)) for number in range(len(SEGMENTS) - 1)]
     lengths.append(int(np.max(-index[segment == len(lengths)], initial=0)))
     ends = np.cumsum(lengths)

@@ -48,6 +48,7 @@ ANALYSES: Mapping[str, Analysis] = {
             "mean cosine similarity between and within image and text tokens, layer by layer",
             "analyses.run_contextualization",
             (_TEXT_ROLES, _SELF_PAIRS, _SOURCE, _ADJUSTMENT),
+            ("sample/unit_mean", "token/hidden_states"),
         ),
         Analysis(
             "phases",
@@ -62,6 +63,14 @@ ANALYSES: Mapping[str, Analysis] = {
                 Option("seed", int, 0, "seed of the bootstrap and of the halves that auto compares"),
                 Option("include_layer_0", bool, False, "fit layer 0 too, which no block has touched"),
             ),
+            ("sample/unit_mean", "token/hidden_states"),
+        ),
+        Analysis(
+            "norm-attention",
+            "where queries look: attention weights and norms per role, block, position and patch",
+            "analyses.run_norm_attention",
+            (Option("without_sinks", bool, False, "leave out position 0 and BOS, and share among the other keys"),),
+            ("key/attention", "key/attention_norm"),
         ),
     )
 }

@@ -1,0 +1,149 @@
+"""Maps of norm-attention: block by position (Wei et al. 2024, figure 4), and the patches of the image at some blocks.
+
+A cell is the mean over samples of the key's share of the row's norms. Colours are logarithmic, because few keys take
+most; grey is 0: a key behind the query, or one that no sample has.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analyses.attention_maps import PlaceMap
+from analyses.figure_style import NOTE, STYLE, TEXT_INCHES
+from analyses.key_places import SEGMENTS
+from analyses.norm_attention_panels import IDENTITY_NOTE, Panel, panels
+from analyses.norm_attention_results import StoreAttention
+from analyses.part_attention import MAP_MEASURES
+
+__all__ = ["draw_patches", "draw_positions"]
+
+_MEASURE = MAP_MEASURES.index("attention_norm_share")
+_SHARE = "share of the row's norms"
+_DECADES = 4
+_MOST_BLOCKS = 6
+_TEXT_PART = 0.7  # of the width of the image, which text tokens take together at most
+_WIDEST = 0.04  # of the same, one text token
+_SEGMENT_NAMES = {
+    "before": "before\nthe image",
+    "image": "image tokens",
+    "after": "text from\nthe image on",
+    "end": "from the end\nbackwards",
+}
+_POSITION_NOTE = (
+    "Mean over samples. Text tokens are drawn wider than image tokens; the template's end is aligned at the sequence's "
+    "end, all other text at the image."
+)
+_SINKS_NOTE = "Shares without position 0 and BOS (sinks), which are left out."
+
+
+def draw_positions(results: Sequence[StoreAttention]) -> Figure:
+    """Draw one heat map of block by position per store, prompt group and query."""
+    jobs, left_out = panels(results)
+    notes = _notes(results, [_POSITION_NOTE], left_out)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_INCHES, 1.75 * len(jobs) + 0.15 + 0.1 * len(notes)), layout="constrained")
+        axes: Sequence[Axes] = figure.subplots(len(jobs), 1, squeeze=False).ravel()
+        values = [job.item.result.maps.places.mean[_MEASURE, job.number, job.query] for job in jobs]
+        colours = _colours(values)
+        for ax, job, own in zip(axes, jobs, values, strict=True):
+            places = job.item.result.maps.places
+            seen = places.samples[job.number].max(axis=0) > 0
+            edges = _edges(places, seen)
+            blocks = job.item.result.blocks
+            mesh = ax.pcolormesh(edges, _block_edges(blocks), _positive(own[:, seen]), **colours)
+            _label_positions(ax, places, seen, edges)
+            ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+            ax.set_ylabel("block")
+            ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
+        figure.colorbar(mesh, ax=list(axes), label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
+        figure.supxlabel("\n".join(notes), **NOTE)
+    return figure
+
+
+def draw_patches(results: Sequence[StoreAttention]) -> Figure:
+    """Draw the image's patches at some blocks, one row per store with a grid, prompt group and query."""
+    jobs, left_out = panels([item for item in results if item.result.maps.grid is not None])
+    notes = _notes(results, ["Mean over samples on the grid of patches; each row has its own colours."], left_out)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_INCHES, 1.35 * len(jobs) + 0.1 + 0.1 * len(notes)), layout="constrained")
+        for part, job in zip(figure.subfigures(len(jobs), 1, squeeze=False).ravel(), jobs, strict=True):
+            _draw_grid_row(part, job)
+        figure.supxlabel("\n".join(notes), **NOTE)
+    return figure
+
+
+def _notes(results: Sequence[StoreAttention], first: list[str], left_out: bool) -> list[str]:
+    return [
+        *first,
+        *([_SINKS_NOTE] if results[0].result.without_sinks else []),
+        *([IDENTITY_NOTE] if left_out else []),
+    ]
+
+
+def _positive(values: NDArray[np.float64]) -> np.ma.MaskedArray:
+    """Mask what a logarithm cannot show, so that it is drawn grey."""
+    return np.ma.masked_where(~(values > 0), values)
+
+
+def _colours(values: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    """One scale for all: up to the largest value, down over some decades where values reach so far."""
+    positive = np.concatenate([own[own > 0].ravel() for own in values])
+    highest = float(positive.max(initial=1e-9))
+    lowest = max(float(positive.min(initial=highest)), highest * 10.0**-_DECADES)
+    scale = mpl.colormaps["viridis"].with_extremes(bad="0.88")
+    return {"cmap": scale, "norm": LogNorm(min(lowest, highest / 2), highest), "rasterized": True}
+
+
+def _edges(places: PlaceMap, seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Where columns begin and end: image tokens are 1 wide, text tokens as much more as fits."""
+    text = places.segment[seen] != SEGMENTS.index("image")
+    image = max(1, int((~text).sum()))
+    wide = float(np.clip(_TEXT_PART * image / max(1, text.sum()), 1, max(1, _WIDEST * image)))
+    return np.concatenate([[0], np.cumsum(np.where(text, wide, 1.0))])
+
+
+def _block_edges(blocks: NDArray[np.int32]) -> NDArray[np.float64]:
+    middles = (blocks[:-1] + blocks[1:]) / 2
+    return np.concatenate([[blocks[0] - 0.5], middles, [blocks[-1] + 0.5]])
+
+
+def _label_positions(ax: Axes, places: PlaceMap, seen: NDArray[np.bool_], edges: NDArray[np.float64]) -> None:
+    segment = places.segment[seen]
+    ticks, names = [], []
+    for number, name in enumerate(SEGMENTS):
+        own = np.flatnonzero(segment == number)
+        if not len(own):
+            continue
+        left, right = edges[own[0]], edges[own[-1] + 1]
+        ticks.append((left + right) / 2)
+        names.append(f"{_SEGMENT_NAMES[name]} ({len(own)})")
+        if own[0]:
+            ax.axvline(left, color="white", linewidth=1.2)
+    ax.set_xticks(ticks, names)
+    ax.tick_params(axis="x", length=0)
+
+
+def _draw_grid_row(part: Any, job: Panel) -> None:
+    """Draw one row of grids on a subfigure."""
+    result = job.item.result
+    grid = result.maps.grid
+    assert grid is not None
+    maps = grid.mean[_MEASURE, job.number, job.query]
+    chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _MOST_BLOCKS)).round().astype(int))
+    colours = _colours([maps[chosen]])
+    axes = part.subplots(1, _MOST_BLOCKS, squeeze=False).ravel()
+    for ax, block in zip(axes, chosen, strict=False):
+        image = ax.imshow(_positive(maps[block]), interpolation="nearest", **colours)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_xlabel(f"block {result.blocks[block]}", labelpad=2)
+    for ax in axes[len(chosen) :]:
+        ax.set_axis_off()
+    part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label=_SHARE)
+    part.suptitle(f"{job.title} ({grid.samples[job.number, job.query]} samples)", x=0.01, ha="left", fontsize=7)

@@ -1,0 +1,45 @@
+"""The analysis ``norm-attention``: from stores to written results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analyses.identity import settings_text
+from analyses.kept_parts import KeptParts
+from analyses.norm_attention import analyze_store
+from analyses.norm_attention_figure import draw_shares
+from analyses.norm_attention_maps_figure import draw_patches, draw_positions
+from analyses.norm_attention_notes import tell_of_missing
+from analyses.norm_attention_results import StoreAttention, to_dataset
+from analyses.norm_attention_table import NORM_ATTENTION_SCHEMA, to_tables
+from analyses.opening import open_all
+from analyses.resources import Resources
+from analyses.results import write_dataset, write_figure, write_table
+from analyses.results_folder import check_folder, result_attributes
+
+__all__ = ["NAME", "run"]
+
+NAME = "norm-attention"
+
+
+def run(stores: Sequence[str], results_folder: Path, resources: Resources, *, without_sinks: bool) -> list[Path]:
+    """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
+    opened, identities = open_all(stores, resources)
+    check_folder(results_folder, [NAME], identities)
+    kept = KeptParts(results_folder)
+    results = [
+        StoreAttention(identity, analyze_store(store, without_sinks=without_sinks, resources=resources, kept=kept))
+        for identity, store in zip(identities, opened, strict=True)
+    ]
+    for item in results:
+        tell_of_missing(item, resources)
+    attributes = result_attributes(NAME, settings_text(identities, without_sinks=without_sinks))
+    written = [
+        write_dataset(results_folder, NAME, to_dataset(results, attributes)),
+        write_table(results_folder, NAME, to_tables(results), NORM_ATTENTION_SCHEMA),
+        *write_figure(results_folder, NAME, draw_shares(results)),
+        *write_figure(results_folder, f"{NAME}-positions", draw_positions(results)),
+    ]
+    if any(item.result.maps.grid is not None for item in results):
+        written += write_figure(results_folder, f"{NAME}-patches", draw_patches(results))
+    kept.clear()
+    return written
