@@ -117,7 +117,9 @@ def _logits_at(model: Any, positions: np.ndarray) -> Iterator[list[np.ndarray]]:
     wanted = torch.from_numpy(positions.astype(np.int64))
 
     def ask(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return arguments, {**keywords, "logits_to_keep": wanted.to(keywords["input_ids"].device)}
+        tokens = keywords["input_ids"]
+        # A stored position that this sequence does not have is a mismatch, which others report.
+        return arguments, {**keywords, "logits_to_keep": wanted.to(tokens.device).clamp(max=tokens.shape[1] - 1)}
 
     def keep(_module: Any, _arguments: tuple[Any, ...], output: Any) -> None:
         kept.append(output.logits[0].float().cpu().numpy())

@@ -117,8 +117,8 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         Called after each sample.
     """
     compared: list[ComparedSample] = []
-    logits: list[Deviations] = []
-    positions: list[np.ndarray] = []
+    logits: dict[str, Deviations] = {}
+    positions: dict[str, np.ndarray] = {}
     parts = {part.number: part for part in store.parts}
     unread = _why_no_logits(store)
     prompts = {entry["prompt_id"]: entry for entry in store.record["prompts"]}
@@ -129,10 +129,11 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         chosen = _logit_rows(sample)
         at = sample.coordinate("token/position")[chosen]
         fresh, other = passes.both(image_record(row), Prompt(row["prompt_id"], entry["kind"], entry["text"]), at)
-        if not unread:
-            logits.append(_logit_deviations(store, sample, chosen, fresh, other))
-            positions.append(at)
-        compared.append(compare_sample(sample, fresh.content, other.content))
+        found = compare_sample(sample, fresh.content, other.content)
+        if found.same_tokens and not unread:
+            logits[row["sample_id"]] = _logit_deviations(store, sample, chosen, fresh, other)
+            positions[row["sample_id"]] = at
+        compared.append(found)
         done()
     names = list(rows["sample_id"])
     verdicts = [
@@ -140,10 +141,12 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         for path in dict.fromkeys(path for sample in compared for path in sample.dims)
     ]
     if logits:
-        verdicts.append(_logit_verdict(logits, positions, names, _tolerance(store, _STATES)))
+        verdicts.append(_logit_verdict(logits, positions, _tolerance(store, _STATES)))
     return AuditReport(
         verdicts=tuple(verdicts),
-        mismatches=tuple(f"{name}: {text}" for name, sample in zip(names, compared, strict=True) for text in sample[2]),
+        mismatches=tuple(
+            f"{name}: {text}" for name, sample in zip(names, compared, strict=True) for text in sample.mismatches
+        ),
         notes=(*unread, *_uncompared(store, compared), *_run_differences(store, rows, passes.run)),
     )
 
@@ -194,13 +197,14 @@ def _logit_deviations(
 
 
 def _logit_verdict(
-    logits: Sequence[Deviations], positions: Sequence[np.ndarray], names: Sequence[str], tolerance: float
+    logits: Mapping[str, Deviations], positions: Mapping[str, np.ndarray], tolerance: float
 ) -> TensorVerdict:
-    worst = find_worst(logits, tolerance)
+    worst = find_worst(list(logits.values()), tolerance)
     if worst is None:
         return TensorVerdict(LOGITS, len(logits), None, tolerance, "", "")
-    place = f"position {positions[worst.sample][worst.index[1]]}, token id {worst.at}"
-    return TensorVerdict(LOGITS, len(logits), worst, tolerance, names[worst.sample], place)
+    name = list(logits)[worst.sample]
+    place = f"position {positions[name][worst.index[1]]}, token id {worst.at}"
+    return TensorVerdict(LOGITS, len(logits), worst, tolerance, name, place)
 
 
 def _uncompared(store: Store, compared: Sequence[ComparedSample]) -> list[str]:

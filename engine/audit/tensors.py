@@ -32,6 +32,8 @@ class ComparedSample(NamedTuple):
         By path, the names of the deviations' dimensions and, last, that of the vectors themselves.
     mismatches
         What had to be equal and is not, one sentence each.
+    same_tokens
+        Whether the stored tokens are those of the fresh pass.
     coordinates
         By path, of the fresh pass: they name places.
     """
@@ -39,6 +41,7 @@ class ComparedSample(NamedTuple):
     deviations: dict[str, Deviations]
     dims: dict[str, tuple[str, ...]]
     mismatches: tuple[str, ...]
+    same_tokens: bool
     coordinates: dict[str, tuple[np.ndarray, Mapping[str, Any]]]
 
 
@@ -82,7 +85,8 @@ def compare_sample(stored: StoredSample, fresh: PartContent, other: PartContent)
             dims[one.path] = _dims(one)
             deviations[one.path] = _deviations(stored, one, two)
     coordinates = {entry.path: (entry.values, entry.attributes) for entry in fresh.coordinates}
-    return ComparedSample(deviations, dims, tuple(mismatches), coordinates)
+    same_tokens = not any(text.startswith("token/token_id") for text in mismatches)
+    return ComparedSample(deviations, dims, tuple(mismatches), same_tokens, coordinates)
 
 
 def _table_mismatches(stored: StoredSample, fresh: PartContent) -> Iterator[str]:

@@ -21,6 +21,7 @@ from engine.store import Store, open_store
 __all__ = ["command"]
 
 _NAMED = 10  # mismatches on the terminal
+_WIDE = 240  # of the table in a file or a pipe, where one line per tensor is worth more than fitting a page
 
 
 @click.command(name="audit")
@@ -74,6 +75,7 @@ def command(
     loaded = load_model(checkpoint, dtype=opened.record["model"]["dtype"], device=device)
     passes = FreshPasses(opened.record, checkpoint, loaded, reader)
     console = stdout_console()
+    console.width = console.width if console.is_terminal else _WIDE
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("samples", total=len(rows))
         report = audit_store(opened, rows, passes, lambda: bar.advance(task))
