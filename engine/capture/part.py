@@ -1,6 +1,5 @@
 """Collects the captures of one part and lays them out as the store wants them."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -116,7 +115,6 @@ class PartCollector:
         self._states: list[list[torch.Tensor]] = [[] for _ in probe.layers]
         self._pooled: dict[str, list[np.ndarray]] = {name: [] for name in Pooled._fields}
         self._blocks = PartBlocks(probe, dtype=dtype, dim=dim, heads=heads, mantissa_bits=mantissa_bits)
-        self._batch_shape = (0, 0)
         self._bad: list[BadSample] = []
 
     @property
@@ -130,8 +128,6 @@ class PartCollector:
 
     def add_batch(self, sources: Sequence[SampleSource], items: Sequence[BatchItem], capture: BatchCapture) -> None:
         """Take over what one forward pass left."""
-        shape = (len(items), max(len(item.layout) for item in items))
-        self._batch_shape = max(self._batch_shape, shape, key=math.prod)
         for source, item, kept, problem in zip(sources, items, capture.kept, capture.problems, strict=True):
             if problem is not None:
                 self.add_bad(item.sample_id, problem)
@@ -160,7 +156,7 @@ class PartCollector:
             coordinates=(*self._coordinates(), *self._blocks.coordinates(axis.segments)),
             samples=_sample_table(self._rows, axis.segments, self._blocks.columns()),
             bad_samples=tuple(self._bad),
-            run={**run, "largest_batch": {"samples": self._batch_shape[0], "positions": self._batch_shape[1]}},
+            run=run,
             seconds=time.perf_counter() - self._began,
         )
 

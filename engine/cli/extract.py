@@ -9,6 +9,7 @@ from typing import Any
 import click
 from transformers.utils.logging import disable_progress_bar
 
+from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPT, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.ranks import find_local_rank, find_rank
@@ -90,6 +91,8 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
         depends=checkpoint.family.image_states_depend_on_prompt,
         pad_id=checkpoint.pad_id,
     )
+    if extraction.probe.attention or extraction.probe.mass:
+        check_attention(loaded, first, extraction.probe, pad_id=checkpoint.pad_id)
     if not exists:
         tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
         create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())
