@@ -32,13 +32,14 @@ _WIDEST = 0.04  # of the same, one text token
 _SEGMENT_NAMES = {
     "before": "before\nthe image",
     "image": "image tokens",
-    "after": "text from\nthe image on",
-    "end": "from the end\nbackwards",
+    "after": "text behind\nthe image",
+    "end": "template's\nend",
 }
 _POSITION_NOTE = (
     "Mean over samples. Text tokens are drawn wider than image tokens; the template's end is aligned at the sequence's "
     "end, all other text at the image."
 )
+_PATCH_NOTE = "Share of the row's norms, mean over samples, on the grid of patches; each row has its own colours."
 _SINKS_NOTE = "Shares without position 0 and BOS (sinks), which are left out."
 
 
@@ -48,7 +49,7 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
     notes = _notes(results, [_POSITION_NOTE], left_out)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(TEXT_INCHES, 1.75 * len(jobs) + 0.15 + 0.1 * len(notes)), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(len(jobs), 1, squeeze=False).ravel()
+        axes: list[Axes] = list(figure.subplots(len(jobs), 1, squeeze=False).ravel())
         values = [job.item.result.maps.places.mean[_MEASURE, job.number, job.query] for job in jobs]
         colours = _colours(values)
         for ax, job, own in zip(axes, jobs, values, strict=True):
@@ -61,7 +62,7 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
             ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
             ax.set_ylabel("block")
             ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
-        figure.colorbar(mesh, ax=list(axes), label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
+        figure.colorbar(mesh, ax=axes, label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
         figure.supxlabel("\n".join(notes), **NOTE)
     return figure
 
@@ -69,7 +70,7 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
 def draw_patches(results: Sequence[StoreAttention]) -> Figure:
     """Draw the image's patches at some blocks, one row per store with a grid, prompt group and query."""
     jobs, left_out = panels([item for item in results if item.result.maps.grid is not None])
-    notes = _notes(results, ["Mean over samples on the grid of patches; each row has its own colours."], left_out)
+    notes = _notes(results, [_PATCH_NOTE], left_out)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(TEXT_INCHES, 1.35 * len(jobs) + 0.1 + 0.1 * len(notes)), layout="constrained")
         for part, job in zip(figure.subfigures(len(jobs), 1, squeeze=False).ravel(), jobs, strict=True):
@@ -142,8 +143,9 @@ def _draw_grid_row(part: Any, job: Panel) -> None:
         image = ax.imshow(_positive(maps[block]), interpolation="nearest", **colours)
         ax.set_xticks([])
         ax.set_yticks([])
+        ax.spines[:].set_visible(False)
         ax.set_xlabel(f"block {result.blocks[block]}", labelpad=2)
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
-    part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label=_SHARE)
+    part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label="share")
     part.suptitle(f"{job.title} ({grid.samples[job.number, job.query]} samples)", x=0.01, ha="left", fontsize=7)

@@ -110,7 +110,7 @@ class _Axes(NamedTuple):
                 shape = list(values.shape)
                 shape[axis] = len(known)
                 wide = np.full(shape, np.nan, values.dtype)
-                wide[(..., [known.index(entry) for entry in mine], *(slice(None),) * (-axis - 1))] = values
+                np.moveaxis(wide, axis, 0)[[known.index(entry) for entry in mine]] = np.moveaxis(values, axis, 0)
                 values = wide
         return values
 

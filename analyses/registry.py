@@ -15,6 +15,7 @@ from analyses.declaration import Analysis, Option
 from analyses.plugins import load_plugin, load_run, plugin_names
 from analyses.resources import Notify, Progress, Resources
 from engine.errors import UsageError
+from engine.store import open_store
 
 __all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]
 
@@ -144,12 +145,31 @@ def run(
     resources = Resources(
         workers or min(_MOST_WORKERS, _usable_cpus()), memory, scheduler, progress, _once(notify), workers is None
     )
+    chosen = _readable(_chosen(name), stores, resources) if name == ALL else _chosen(name)
     written: list[Path] = []
-    for analysis in _chosen(name):
+    for analysis in chosen:
         own = {option.name: options.get(option.name, option.default) for option in analysis.options}
         function = import_module(analysis.module).run if analysis.name in ANALYSES else load_run(analysis)
         written += function(stores, Path(results_folder), resources, **own)
     return list(dict.fromkeys(written))
+
+
+def _readable(analyses: Sequence[Analysis], stores: Sequence[str], resources: Resources) -> list[Analysis]:
+    """Leave out analyses of what a store does not hold, and say so; where that would be all, leave it to them."""
+    held = {url: [part.manifest["arrays"].keys() for part in open_store(url).parts] for url in stores}
+    lacking = {
+        analysis.name: [url for url, parts in held.items() if not all(arrays & set(analysis.reads) for arrays in parts)]
+        for analysis in analyses
+        if analysis.reads
+    }
+    readable = [analysis for analysis in analyses if not lacking.get(analysis.name)]
+    if not readable:
+        return list(analyses)
+    for analysis in analyses:
+        if analysis not in readable:
+            urls, arrays = ", ".join(lacking[analysis.name]), " and no ".join(analysis.reads)
+            resources.tell(f"{analysis.name} is left out: {urls} holds no {arrays}")
+    return readable
 
 
 def _refuse_file(folder: Path) -> None:
