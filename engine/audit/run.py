@@ -11,7 +11,7 @@ from engine.audit.compare import Deviations, compare_vectors
 from engine.audit.fresh import FreshPass, FreshPasses
 from engine.audit.logits import stored_logits
 from engine.audit.stored import StoredSample
-from engine.audit.tensors import ComparedSample, compare_sample, name_place, rounding_allowance
+from engine.audit.tensors import ComparedSample, compare_sample, name_place
 from engine.audit.verdict import TOLERANCES, Worst, find_worst
 from engine.errors import StrataError
 from engine.prompts import Prompt
@@ -136,12 +136,13 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         compared.append(found)
         done()
     names = list(rows["sample_id"])
+    tolerance = TOLERANCES[store.record["model"]["dtype"]]
     verdicts = [
-        _verdict(path, compared, names, _tolerance(store, path))
+        _verdict(path, compared, names, tolerance)
         for path in dict.fromkeys(path for sample in compared for path in sample.dims)
     ]
     if logits:
-        verdicts.append(_logit_verdict(logits, positions, _tolerance(store, _STATES)))
+        verdicts.append(_logit_verdict(logits, positions, tolerance))
     return AuditReport(
         verdicts=tuple(verdicts),
         mismatches=tuple(
@@ -149,12 +150,6 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         ),
         notes=(*unread, *_uncompared(store, compared), *_run_differences(store, rows, passes.run)),
     )
-
-
-def _tolerance(store: Store, path: str) -> float:
-    stored = str(store.parts[0].manifest["arrays"][path]["dtype"])
-    captured = str(store.record["model"]["dtype"])
-    return max(TOLERANCES[captured], TOLERANCES.get(stored, 0.0))
 
 
 def _verdict(path: str, compared: Sequence[ComparedSample], names: Sequence[str], tolerance: float) -> TensorVerdict:
@@ -191,9 +186,9 @@ def _logit_deviations(
     states = sample.slab(_STATES, int(np.flatnonzero(store.layers == store.block_count)[0]))[chosen]
     found = stored_logits(store.model, states)
     attributes = sample.arrays[_STATES]["attributes"]
-    relative = rounding_allowance({**attributes, "rounding_max_absolute_error": np.inf}, np.ones(1))
+    relative = float(attributes.get("rounding_max_relative_error", 0.0))
     one, two, three = (values.astype(np.float64)[None] for values in (found.values, fresh.logits, other.logits))
-    return compare_vectors(one, two, three, 2 * np.asarray(relative) * found.leverage)
+    return compare_vectors(one, two, three, 2 * relative * found.leverage)
 
 
 def _logit_verdict(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from engine.store import Part
 
@@ -28,7 +29,7 @@ class StoredSample:
             "token": [(int(run["start"]), int(run["stop"])) for run in self.values["segments"]],
             "sample": [(row, row + 1)],
         }
-        if self.values.get("key_start") is not None and not np.isnan(self.values["key_start"]):
+        if not pd.isna(self.values.get("key_start")):  # absent before format 0.3
             self._runs["key"] = [(int(self.values["key_start"]), int(self.values["key_stop"]))]
 
     @property

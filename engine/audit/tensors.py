@@ -17,7 +17,7 @@ __all__ = ["ComparedSample", "compare_sample", "name_place", "rounding_allowance
 _VECTOR_DIMS = ("dim", "source_role", "key", "head")
 """The first of these that a tensor has runs along its vectors: states by token, attention rows by query and head."""
 
-_TABLE_COLUMNS = ("image_sha256", "width", "height", "prompt_id", "prompt_kind", "prompt")
+_TABLE_COLUMNS = ("image_sha256", "width", "height", "prompt_id", "prompt_kind", "prompt", "query_positions")
 _COUNTED_ALONG = {"token": "tokens", "key": "positions"}
 
 
@@ -92,8 +92,10 @@ def compare_sample(stored: StoredSample, fresh: PartContent, other: PartContent)
 def _table_mismatches(stored: StoredSample, fresh: PartContent) -> Iterator[str]:
     (row,) = fresh.samples.to_pylist()
     for column in _TABLE_COLUMNS:
-        if stored.values[column] != row[column]:
-            yield f"{column}: the sample table says {stored.values[column]!r}, a fresh pass {row[column]!r}"
+        said = stored.values.get(column)
+        said = said.tolist() if isinstance(said, np.ndarray) else said
+        if said != row[column]:
+            yield f"{column}: the sample table says {said!r}, a fresh pass {row[column]!r}"
 
 
 def _own_places(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -142,7 +144,7 @@ def _deviations(stored: StoredSample, fresh: PartArray, other: PartArray) -> Dev
 
 
 def rounding_allowance(attributes: Mapping[str, Any], magnitude: np.ndarray) -> np.ndarray | float:
-    """How far values may be off because their mantissas were rounded, from the errors measured at writing.
+    """How far values may be off because they were rounded for storing, from the errors measured at writing.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ def rounding_allowance(attributes: Mapping[str, Any], magnitude: np.ndarray) -> 
     magnitude
         Of the values, any shape.
     """
-    if attributes.get("mantissa_bits") is None:
+    if "rounding_max_relative_error" not in attributes:
         return 0.0
     relative = float(attributes["rounding_max_relative_error"])
     return np.minimum(relative * magnitude, float(attributes["rounding_max_absolute_error"]))
