@@ -57,7 +57,7 @@ def check_prompt_dependence(
     prepared
         An image with its prompts.
     probe
-        Its layers must not change; where states depend on the prompt, any layer of the model may show it.
+        Its layers must not change (all where it has none); where states depend on the prompt, any layer may show it.
     depends
         What the table says.
 
@@ -66,7 +66,7 @@ def check_prompt_dependence(
     StrataError
         Naming the layer with the lowest mean cosine.
     """
-    layers = tuple(range(probe.block_count + 1)) if depends else probe.layers
+    layers = probe.layers if probe.layers and not depends else tuple(range(probe.block_count + 1))
     states = _states_of_two(loaded, prepared, probe._replace(layers=layers, residual=True, pooled=False), pad_id)
     if len(states) < 2:
         return

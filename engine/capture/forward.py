@@ -228,7 +228,7 @@ class _Collector:
     def finish(self) -> BatchCapture:
         """Bring everything to the host and look for unusable states."""
         lengths = [len(item.layout) for item in self._items]
-        norms = torch.stack([norm.cpu() for norm in self._norms])
+        norms = torch.cat([torch.empty(0, sum(lengths)), *(norm.cpu()[None] for norm in self._norms)])
         found = [None] * len(lengths) if self._blocks is None else self._blocks.problems(lengths, self._hint)
         problems = tuple(
             self._problem(part) or other for part, other in zip(norms.split(lengths, dim=1), found, strict=True)
