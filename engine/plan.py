@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,20 +19,28 @@ from engine.sources import ImageRecord
 from engine.store import PLAN_SCHEMA, canonical_json
 
 __all__ = [
+    "BLOCK_CAPTURES",
     "CAPTURES",
     "CaptureChoice",
     "Plan",
     "PlannedPart",
     "images_per_part",
     "make_plan",
+    "parse_blocks",
     "parse_layers",
     "parse_names",
 ]
 
-CAPTURES = ("residual", "pooled")
-"""What can be captured: ``residual`` the hidden states, ``pooled`` their means per role."""
+BLOCK_CAPTURES = ("attention", "attention-mass", "attention-output", "mlp-output")
+"""What can be captured of blocks: ``attention`` the rows of named queries with norms of values, ``attention-mass`` how
+much of every token's attention goes to each role, and what the two halves of a block put out."""
 
-_LAYER_RANGE = re.compile(r"(?P<start>[0-9]{0,9})((?P<colon>:)(?P<stop>[0-9]{0,9})(:(?P<step>[0-9]{0,9}))?)?")
+CAPTURES = ("residual", "pooled", *BLOCK_CAPTURES)
+"""What can be captured: ``residual`` the hidden states, ``pooled`` their means per role, and what is of blocks."""
+
+_LAYERS = "this model has {0} blocks, so layers 0 (embeddings) to {0}"
+_BLOCKS = "this model has blocks 1 to {0}"
+_RANGE = re.compile(r"(?P<start>[0-9]{0,9})((?P<colon>:)(?P<stop>[0-9]{0,9})(:(?P<step>[0-9]{0,9}))?)?")
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,20 @@ class CaptureChoice:
     layers
         Layer numbers, ascending.
     roles
-        Roles whose tokens are stored; all where None. Pooled states always cover every role.
+        Roles whose tokens are stored; all where None. Pooled states always cover every role, and rows of attention
+        every key.
     share_prefix
         Whether the leading tokens that all prompts of an image share are stored once.
     mantissa_bits
         Mantissa bits kept of stored states; None keeps them as they are.
     unembedding
         Whether the unembedding matrix is stored with the model's tables.
+    blocks
+        Numbers of the blocks that tensors of blocks are of, ascending; empty without any.
+    queries
+        Names of the queries whose attention is kept; empty without ``attention``.
+    dtypes
+        Stored dtype of tensors that are not stored in their usual one, by name.
     """
 
     tensors: tuple[str, ...]
@@ -61,6 +76,9 @@ class CaptureChoice:
     share_prefix: bool
     mantissa_bits: int | None
     unembedding: bool
+    blocks: tuple[int, ...] = ()
+    queries: tuple[str, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Write the choice as it stands in ``store.json``."""
@@ -71,6 +89,9 @@ class CaptureChoice:
             "share_prefix": self.share_prefix,
             "mantissa_bits": self.mantissa_bits,
             "unembedding": self.unembedding,
+            "blocks": list(self.blocks),
+            "queries": list(self.queries),
+            "dtypes": dict(self.dtypes),
         }
 
 
@@ -221,36 +242,57 @@ def parse_layers(text: str | None, block_count: int) -> tuple[int, ...]:
     UsageError
         Where a number is unknown to the model or the text is not of that form.
     """
+    return _parse_numbers("--layers", text, _Numbers("layer", 0, block_count, _LAYERS.format(block_count)))
+
+
+def parse_blocks(option: str, text: str | None, block_count: int) -> tuple[int, ...]:
+    """Block numbers within 1..L, written as layers are; all where the text is None.
+
+    Raises
+    ------
+    UsageError
+        Where a number is unknown to the model or the text is not of that form.
+    """
+    return _parse_numbers(option, text, _Numbers("block", 1, block_count, _BLOCKS.format(block_count)))
+
+
+class _Numbers(NamedTuple):
+    """What can be chosen: layers or blocks, from the first to the last, and how many the model has in words."""
+
+    what: str
+    first: int
+    last: int
+    extent: str
+
+
+def _parse_numbers(option: str, text: str | None, known: _Numbers) -> tuple[int, ...]:
     if text is None:
-        return tuple(range(block_count + 1))
+        return tuple(range(known.first, known.last + 1))
     chosen: set[int] = set()
     for item in map(str.strip, text.split(",")):
-        numbers = _layer_range(item, block_count)
+        numbers = _number_range(item, known)
         if numbers is None:
-            raise UsageError(f"--layers {text!r}: {item!r} is neither a layer nor a range; write 0,8,16:32.")
+            raise UsageError(f"{option} {text!r}: {item!r} is neither a {known.what} nor a range; write 0,8,16:32.")
         if not numbers:
-            raise UsageError(f"--layers {text!r}: {item!r} names no layer; this model has layers 0 to {block_count}.")
+            raise UsageError(f"{option} {text!r}: {item!r} names no {known.what}; {known.extent}.")
         # The ends are looked at before the range is spelled out: a typing error must not cost memory.
-        unknown = [number for number in (numbers[0], numbers[-1]) if number > block_count]
+        unknown = [number for number in (numbers[0], numbers[-1]) if not known.first <= number <= known.last]
         if unknown:
-            raise UsageError(
-                f"--layers {text!r}: layer {unknown[0]} does not exist; this model has {block_count} blocks, "
-                f"so layers 0 (embeddings) to {block_count}."
-            )
+            raise UsageError(f"{option} {text!r}: {known.what} {unknown[0]} does not exist; {known.extent}.")
         chosen.update(numbers)
     return tuple(sorted(chosen))
 
 
-def _layer_range(item: str, block_count: int) -> range | None:
+def _number_range(item: str, known: _Numbers) -> range | None:
     """Read ``8``, ``16:32``, ``16:`` or ``0:33:4``; None where the text is none of these or the step is 0."""
-    match = _LAYER_RANGE.fullmatch(item)
+    match = _RANGE.fullmatch(item)
     if match is None:
         return None
     start, colon, stop, step = match.group("start", "colon", "stop", "step")
     if not colon:
         return range(int(start), int(start) + 1) if start else None
     steps = int(step or 1)
-    return range(int(start or 0), int(stop or block_count + 1), steps) if steps else None
+    return range(int(start or known.first), int(stop or known.last + 1), steps) if steps else None
 
 
 def parse_names(option: str, text: str | None, known: Sequence[str]) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ written on another; host memory holds the part that fills and the part that is w
 is skipped, which is the whole of resuming.
 """
 
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from engine.models.load import LoadedModel
 from engine.models.prepare import PreparedImage, Preparer
 from engine.plan import Plan, PlannedPart
 from engine.sources import ImageReader, ImageRecord, LoadedImage, UnreadableImage, load_image
-from engine.store import PartContent, write_part
+from engine.store import PartContent, in_dtypes, write_part
 from engine.vocabulary import ROLE_CODES
 
 __all__ = ["Extraction", "Outcome", "Progress", "extract_part", "extract_parts"]
@@ -121,7 +122,8 @@ def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress
     stored = 0
 
     def write(content: PartContent) -> None:
-        progress.part_done(write_part(extraction.store, content, plan_sha256=extraction.plan.sha256))
+        chosen = in_dtypes(content, extraction.plan.record["capture"]["dtypes"])
+        progress.part_done(write_part(extraction.store, chosen, plan_sha256=extraction.plan.sha256))
 
     with BackgroundSink(write) as sink:
         for part in parts:
@@ -153,6 +155,7 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
         heads=extraction.loaded.language.heads,
         mantissa_bits=capture["mantissa_bits"],
     )
+    largest = (0, 0)
     batches = _batches(_samples(extraction, part, collector), extraction.batch_size)
     while True:
         began = time.perf_counter()
@@ -161,6 +164,8 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
         if sources is None:
             break
         items = [batch_item(source, roles) for source in sources]
+        longest = max(len(item.layout) for item in items)
+        largest = max(largest, (len(items), longest), key=math.prod)
         try:
             captured = capture_batch(
                 extraction.loaded,
@@ -170,14 +175,14 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
                 images_kept=collector.images_kept,
             )
         except torch.OutOfMemoryError as error:
-            longest = max(len(item.layout) for item in items)
             raise StrataError(
                 f"a batch of {len(items)} samples of up to {longest} tokens does not fit {extraction.loaded.device}: "
                 "run the same command again with a smaller --batch-size; finished parts are kept."
             ) from error
         collector.add_batch(sources, items, captured)
         progress.batch_done(len(items), _stored_bytes(captured))
-    return collector.finish(extraction.run)
+    batch = {"samples": largest[0], "positions": largest[1]}
+    return collector.finish({**extraction.run, "largest_batch": batch})
 
 
 def _stored_bytes(captured: BatchCapture) -> int:

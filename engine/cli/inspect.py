@@ -1,6 +1,8 @@
 """``strata inspect``: what is inside a store and how complete it is."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
@@ -36,8 +38,9 @@ def _describe(summary: StoreSummary) -> str:
         f"         {model.get('dtype', 'unknown dtype')}, {model['blocks']} blocks",
         f"source   {source.get('kind', 'unknown')}, {source.get('images', 'unknown number of')} images",
         f"prompts  {', '.join(prompt['prompt_id'] for prompt in record.get('prompts', ())) or 'unknown'}",
-        f"capture  {', '.join(capture.get('tensors', ()))}; layers {_layers(capture['layers'])}; "
+        f"capture  {', '.join(capture.get('tensors', ()))}; layers {_numbers(capture['layers'])}; "
         f"shared prefix {'stored once' if capture.get('share_prefix') else 'not used'}",
+        *_describe_blocks(capture),
         f"parts    {summary.committed_parts} of {summary.planned_parts}, {state}; "
         f"{summary.samples} of {summary.planned_samples} samples, {summary.tokens:,} tokens, "
         f"{format_bytes(summary.stored_bytes)}",
@@ -47,9 +50,18 @@ def _describe(summary: StoreSummary) -> str:
     return "\n".join(lines)
 
 
-def _layers(layers: list[int]) -> str:
-    contiguous = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]}..{layers[-1]}" if contiguous else ", ".join(map(str, layers))
+def _describe_blocks(capture: Mapping[str, Any]) -> list[str]:
+    """Say what is kept of blocks and in which dtypes, where anything is (formats before 0.3 know of none)."""
+    blocks = f"blocks {_numbers(capture['blocks'])}" if capture.get("blocks") else ""
+    queries = f"attention of {', '.join(capture['queries'])}" if capture.get("queries") else ""
+    dtypes = ", ".join(f"{name} as {dtype}" for name, dtype in capture.get("dtypes", {}).items())
+    said = "; ".join(filter(None, (blocks, queries, dtypes)))
+    return [f"         {said}"] if said else []
+
+
+def _numbers(numbers: list[int]) -> str:
+    contiguous = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}..{numbers[-1]}" if contiguous else ", ".join(map(str, numbers))
 
 
 def _array_table(summary: StoreSummary) -> Table:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from engine.errors import UsageError
+from engine.plan import BLOCK_CAPTURES
 from engine.sources import SOURCES
 
 __all__ = ["ByteSize", "RunOptions", "run_options"]
@@ -19,7 +20,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a user asks of ``extract`` or ``estimate``; field names are option names."""
+    """What a user asks of ``extract`` or ``estimate``.
+
+    Field names are option names; ``tensors`` are the tables of the TOML file, by the name of what is captured.
+    """
 
     model: str
     revision: str | None
@@ -31,6 +35,7 @@ class RunOptions:
     limit: int | None
     seed: int
     capture: str
+    queries: str | None
     layers: str | None
     roles: str | None
     share_prefix: str
@@ -41,6 +46,7 @@ class RunOptions:
     part_bytes: int | None
     samples_per_part: int | None
     unembedding: bool
+    tensors: Mapping[str, Mapping[str, str]]
 
     @classmethod
     def from_click(cls, values: dict[str, Any]) -> "RunOptions":
@@ -65,16 +71,20 @@ class ByteSize(click.ParamType):
         return int(float(number) * (1024 if binary or not unit else 1000) ** power)
 
 
-def _load_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    """Make the TOML file's entries the defaults of the other options; the command line wins."""
+def _load_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> dict[str, dict[str, str]]:
+    """Make the TOML file's entries the defaults of the other options; the command line wins.
+
+    Returns the tables, one per tensor with finer choices, whose values are in the command line's notation.
+    """
     if path is None:
-        return
+        return {}
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}; check --config.") from error
-    options = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
-    defaults = {name.replace("-", "_"): value for name, value in entries.items()}
+    options = {option.name: option for option in context.command.params if option is not parameter}
+    tables = {name: _read_table(path, name, value) for name, value in entries.items() if isinstance(value, dict)}
+    defaults = {name.replace("-", "_"): value for name, value in entries.items() if name not in tables}
     unknown = sorted(set(defaults) - options.keys())
     if unknown:
         raise UsageError(
@@ -82,24 +92,54 @@ def _load_config(context: click.Context, _parameter: click.Parameter, path: Path
             f"{', '.join(sorted(name.replace('_', '-') for name in options if name))}."
         )
     for name, value in defaults.items():
-        if isinstance(value, dict):
-            raise UsageError(f"{path} has a table [{name}]; options stand at the top of the file, as {name} = …")
-        # A list and the command line's notation mean the same: layers = [0, 4] and layers = "0,4".
         if options[name].multiple:
             defaults[name] = value if isinstance(value, list) else [value]
-        elif isinstance(value, list):
-            defaults[name] = ",".join(map(str, value))
+        else:
+            defaults[name] = _in_notation(value)
+    if "queries" in tables.get("attention", {}):
+        defaults["queries"] = tables["attention"].pop("queries")
     context.default_map = {**(context.default_map or {}), **defaults}
+    return tables
 
+
+def _in_notation(value: Any) -> Any:
+    """Write a list as on the command line, which means the same: layers = [0, 4] and layers = "0,4"."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _read_table(path: Path, name: str, table: dict[str, Any]) -> dict[str, str]:
+    """Check the names of one table; their values are looked at with the model."""
+    if name not in _TABLES:
+        raise UsageError(
+            f"{path} has a table [{name}]; options stand at the top of the file, as {name} = …, and tables choose "
+            f"finer for one tensor: {', '.join(f'[{known}]' for known in _TABLES)}."
+        )
+    for key in table:
+        if key not in _TABLES[name]:
+            raise UsageError(
+                f"{path} sets {key!r} in [{name}], which takes {', '.join(_TABLES[name])}; other options stand at the "
+                "top of the file."
+            )
+    return {key: str(_in_notation(value)) for key, value in table.items()}
+
+
+# What may differ from one tensor to the next. Roles may not: tokens are stored with all tensors or with none.
+_OF_BLOCKS = ("blocks", "dtype")
+_TABLES: dict[str, tuple[str, ...]] = {
+    "residual": ("dtype",),
+    "attention": ("blocks", "queries", "dtype"),
+    **{name: _OF_BLOCKS for name in BLOCK_CAPTURES if name != "attention"},
+}
 
 _OPTIONS = (
     click.option(
         "--config",
+        "tensors",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         is_eager=True,
-        expose_value=False,
         callback=_load_config,
-        help="TOML file with any of these options (names without the dashes); the command line wins.",
+        help="TOML file with any of these options (names without the dashes); the command line wins. Tables choose "
+        'finer for one tensor: [attention] with blocks = "1:33", dtype = "float16".',
     ),
     click.option("--model", required=True, help="Hub id or local folder of a VLLM (safetensors only)."),
     click.option("--revision", help="Commit, tag or branch of a hub id; the commit it means is recorded."),
@@ -130,7 +170,14 @@ _OPTIONS = (
         "--capture",
         default="residual,pooled",
         show_default=True,
-        help="residual: every hidden state. pooled: means per role, enough for contextualization at 1/30 of the bytes.",
+        help="residual: every hidden state. pooled: means per role, enough for contextualization at 1/30 of the bytes. "
+        "attention: attention of the --queries, with the norms of values. attention-mass: how much of every token's "
+        "attention goes to each role. attention-output, mlp-output: what each block adds to the hidden states.",
+    ),
+    click.option(
+        "--queries",
+        help="Positions whose attention is kept: last_text, last_image, or ROLE:INDEX such as instruction:0 or "
+        "template:-1.  [default: last_text,last_image]",
     ),
     click.option("--layers", help="Layers to keep, 0 (embeddings) to L: 0,8,16:32 (the end excluded). Default: all."),
     click.option("--roles", help="Roles whose tokens are stored, such as image,instruction. Default: all."),

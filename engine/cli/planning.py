@@ -1,18 +1,19 @@
 """From options to a plan: reads configuration, processor, annotations and prompts, but no weights and no pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from engine.capture.part_slabs import STORED_DTYPES
+from engine.cli.capturing import choose_capture
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
 from engine.models.checkpoint import Checkpoint, open_checkpoint, template_notes
 from engine.models.prepare import Preparer
 from engine.models.vocabulary import TokenizerVocabulary
-from engine.plan import CAPTURES, CaptureChoice, Plan, images_per_part, make_plan, parse_layers, parse_names
+from engine.plan import CaptureChoice, Plan, images_per_part, make_plan
 from engine.prompts import read_prompts
 from engine.sources import ImageReader, choose, read_source
-from engine.store import ArrayShape, part_arrays
+from engine.store import ArrayShape, BlockTensors, part_arrays
 from engine.vocabulary import ROLES
 
 __all__ = ["Planned", "plan_run"]
@@ -25,6 +26,8 @@ class Planned(NamedTuple):
     ----------
     plan, checkpoint, preparer
         The plan, the model it is for (no weights), and what prepares its inputs.
+    capture
+        What is kept of each forward pass.
     images
         Where the images are.
     dtype
@@ -40,6 +43,7 @@ class Planned(NamedTuple):
     plan: Plan
     checkpoint: Checkpoint
     preparer: Preparer
+    capture: CaptureChoice
     images: ImageReader
     dtype: str
     tokens: int
@@ -58,9 +62,8 @@ class Planned(NamedTuple):
 
     def part_arrays(self, images: int) -> tuple[ArrayShape, ...]:
         """Arrays of a part of so many images."""
-        capture = self.plan.record["capture"]
-        return _part_arrays(self.checkpoint, capture["tensors"], capture["layers"], self.dtype)(
-            images * self.tokens, images * len(self.plan.prompts)
+        return _part_arrays(self.checkpoint, self.capture, self.dtype)(
+            images * self.tokens, images * sum(self.sequences), images * len(self.plan.prompts)
         )
 
 
@@ -89,23 +92,19 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         seed=options.seed,
     )
     dtype = checkpoint.dtype(options.dtype)
-    tensors = parse_names("--capture", options.capture, CAPTURES) or ()
-    capture = CaptureChoice(
-        tensors=tensors,
-        layers=parse_layers(options.layers, checkpoint.block_count),
-        roles=parse_names("--roles", options.roles, ROLES),
-        share_prefix=options.share_prefix == "auto" and not checkpoint.family.image_states_depend_on_prompt,
-        mantissa_bits=options.mantissa_bits,
-        unembedding=options.unembedding,
+    capture = choose_capture(
+        options,
+        block_count=checkpoint.block_count,
+        stored_dtype=STORED_DTYPES[dtype],
+        prompts_share_images=not checkpoint.family.image_states_depend_on_prompt,
     )
-    if capture.roles is not None and "residual" not in tensors:
-        raise UsageError("--roles chooses tokens of the stored states, but --capture leaves residual out.")
     preparer = Preparer(checkpoint, prompts, share_prefix=capture.share_prefix)
     nominal = preparer.prepare_nominal()
     tokens = nominal.stored_tokens(capture.roles)
-    if "residual" in tensors and not tokens:
+    if capture.roles is not None and not tokens:
         raise UsageError(f"--roles {options.roles}: no prompt of this run has a token of such a role; choose others.")
-    shapes = _part_arrays(checkpoint, tensors, capture.layers, dtype)(tokens, len(prompts))
+    sequences = tuple(map(len, nominal.layouts))
+    shapes = _part_arrays(checkpoint, capture, dtype)(tokens, sum(sequences), len(prompts))
     plan = make_plan(
         model={
             "id": checkpoint.model_id,
@@ -141,25 +140,41 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         images=source.images,
         dtype=dtype,
         tokens=tokens,
-        sequences=tuple(map(len, nominal.layouts)),
+        capture=capture,
+        sequences=sequences,
         warnings=(*source.warnings, *template_notes(checkpoint)),
     )
 
 
 def _part_arrays(
-    checkpoint: Checkpoint, tensors: Sequence[str], layers: Sequence[int], dtype: str
-) -> Callable[[int, int], tuple[ArrayShape, ...]]:
-    def arrays(tokens: int, samples: int) -> tuple[ArrayShape, ...]:
+    checkpoint: Checkpoint, capture: CaptureChoice, dtype: str
+) -> Callable[[int, int, int], tuple[ArrayShape, ...]]:
+    """Give the arrays of a part by its numbers of stored tokens, positions of all sequences, and samples."""
+    tensors = capture.tensors
+
+    def arrays(tokens: int, positions: int, samples: int) -> tuple[ArrayShape, ...]:
+        attention = "attention" in tensors
         return part_arrays(
             tokens=tokens,
             samples=samples,
-            layers=len(layers),
+            layers=len(capture.layers),
             dim=checkpoint.dim,
             roles=len(ROLES),
             dtype=STORED_DTYPES[dtype],
             residual="residual" in tensors,
             pooled="pooled" in tensors,
-            last_layer=checkpoint.block_count in layers,
+            last_layer=checkpoint.block_count in capture.layers,
+            blocks=BlockTensors(
+                blocks=len(capture.blocks),
+                heads=checkpoint.heads,
+                attention=attention,
+                queries=len(capture.queries),
+                keys=positions if attention else 0,
+                mass="attention-mass" in tensors,
+                attention_output="attention-output" in tensors,
+                mlp_output="mlp-output" in tensors,
+            ),
+            dtypes=capture.dtypes,
         )
 
     return arrays

@@ -145,13 +145,29 @@ def _on_disk(planned: Planned, array: ArrayShape) -> float:
         return _KEPT_OF_POOLED * array.raw_bytes
     if len(array.shape) == 1:
         return float(array.raw_bytes)
-    return math.prod(array.shape) * CAPTURED_ITEMSIZE[planned.dtype] * _KEPT[planned.dtype]
+    # A bfloat16 that was widened to float32 compresses to less than its own 16 bits.
+    held = planned.dtype if _is_widened(planned, array) else array.dtype
+    return math.prod(array.shape) * CAPTURED_ITEMSIZE[held] * _KEPT[held]
+
+
+def _is_widened(planned: Planned, array: ArrayShape) -> bool:
+    return planned.dtype == "bfloat16" and array.dtype == "float32" and _is_state(array)
+
+
+def _is_state(array: ArrayShape) -> bool:
+    """Whether values come in the model's own dtype; all that is computed from attention is float32."""
+    return array.dims[-1] == "dim" and not array.path.startswith("sample/")
 
 
 def _captured_bytes(planned: Planned, array: ArrayShape) -> int:
-    if array.path == "token/hidden_states":
-        return math.prod(array.shape) * CAPTURED_ITEMSIZE[planned.dtype]
-    return array.raw_bytes
+    if len(array.shape) == 1 or array.path.startswith("sample/"):
+        return array.raw_bytes
+    return math.prod(array.shape) * CAPTURED_ITEMSIZE[planned.dtype if _is_state(array) else "float32"]
+
+
+def _bytes_per_position(planned: Planned, array: ArrayShape) -> int:
+    assert array.part_axis is not None
+    return _captured_bytes(planned, array) // max(array.shape[array.part_axis], 1)
 
 
 def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
@@ -159,8 +175,8 @@ def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: i
 
     Blocks that are freed here and asked for there leave holes, for which the allocator keeps half as much again.
     """
-    layers = len(planned.plan.record["capture"]["layers"])
     part = sum(_captured_bytes(planned, array) for array in arrays)
-    slab = sum(array.raw_bytes // array.shape[0] for array in arrays if array.path == "token/hidden_states")
-    batch = batch_size * planned.sequence * layers * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype]
+    along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
+    slab = sum(array.raw_bytes // array.shape[0] for array in along)
+    batch = batch_size * planned.sequence * sum(_bytes_per_position(planned, array) for array in along)
     return int(_ALLOCATED * (2 * part + slab + batch)) + compression_bytes()

@@ -59,6 +59,11 @@ class Checkpoint:
         return int(self.config.get_text_config().hidden_size)
 
     @property
+    def heads(self) -> int:
+        """Number of attention heads (of queries) of each block."""
+        return int(self.config.get_text_config().num_attention_heads)
+
+    @property
     def image_token_id(self) -> int:
         """The token id that stands for one row of image features."""
         return int(self.config.image_token_id)

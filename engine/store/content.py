@@ -1,13 +1,13 @@
 """What a writer is given: the arrays, coordinates and samples of one part."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from engine.store.layout import ArrayShape
+from engine.store.layout import TENSOR_ARRAYS, ArrayShape
 from engine.vocabulary import ROLES, role_flags
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PartArray",
     "PartContent",
     "block_coordinate",
+    "in_dtypes",
     "layer_coordinate",
     "query_coordinate",
     "role_coordinate",
@@ -42,6 +43,9 @@ class PartArray:
         JSON values: units, long_name, captured_dtype, …
     mantissa_bits
         When given, values are rounded to that many mantissa bits and the measured error joins the attributes.
+    slab_dtype
+        What ``slab`` returns where that is not ``dtype``: values are then rounded to ``dtype``, and the measured error
+        joins the attributes.
     """
 
     path: str
@@ -51,6 +55,7 @@ class PartArray:
     slab: Callable[[int], np.ndarray]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     mantissa_bits: int | None = None
+    slab_dtype: str | None = None
 
     @property
     def layout(self) -> ArrayShape:
@@ -108,6 +113,31 @@ class PartContent:
     bad_samples: tuple[BadSample, ...]
     run: Mapping[str, Any]
     seconds: float
+
+
+def in_dtypes(content: PartContent, dtypes: Mapping[str, str]) -> PartContent:
+    """Have tensors stored in other dtypes than they come in.
+
+    Parameters
+    ----------
+    content
+        A part.
+    dtypes
+        ``float16`` or ``float32`` by tensor, out of ``TENSOR_ARRAYS``.
+    """
+    chosen = {path: dtypes[tensor] for tensor in dtypes for path in TENSOR_ARRAYS[tensor]}
+    arrays = tuple(
+        replace(
+            array,
+            dtype=chosen[array.path],
+            slab_dtype=array.dtype,
+            attributes={"captured_dtype": array.dtype, **array.attributes},
+        )
+        if array.path in chosen
+        else array
+        for array in content.arrays
+    )
+    return replace(content, arrays=arrays)
 
 
 def layer_coordinate(group: str, layers: Sequence[int]) -> Coordinate:

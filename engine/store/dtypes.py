@@ -11,7 +11,7 @@ from numcodecs.bitround import BitRound
 
 from engine.errors import StrataError
 
-__all__ = ["MantissaRounding", "round_mantissa", "widen_bfloat16"]
+__all__ = ["Rounding", "round_mantissa", "round_to_dtype", "widen_bfloat16"]
 
 
 def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -41,7 +41,7 @@ def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray
     return result
 
 
-class MantissaRounding(NamedTuple):
+class Rounding(NamedTuple):
     """Rounded values and the largest errors against the input: absolute, and relative to a nonzero input."""
 
     values: np.ndarray
@@ -49,7 +49,7 @@ class MantissaRounding(NamedTuple):
     max_relative_error: float
 
 
-def round_mantissa(values: np.ndarray, bits: int) -> MantissaRounding:
+def round_mantissa(values: np.ndarray, bits: int) -> Rounding:
     """Keep ``bits`` mantissa bits of each value, rounding to nearest, ties to even.
 
     Parameters
@@ -61,7 +61,7 @@ def round_mantissa(values: np.ndarray, bits: int) -> MantissaRounding:
 
     Returns
     -------
-    MantissaRounding
+    Rounding
         ``values`` of the same dtype and shape, contiguous.
 
     Raises
@@ -70,7 +70,7 @@ def round_mantissa(values: np.ndarray, bits: int) -> MantissaRounding:
         When a value near the largest of its dtype rounds to infinity.
     """
     if bits >= np.finfo(values.dtype).nmant:
-        return MantissaRounding(np.ascontiguousarray(values), 0.0, 0.0)
+        return Rounding(np.ascontiguousarray(values), 0.0, 0.0)
     codec = BitRound(keepbits=bits)
     rounded = np.asarray(codec.decode(codec.encode(np.array(values)))).view(values.dtype).reshape(values.shape)
     if not np.isfinite(rounded).all():
@@ -78,7 +78,36 @@ def round_mantissa(values: np.ndarray, bits: int) -> MantissaRounding:
             f"rounding {values.dtype} states to {bits} mantissa bits overflows to infinity: "
             "keep more bits or leave --mantissa-bits out"
         )
+    return _measured(values, rounded)
+
+
+def round_to_dtype(values: np.ndarray, dtype: str) -> Rounding:
+    """Store values in another floating-point dtype, rounded to nearest.
+
+    Parameters
+    ----------
+    values
+        float16 or float32, any shape; NaN stays NaN.
+    dtype
+        ``float16`` or ``float32``.
+
+    Raises
+    ------
+    StrataError
+        When a value is too large for the dtype.
+    """
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(values, dtype)
+    if np.isinf(rounded).any():
+        largest = float(np.fmax.reduce(np.abs(values), axis=None, initial=0.0))
+        raise StrataError(f"a value of {largest:g} is too large for {dtype}: store this tensor as float32")
+    return _measured(values, rounded)
+
+
+def _measured(values: np.ndarray, rounded: np.ndarray) -> Rounding:
+    """Compare rounded values with what they were; NaN counts for nothing."""
     difference = np.abs(rounded.astype(np.float64) - values)
     magnitude = np.abs(values.astype(np.float64))
     relative = np.divide(difference, magnitude, out=np.zeros_like(difference), where=magnitude > 0)
-    return MantissaRounding(rounded, float(difference.max(initial=0.0)), float(relative.max(initial=0.0)))
+    errors = (float(np.fmax.reduce(each, axis=None, initial=0.0)) for each in (difference, relative))
+    return Rounding(rounded, *errors)

@@ -7,7 +7,8 @@ array; the array keeps its true length.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "SHARD_BYTES",
     "STAGING_FOLDER",
     "STORE_FILE",
+    "TENSOR_ARRAYS",
     "VOCABULARY_FILE",
     "ArrayShape",
     "BlockTensors",
@@ -48,6 +50,16 @@ SHARD_BYTES = 32 * 2**20
 LEADING_DIMS = ("layer", "block")
 PART_DIMS = ("token", "key", "sample")
 TOKEN_COORDINATES = ("token_id", "role", "position", "grid", "patch_row", "patch_col")
+
+
+TENSOR_ARRAYS: dict[str, tuple[str, ...]] = {
+    "residual": ("token/hidden_states",),
+    "attention": ("key/attention", "key/attention_norm", "token/value_norm"),
+    "attention-mass": ("token/attention_mass",),
+    "attention-output": ("token/attention_output",),
+    "mlp-output": ("token/mlp_output",),
+}
+"""Paths of the arrays of each tensor whose dtype can be chosen."""
 
 
 def part_name(number: int) -> str:
@@ -198,6 +210,7 @@ def part_arrays(
     pooled: bool,
     last_layer: bool = True,
     blocks: BlockTensors | None = None,
+    dtypes: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[ArrayShape, ...]:
     """List the arrays of one part from its counts alone.
 
@@ -213,6 +226,8 @@ def part_arrays(
         Whether the last layer is among the captured ones; only then are there pooled states after the final norm.
     blocks
         What is captured of the blocks; None where nothing is.
+    dtypes
+        Stored dtype of tensors of ``TENSOR_ARRAYS`` that are not stored in their usual one.
     """
     arrays = [ArrayShape(f"token/{name}", ("token",), (tokens,), "int32") for name in TOKEN_COORDINATES]
     if residual:
@@ -233,7 +248,8 @@ def part_arrays(
         arrays.append(ArrayShape("sample/normed_unit_mean", pooled_dims[1:], pooled_shape[1:], "float32"))
     if blocks is not None:
         arrays += _block_arrays(blocks, tokens=tokens, dim=dim, roles=roles, dtype=dtype)
-    return tuple(arrays)
+    chosen = {path: dtypes[tensor] for tensor in dtypes for path in TENSOR_ARRAYS[tensor]}
+    return tuple(array._replace(dtype=chosen.get(array.path, array.dtype)) for array in arrays)
 
 
 def _block_arrays(tensors: BlockTensors, *, tokens: int, dim: int, roles: int, dtype: str) -> list[ArrayShape]:

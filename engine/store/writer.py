@@ -5,6 +5,7 @@ durable, so that the disk is not waited for at the end.
 """
 
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from engine.store.commit import (
 )
 from engine.store.consolidate import consolidate
 from engine.store.content import Coordinate, PartArray, PartContent
-from engine.store.dtypes import round_mantissa
+from engine.store.dtypes import Rounding, round_mantissa, round_to_dtype
 from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
 from engine.store.memory import keep_freed_chunks
@@ -103,7 +104,7 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
             for path, digest in write_shards(root / array.path, layout.chunk_plan, array.dtype, source, compress):
                 hashes[path] = digest
                 synced.append(syncing.submit(sync_file, path))
-            if array.mantissa_bits is not None:
+            if source.rounds:
                 part[array.path].update_attributes(source.rounding())
         _write_coordinates(part, content.coordinates)
         consolidate(root)
@@ -148,21 +149,38 @@ class _Slabs:
     def __call__(self, index: int) -> np.ndarray:
         array = self._array
         slab = array.slab(index)
-        if slab.shape != array.shape[1:] or slab.dtype != np.dtype(array.dtype):
+        dtype = array.slab_dtype or array.dtype
+        if slab.shape != array.shape[1:] or slab.dtype != np.dtype(dtype):
             raise ValueError(
-                f"{array.path}[{index}] is {slab.dtype}{slab.shape}, announced was {array.dtype}{array.shape[1:]}"
+                f"{array.path}[{index}] is {slab.dtype}{slab.shape}, announced was {dtype}{array.shape[1:]}"
             )
-        if array.mantissa_bits is None:
-            return slab
-        rounded = round_mantissa(slab, array.mantissa_bits)
-        self._absolute = max(self._absolute, rounded.max_absolute_error)
-        self._relative = max(self._relative, rounded.max_relative_error)
-        return rounded.values
+        absolute = relative = 0.0
+        for rounding in self._roundings(slab):
+            # What two roundings add up to is a bound of their joint error.
+            absolute, relative = absolute + rounding.max_absolute_error, relative + rounding.max_relative_error
+            slab = rounding.values
+        self._absolute, self._relative = max(self._absolute, absolute), max(self._relative, relative)
+        return slab
+
+    @property
+    def rounds(self) -> bool:
+        """Whether stored values may differ from the captured ones."""
+        return self._array.mantissa_bits is not None or self._array.slab_dtype not in (None, self._array.dtype)
+
+    def _roundings(self, slab: np.ndarray) -> Iterator[Rounding]:
+        array = self._array
+        if slab.dtype != np.dtype(array.dtype):
+            rounding = round_to_dtype(slab, array.dtype)
+            yield rounding
+            slab = rounding.values
+        if array.mantissa_bits is not None:
+            yield round_mantissa(slab, array.mantissa_bits)
 
     def rounding(self) -> dict[str, Any]:
         """Attributes that say how far the stored values are from the captured ones."""
+        bits = {} if self._array.mantissa_bits is None else {"mantissa_bits": self._array.mantissa_bits}
         return {
-            "mantissa_bits": self._array.mantissa_bits,
+            **bits,
             "rounding_max_absolute_error": self._absolute,
             "rounding_max_relative_error": self._relative,
         }

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
-from engine.plan import CAPTURES, CaptureChoice, Plan, images_per_part, make_plan, parse_layers, parse_names
+from engine.plan import (
+    CAPTURES,
+    CaptureChoice,
+    Plan,
+    images_per_part,
+    make_plan,
+    parse_blocks,
+    parse_layers,
+    parse_names,
+)
 from engine.prompts import Prompt
 from engine.sources import ImageRecord
 from engine.store import PLAN_SCHEMA
@@ -93,6 +102,9 @@ CHANGED: dict[str, dict[str, Any]] = {
     "share_prefix": {"capture": replace(CAPTURE, share_prefix=False)},
     "mantissa_bits": {"capture": replace(CAPTURE, mantissa_bits=7)},
     "unembedding": {"capture": replace(CAPTURE, unembedding=False)},
+    "blocks": {"capture": replace(CAPTURE, blocks=(1, 2))},
+    "queries": {"capture": replace(CAPTURE, queries=("last_text",))},
+    "dtypes": {"capture": replace(CAPTURE, dtypes={"residual": "float16"})},
     "limit": {"limit": None},
     "seed": {"seed": 1},
     "part size": {"images_per_part": 2},
@@ -214,6 +226,19 @@ def test_all_layers_unless_told() -> None:
 def test_layers_that_are_none_name_the_item_and_the_rule(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_layers(text, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"), [(None, (1, 2, 3)), ("2", (2,)), (":3", (1, 2)), ("2:", (2, 3)), ("::2", (1, 3))]
+)
+def test_blocks_count_from_1(text: str | None, blocks: tuple[int, ...]) -> None:
+    assert parse_blocks("blocks", text, 3) == blocks
+
+
+@pytest.mark.parametrize(("text", "message"), [("0", "block 0"), ("1:5", "block 4"), ("0:2", "block 0")])
+def test_blocks_that_the_model_lacks_are_named(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"\[attention\] blocks '{text}': {message} does not exist; .* blocks 1 to 3"):
+        parse_blocks("[attention] blocks", text, 3)
 
 
 @given(st.lists(st.sampled_from(ROLES), min_size=1), st.sampled_from([",", " , ", ",,"]))

@@ -16,6 +16,7 @@ from engine.models.checkpoint import open_checkpoint
 from engine.models.load import load_model
 from engine.models.prepare import Preparer
 from engine.models.work import forward_flops
+from engine.plan import CAPTURES
 from engine.prompts import Prompt
 from engine.store import model_arrays, open_store
 from tests.engine.cli.conftest import write_images
@@ -25,6 +26,7 @@ from tests.tiny_llava import TinyShape, save_checkpoint
 Strata = Callable[..., Result]
 
 BOTH = ("--prompts", "normal:2", "--prompts", "empty")
+EVERYTHING = ",".join(CAPTURES)
 CONFIGURATIONS = {
     "all": (*BOTH, "--samples-per-part", "6"),
     "one prompt": ("--samples-per-part", "2"),
@@ -37,6 +39,12 @@ CONFIGURATIONS = {
     "float16": (*BOTH, "--dtype", "float16"),
     "bfloat16": (*BOTH, "--dtype", "bfloat16"),
     "rounded": (*BOTH, "--mantissa-bits", "6"),
+    "attention": (*BOTH, "--capture", "attention"),
+    "attention of image tokens": (*BOTH, "--capture", "residual,attention", "--roles", "image"),
+    "attention over whole prefixes": (*BOTH, "--capture", "attention", "--share-prefix", "off"),
+    "everything": (*BOTH, "--capture", EVERYTHING, "--samples-per-part", "6", "--queries", "last_text,template:-1"),
+    "everything in bfloat16": (*BOTH, "--capture", EVERYTHING, "--dtype", "bfloat16"),
+    "outputs": (*BOTH, "--capture", "attention-output,mlp-output", "--dtype", "float16"),
     "no unembedding": (*BOTH, "--no-unembedding"),
     "noisy": ("--prompts", "noisy:3", "--limit", "3"),
 }

@@ -1,0 +1,125 @@
+"""Tables of the TOML file: finer choices for one tensor, what they cost and what they refuse."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from engine.cli.sizes import format_bytes
+from engine.store import open_store, verify
+from tests.engine.cli.conftest import Dataset
+
+Strata = Callable[..., Result]
+
+TABLES = """
+capture = ["residual", "attention", "mlp-output"]
+queries = "last_image"
+[residual]
+dtype = "float16"
+[attention]
+blocks = "2:"
+queries = ["last_text", "instruction:-1"]
+dtype = "float16"
+[mlp-output]
+blocks = [2, 3, 4]
+dtype = "float32"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(TABLES)
+    return path
+
+
+def test_tables_choose_and_estimate_prices_them(strata: Strata, dataset: Dataset, tmp_path: Path, config: Path) -> None:
+    options = dataset.arguments("--config", config)
+    extracted = strata("extract", *options, "--out", tmp_path / "fine")
+    assert extracted.exit_code == 0, extracted.output
+    whole = [*dataset.arguments("--capture", "residual,attention,mlp-output", "--queries", "last_text,instruction:-1")]
+    assert strata("extract", *whole, "--out", tmp_path / "whole").exit_code == 0
+    assert verify(tmp_path / "fine").problems == ()
+    fine, coarse = open_store(tmp_path / "fine"), open_store(tmp_path / "whole")
+    assert fine.queries == ("last_text", "instruction:-1")
+    for name, blocks in (("attention", 1), ("attention_norm", 1), ("value_norm", 1), ("hidden_states", 0)):
+        stored, captured = getattr(fine, name), getattr(coarse, name)
+        assert (stored.dtype, stored.attrs["captured_dtype"]) == (np.float16, "float32")
+        exact = captured.values[blocks:]
+        np.testing.assert_array_equal(stored, exact.astype(np.float16))
+        error = np.nanmax(np.abs(stored.values.astype(np.float64) - exact))
+        assert stored.attrs["rounding_max_absolute_error"] == error > 0
+    np.testing.assert_array_equal(fine.mlp_output, coarse.mlp_output[1:])
+    assert fine.record["capture"]["dtypes"] == {"residual": "float16", "attention": "float16"}
+
+    estimate = strata("estimate", *options).stdout
+    rows = {line.split()[0]: line for line in estimate.splitlines() if line}
+    for path, entry in fine.parts[0].manifest["arrays"].items():
+        if len(entry["shape"]) > 1:
+            size = int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
+            assert f"  {entry['dtype']}  " in rows[path]
+            assert f"  {format_bytes(size)}  " in rows[path]
+
+    inspected = strata("inspect", tmp_path / "fine").stdout
+    assert "blocks 2..4; attention of last_text, instruction:-1; attention as float16, residual as float16" in inspected
+
+
+def test_the_command_line_wins_over_a_table(strata: Strata, dataset: Dataset, tmp_path: Path, config: Path) -> None:
+    out = tmp_path / "store"
+    result = strata("extract", *dataset.arguments("--config", config, "--queries", "template:0", "--out", out))
+    assert result.exit_code == 0, result.output
+    assert open_store(out).queries == ("template:0",)
+    other = strata("extract", *dataset.arguments("--config", config, "--out", out))
+    assert other.exit_code == 2
+    assert "capture.queries: stored template:0, asked last_text, instruction:-1" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("[lens]\ntopk = 1", "has a table [lens]; options stand at the top of the file"),
+        ("[attention]\nroles = 1", "sets 'roles' in [attention], which takes blocks, queries, dtype"),
+        ("[mlp-output]\nqueries = 1", "sets 'queries' in [mlp-output], which takes blocks, dtype"),
+        (
+            "[attention-mass]\nblocks = 1",
+            "table [attention-mass] chooses what is kept of attention-mass, but --capture",
+        ),
+        ("[attention]\nblocks = 5", "[attention] blocks '5': block 5 does not exist; this model has blocks 1 to 4"),
+        ("[attention]\nblocks = []", "[attention] blocks '': '' is neither a block nor a range"),
+        ("[attention]\ndtype = 'int8'", "[attention] dtype 'int8': tensors are stored as float16 or float32"),
+        (
+            "[attention]\nblocks = 1\n[mlp-output]\nblocks = 2",
+            "[attention] blocks '1' and [mlp-output] blocks '2' differ",
+        ),
+        ("[attention]\nqueries = 'nose:1'", "query 'nose:1' is unknown"),
+    ],
+)
+def test_what_a_table_cannot_say_is_refused(
+    strata: Strata, dataset: Dataset, tmp_path: Path, tables: str, message: str
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f"capture = 'residual,attention,mlp-output'\n{tables}\n")
+    for command in (("estimate",), ("extract", "--out", tmp_path / "store")):
+        result = strata(*command, *dataset.arguments("--config", config))
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_manifests_say_how_the_run_computed(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    options = ("--capture", "attention", "--batch-size", 3, "--samples-per-part", 4)
+    assert strata("extract", *dataset.arguments("--out", out, *options)).exit_code == 0
+    manifests = [json.loads(path.read_text()) for path in sorted((out / "parts").glob("*.json"))]
+    longest = int((open_store(out).samples["key_stop"] - open_store(out).samples["key_start"]).max())
+    assert [manifest["run"]["largest_batch"] for manifest in manifests] == [
+        {"samples": samples, "positions": longest} for samples in (3, 1)
+    ]
+    run = manifests[0]["run"]
+    assert {"activation-strata", "torch", "transformers", "zarr", "numpy", "python"} <= set(run["versions"])
+    assert (run["dtype"], run["padding_side"], run["device"]) == ("float32", "left", "cpu")
+    assert run["attention_kernel"]
+    assert run["model_revision"] == open_store(out).record["model"]["revision"]
