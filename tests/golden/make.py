@@ -1,7 +1,7 @@
 """Write the golden store of the current format version: ``python -m tests.golden.make`` at the repository's root.
 
-Its values follow from ``state`` below, so that a test of any later version knows what it must read. A store of a
-released version is never written again: a new format version gets a new folder beside it.
+Its values follow from ``state`` and ``block_values`` below, so that a test of any later version knows what it must read.
+A store of a released version is never written again: a new format version gets a new folder beside it.
 """
 
 import shutil
@@ -18,9 +18,12 @@ from engine.store import (
     ModelMatrix,
     PartArray,
     PartContent,
+    block_coordinate,
     create_store,
     layer_coordinate,
+    query_coordinate,
     role_coordinate,
+    source_role_coordinate,
     write_part,
 )
 from engine.store.layout import FORMAT_VERSION
@@ -33,6 +36,10 @@ DIM = 4
 PLAN_SHA256 = "5" * 64
 # Two prompts of image "a" share its first four tokens; image "b" is unreadable and has a part of its own.
 TOKEN_ROLES = ("special", "preamble", "image", "image", "instruction", "template", "instruction", "template")
+BLOCKS = (1, 3)
+HEADS = 2
+QUERIES = ("last_text", "last_image", "target:0")
+QUERY_POSITIONS = (5, 3, -1)
 SEGMENTS = {"a/normal-1": ((0, 4), (4, 6)), "a/question-1": ((0, 4), (6, 8))}
 
 
@@ -45,6 +52,61 @@ def states() -> np.ndarray:
     """All states of part 0: (layer, token, dim) float32, the layers being those stored."""
     layer, token, component = np.meshgrid(LAYERS, np.arange(len(TOKEN_ROLES)), np.arange(DIM), indexing="ij")
     return np.asarray((layer + 1) * (token + 1) / 8 - component, np.float32)
+
+
+def attention(block: int, query: int, head: int, sample: int, position: int) -> float:
+    """The stored weight: halves of halves up to the query's position, in an order that says whose they are."""
+    if QUERY_POSITIONS[query] < 0:
+        return float("nan")
+    count = QUERY_POSITIONS[query] + 1
+    place = (position + block + head + sample) % count
+    return 0.0 if position >= count else 0.5 ** min(place + 1, count - 1)
+
+
+def block_values() -> dict[str, np.ndarray]:
+    """All arrays of blocks of part 0: float32, exact in every dtype."""
+    blocks, heads, tokens = np.array(BLOCKS), np.arange(HEADS), np.arange(len(TOKEN_ROLES))
+    weights = [
+        [[[attention(b, q, h, s, p) for s in (0, 1) for p in range(6)] for h in heads] for q in range(len(QUERIES))]
+        for b in BLOCKS
+    ]
+    norms = [
+        [[b + s + p / 8 if position >= 0 else np.nan for s in (0, 1) for p in range(6)] for position in QUERY_POSITIONS]
+        for b in BLOCKS
+    ]
+    per_token = blocks[:, None, None] + heads[:, None] / 2 + tokens / 8
+    outputs = [[[state(b, t, c) + 0.5 for c in range(DIM)] for t in tokens] for b in BLOCKS]
+    arrays = {
+        "key/attention": weights,
+        "key/attention_norm": norms,
+        "token/value_norm": per_token,
+        "token/attention_mass": per_token[..., None] + np.arange(len(ROLES)) / 16,
+        "token/attention_output": outputs,
+        "token/mlp_output": np.negative(outputs),
+    }
+    return {path: np.asarray(values, np.float32) for path, values in arrays.items()}
+
+
+BLOCK_DIMS = {
+    "key/attention": ("block", "query", "head", "key"),
+    "key/attention_norm": ("block", "query", "key"),
+    "token/value_norm": ("block", "head", "token"),
+    "token/attention_mass": ("block", "head", "token", "source_role"),
+    "token/attention_output": ("block", "token", "dim"),
+    "token/mlp_output": ("block", "token", "dim"),
+}
+
+
+def block_arrays(tokens: int, keys: int) -> tuple[PartArray, ...]:
+    """The arrays of blocks of a part of so many tokens and keys (all, or none)."""
+    lengths = {"token": tokens, "key": keys}
+    arrays = []
+    for path, values in block_values().items():
+        dims = BLOCK_DIMS[path]
+        axis = next(number for number, dim in enumerate(dims) if dim in lengths)
+        kept = np.ascontiguousarray(values.take(range(lengths[dims[axis]]), axis))
+        arrays.append(PartArray(path, dims, kept.shape, "float32", kept.__getitem__, {"units": "1"}))
+    return tuple(arrays)
 
 
 def unembedding() -> np.ndarray:
@@ -78,7 +140,9 @@ def part(number: int) -> PartContent:
         ),
         PartArray("sample/mean", dims, mean.shape, "float32", lambda index: mean[index]),
         PartArray("sample/token_count", dims[1:3], counts.shape, "int32", lambda index: counts[index]),
+        *block_arrays(tokens, 6 * len(samples)),
     )
+    key_token = [np.arange(start, stop) for sample_id in samples for start, stop in SEGMENTS[sample_id]]
     position = np.array([0, 1, 2, 3, 4, 5, 4, 5], np.int32)[:tokens]
     image = roles == ROLE_CODES["image"]
     coordinates = (
@@ -91,6 +155,11 @@ def part(number: int) -> PartContent:
         Coordinate("token/patch_col", ("token",), np.where(image, position - 2, -1).astype(np.int32)),
         layer_coordinate("sample", LAYERS),
         role_coordinate(),
+        block_coordinate("token", BLOCKS),
+        source_role_coordinate(),
+        block_coordinate("key", BLOCKS),
+        query_coordinate(QUERIES),
+        Coordinate("key/token", ("key",), np.concatenate([np.zeros(0), *key_token]).astype(np.int32)),
     )
     rows = [
         {
@@ -107,8 +176,11 @@ def part(number: int) -> PartContent:
             "references": ["a red circle"],
             "segments": [{"start": start, "stop": stop} for start, stop in SEGMENTS[sample_id]],
             "grids": [{"rows": 1, "cols": 2, "x0": 0.0, "y0": 0.0, "x1": 20.0, "y1": 10.0, "thumbnail": False}],
+            "key_start": 6 * number_of_sample,
+            "key_stop": 6 * number_of_sample + 6,
+            "query_positions": QUERY_POSITIONS,
         }
-        for sample_id in samples
+        for number_of_sample, sample_id in enumerate(samples)
     ]
     bad = () if number == 0 else (BadSample("b/normal-1", "zero bytes"), BadSample("b/question-1", "zero bytes"))
     run = {"versions": {"strata": "0.1.0"}, "attention": "sdpa", "dtype": "bfloat16", "batch_size": 1}
@@ -125,9 +197,15 @@ def main() -> None:
         for prompt in ("normal-1", "question-1")
     ]
     matrix = unembedding()
+    record = tiny_record(LAYERS, 3, "bfloat16", PLAN_SHA256)
+    capture = {
+        "tensors": ["residual", "pooled", "attention", "attention-mass", "attention-output", "mlp-output"],
+        "layers": LAYERS,
+        "share_prefix": True,
+    }
     create_store(
         FOLDER,
-        record=tiny_record(LAYERS, 3, "bfloat16", PLAN_SHA256),
+        record={**record, "capture": {**capture, "blocks": BLOCKS, "queries": QUERIES, "dtypes": {}}},
         plan=pa.table(list(map(list, zip(*planned, strict=True))), schema=PLAN_SCHEMA),
         vocabulary=tiny_vocabulary(),
         unembedding=ModelMatrix(matrix.shape, "float32", lambda start, stop: matrix[start:stop]),

@@ -9,10 +9,24 @@ import pytest
 from engine.store import open_store, verify
 from engine.store.layout import FORMAT_VERSION
 from engine.vocabulary import ROLE_CODES
-from tests.golden.make import LAYERS, SEGMENTS, TOKEN_ROLES, state, unembedding
+from tests.golden.make import (
+    BLOCKS,
+    LAYERS,
+    QUERIES,
+    QUERY_POSITIONS,
+    SEGMENTS,
+    TOKEN_ROLES,
+    attention,
+    block_values,
+    state,
+    unembedding,
+)
 
-ITEMS = {"0.1": "a", "0.2": "7"}
+ITEMS = {"0.1": "a", "0.2": "7", "0.3": "7"}
 """Format versions, and the item of the one image: 0.1 had no items, so each image was its own."""
+
+BEFORE_BLOCKS = {"0.1", "0.2"}
+"""Format versions that knew of nothing of blocks."""
 
 
 @pytest.fixture(params=ITEMS)
@@ -72,3 +86,36 @@ def test_model_and_plan(folder: Path) -> None:
     assert store.model.final_norm_weight.tolist() == [1, 2, 3, 4]
     assert store.model.norm_kind == "rms"
     assert store.model.vocabulary["kind"].tolist()[-1] == "padding"
+
+
+def test_arrays_of_blocks(folder: Path) -> None:
+    store = open_store(folder)
+    if folder.name in BEFORE_BLOCKS:
+        assert store.queries == ()
+        assert store.parts[0].keys == 0
+        assert store.samples["key_start"].isna().all()
+        return
+    assert store.queries == QUERIES
+    for path, values in block_values().items():
+        stored = getattr(store, path.split("/")[1])
+        np.testing.assert_array_equal(stored, values)
+        assert stored["block"].values.tolist() == list(BLOCKS)
+    assert store.attention["token"].values.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 6, 7]
+    assert store.attention_mass["source_role"].attrs["flag_meanings"].split()[2] == "image"
+
+
+@pytest.mark.parametrize(("number", "sample_id"), list(enumerate(SEGMENTS)))
+def test_rows_of_a_sample(folder: Path, number: int, sample_id: str) -> None:
+    sequence = open_store(folder).sample(sample_id)
+    if folder.name in BEFORE_BLOCKS:
+        assert "attention" not in sequence
+        return
+    assert sequence["query_position"].values.tolist() == list(QUERY_POSITIONS)
+    expected = [
+        [[[attention(block, query, head, number, p) for p in range(6)] for head in (0, 1)] for query in range(3)]
+        for block in BLOCKS
+    ]
+    np.testing.assert_array_equal(sequence["attention"], expected)
+    np.testing.assert_array_equal(sequence["attention"][:, :2].sum("key"), np.ones((len(BLOCKS), 2, 2)))
+    tokens = [token for start, stop in SEGMENTS[sample_id] for token in range(start, stop)]
+    assert sequence["value_norm"].values[1, 1].tolist() == [BLOCKS[1] + 0.5 + token / 8 for token in tokens]
