@@ -1,17 +1,25 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import xarray as xr
 
+from analyses.attention_task import AttentionTask
 from analyses.key_places import SEGMENTS, key_places
-from analyses.norm_attention import MEASURES
-from analyses.part_attention import MAP_MEASURES
+from analyses.kept_parts import KeptParts
+from analyses.norm_attention import MEASURES, analyze_store
+from analyses.norm_attention_notes import tell_of_missing
+from analyses.norm_attention_results import StoreAttention, to_dataset
+from analyses.norm_attention_table import to_tables
+from analyses.opening import open_all
+from analyses.part_attention import MAP_MEASURES, PartAttention, part_attention
 from analyses.registry import run
+from analyses.resources import Notify, Resources
 from engine.errors import StrataError, UsageError
 from engine.vocabulary import ROLES
 from tests.analyses.attention_builders import Spec, attention_samples, expected_values, is_sink, write_attention
@@ -34,9 +42,21 @@ LLAVA = [
 ]
 
 
-def analyse(store: Path, out: Path, **options: Any) -> tuple[pd.DataFrame, xr.Dataset]:
-    run("norm-attention", [str(store)], out, **{**USE, **options})
-    return pd.read_parquet(out / "norm-attention.parquet"), xr.open_zarr(out / "norm-attention.zarr").load()
+def analyse(
+    stores: Sequence[Path], out: Path, *, without_sinks: bool = False, notify: Notify | None = None
+) -> tuple[pd.DataFrame, xr.Dataset]:
+    """Table and dataset, without waiting for figures."""
+    resources = Resources(notify=notify)
+    opened, identities = open_all([str(store) for store in stores], resources)
+    results = [
+        StoreAttention(
+            identity, analyze_store(own, without_sinks=without_sinks, resources=resources, kept=KeptParts(out))
+        )
+        for identity, own in zip(identities, opened, strict=True)
+    ]
+    for item in results:
+        tell_of_missing(item, resources)
+    return pa.concat_tables(to_tables(results)).to_pandas(), to_dataset(results, {})
 
 
 @pytest.mark.parametrize("without_sinks", [False, True])
@@ -45,7 +65,7 @@ def test_every_row_is_what_loops_over_keys_give(
     written_store: WrittenStore, tmp_path: Path, shared_prefix: bool, without_sinks: bool
 ) -> None:
     tiny = written_store(shared_prefix=shared_prefix, capture=("attention",), parts=3, empty_parts=1)
-    table, dataset = analyse(tiny.path, tmp_path, without_sinks=without_sinks)
+    table, dataset = analyse([tiny.path], tmp_path, without_sinks=without_sinks)
     assert table["without_sinks"].eq(without_sinks).all()
     assert len(table) == len(tiny.samples) * 2 * 4 * 5
     for _, row in table.iterrows():
@@ -91,7 +111,7 @@ def expected_map(
 def test_maps_are_means_over_the_samples_that_have_the_place(tmp_path: Path, without_sinks: bool) -> None:
     samples = attention_samples(LLAVA)
     store = write_attention(tmp_path / "store", LLAVA, samples)
-    _, dataset = analyse(store, tmp_path / "r", without_sinks=without_sinks)
+    _, dataset = analyse([store], tmp_path, without_sinks=without_sinks)
     assert dataset["curve_prompt_kind"].values.tolist() == ["normal", "empty"]
 
     def place(spec: Spec, key: int) -> tuple[str, int]:
@@ -125,7 +145,7 @@ def test_maps_are_means_over_the_samples_that_have_the_place(tmp_path: Path, wit
 
 def test_curves_are_over_images_whose_prompts_are_averaged_first(tmp_path: Path) -> None:
     store = write_attention(tmp_path / "store", LLAVA, attention_samples(LLAVA))
-    table, dataset = analyse(store, tmp_path / "r")
+    table, dataset = analyse([store], tmp_path)
     rows = table[(table["query"] == "last_image") & (table["block"] == 3) & (table["role"] == "image")]
     for curve, kind in enumerate(("normal", "empty")):
         images = rows[rows["prompt_kind"] == kind].groupby("image_id")[list(MEASURES)].mean()
@@ -141,7 +161,7 @@ def test_a_query_that_a_sample_lacks_is_nan_and_in_no_mean(tmp_path: Path) -> No
     samples = attention_samples(LLAVA, queries=("last_text", "instruction:3"))
     store = write_attention(tmp_path / "store", LLAVA, samples)
     notes: list[str] = []
-    table, dataset = analyse(store, tmp_path / "r", notify=notes.append)
+    table, dataset = analyse([store], tmp_path, notify=notes.append)
     lacking = {spec.sample_id for spec in LLAVA if spec.roles.count("n") < 4}
     rows = table[table["query"] == "instruction:3"]
     assert set(rows[rows["attention"].isna()]["sample_id"]) == lacking
@@ -179,7 +199,7 @@ def test_of_several_grids_the_thumbnail_is_the_image(tmp_path: Path) -> None:
     grids = ((1, 2, False), (1, 2, False), (2, 1, True))
     specs = [Spec("a", "normal-1", "siiiiiin", grids), Spec("b", "normal-1", "siiiin", grids[:2])]
     samples = attention_samples(specs)
-    _, dataset = analyse(write_attention(tmp_path / "store", specs, samples), tmp_path / "r")
+    _, dataset = analyse([write_attention(tmp_path / "store", specs, samples)], tmp_path)
     assert dataset["patch_samples"].values.tolist() == [[1, 1]]  # the other has tiles alone
     blocks = samples[0].blocks
     assert blocks is not None
@@ -193,7 +213,7 @@ def test_the_commonest_grid_is_chosen_over_all_parts(tmp_path: Path) -> None:
         Spec("b", "normal-1", "siiin", ((1, 3, False),), part=1),
         Spec("c", "normal-1", "siiin", ((1, 3, False),), part=2),
     ]
-    _, dataset = analyse(write_attention(tmp_path / "store", specs, attention_samples(specs)), tmp_path / "r")
+    _, dataset = analyse([write_attention(tmp_path / "store", specs, attention_samples(specs))], tmp_path)
     assert dataset["patch_map"].shape[-2:] == (1, 3)
     assert dataset["patch_samples"].values.tolist() == [[2, 2]]
 
@@ -201,13 +221,13 @@ def test_the_commonest_grid_is_chosen_over_all_parts(tmp_path: Path) -> None:
 def test_a_query_that_sees_only_sinks_has_no_share_without_them(tmp_path: Path) -> None:
     specs = [Spec("a", "normal-1", "isn"), Spec("b", "normal-1", "iisn")]
     store = write_attention(tmp_path / "store", specs, attention_samples(specs))
-    table, dataset = analyse(store, tmp_path / "r", without_sinks=True)
+    table, dataset = analyse([store], tmp_path, without_sinks=True)
     own = table[(table["sample_id"] == "a/normal-1") & (table["query"] == "last_image")]
     assert own["attention_norm_share"].isna().all()
     assert own["sink_norm_share"].sum() == pytest.approx(3)  # all of it, in each of three blocks
     assert dataset["curve_images"].sel(query="last_image").values.tolist() == [1]
-    places = dataset["position_samples"].sel(query="last_image").isel(curve=0).values
-    assert places.max() == 1
+    shares = dataset["position_map"].sel(query="last_image", map_measure="attention_norm_share").isel(curve=0)
+    np.testing.assert_array_equal(shares[:, dataset["place_segment"].values == "image"][:, 1], 1)  # the other sample's
 
 
 def test_stores_of_other_blocks_queries_and_grids_stack(tmp_path: Path) -> None:
@@ -218,20 +238,15 @@ def test_stores_of_other_blocks_queries_and_grids_stack(tmp_path: Path) -> None:
         ("y", (2, 3), ("last_image", "last_text"), [Spec("q", "noisy-1", "iiisn", ((1, 3, False),))]),
     ):
         samples = attention_samples(own, blocks=blocks, queries=queries)
-        stores.append(str(write_attention(tmp_path / name, own, samples)))
-    written = run("norm-attention", stores, tmp_path / "r", **USE)
-    assert {path.name for path in written} == NAMES | POSITIONS | PATCHES
-    dataset = xr.open_zarr(tmp_path / "r" / "norm-attention.zarr").load()
-    table = pd.read_parquet(tmp_path / "r" / "norm-attention.parquet")
+        stores.append(write_attention(tmp_path / name, own, samples))
+    table, dataset = analyse(stores, tmp_path)
     assert dataset["block"].values.tolist() == [1, 2, 3]
     assert dataset["query"].values.tolist() == ["last_text", "last_image"]
     for _, row in table.iterrows():
         sample = int(np.flatnonzero(dataset["sample_id"].values == row["sample_id"])[0])
         at = dataset.isel(sample=sample).sel(query=row["query"], block=row["block"], role=row["role"])
         assert float(at["attention_norm"]) == row["attention_norm"]
-    assert int(dataset["attention"].isel(role=-1).notnull().sum()) + int(
-        dataset["attention"].isel(role=slice(-1)).notnull().sum()
-    ) == len(table)
+    assert int(dataset["attention"].notnull().sum()) == len(table)
     for name, query, places in (("x", "last_text", 10), ("y", "last_image", 5)):
         curve = dataset["curve_store"].values.tolist().index(name)
         assert int(dataset["position_samples"].isel(curve=curve).sel(query=query).sum()) == places
@@ -242,7 +257,7 @@ def test_stores_of_other_blocks_queries_and_grids_stack(tmp_path: Path) -> None:
 def test_keys_of_unknown_role_are_refused(tmp_path: Path) -> None:
     tiny = tiny_store(tmp_path / "store", capture=("attention",), roles=("image",))
     with pytest.raises(StrataError, match=r"does not say the role of \d+ of its \d+ keys.*without --roles"):
-        run("norm-attention", [str(tiny.path)], tmp_path / "r", **USE)
+        analyse([tiny.path], tmp_path)
 
 
 def test_a_row_with_a_hole_is_refused_and_named(tmp_path: Path) -> None:
@@ -257,7 +272,7 @@ def test_a_row_with_a_hole_is_refused_and_named(tmp_path: Path) -> None:
         r"key/attention_norm of sample a/normal-2, block 3, query last_image is not finite at key 4.*strata verify"
     )
     with pytest.raises(StrataError, match=message):
-        run("norm-attention", [str(store)], tmp_path / "r", **USE)
+        analyse([store], tmp_path)
 
 
 def test_a_store_without_attention_is_refused_and_all_leaves_the_analysis_out(
@@ -282,36 +297,44 @@ def test_results_of_other_stores_may_not_lie_beside_it(written_store: WrittenSto
     one, other = (str(written_store(layers=9, capture=("attention",), seed=seed).path) for seed in (0, 1))
     run("norm-attention", [one], tmp_path, **USE)
     run("contextualization", [one], tmp_path, text_roles=("instruction",), **USE)
+    (tmp_path / "contextualization.zarr").rename(tmp_path / "aside")
     for name in ("norm-attention", "contextualization"):
-        with pytest.raises(UsageError, match=r"holds .* of store store \(plan 0+\), asked is store store"):
+        with pytest.raises(
+            UsageError, match=r"norm-attention.zarr holds .* of store store \(plan 0+\), asked is store "
+        ):
             run(name, [other], tmp_path, **USE)
+
+
+def test_what_is_written_is_what_was_found(written_store: WrittenStore, tmp_path: Path) -> None:
+    store = written_store(capture=("attention",)).path
+    written = run("norm-attention", [str(store)], tmp_path / "r", without_sinks=True, **USE)
+    assert {path.name for path in written} == NAMES | POSITIONS | PATCHES
+    table, dataset = analyse([store], tmp_path, without_sinks=True)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "r" / "norm-attention.parquet"), table)
+    stored = xr.open_zarr(tmp_path / "r" / "norm-attention.zarr").load()
+    for name in dataset.data_vars:
+        np.testing.assert_array_equal(stored[name], dataset[name])
+    assert (stored.attrs["analysis"], stored.attrs["without_sinks"]) == ("norm-attention", 1)
 
 
 def test_a_broken_off_analysis_goes_on_and_other_settings_begin_anew(
     written_store: WrittenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = str(written_store(images=4, parts=4, capture=("attention",)).path)
+    store = written_store(images=4, parts=4, capture=("attention",)).path
+    computed: list[str] = []
 
-    def disk_full(*_: object, **__: object) -> None:
-        raise StrataError("no room")
+    def break_off_at_the_third(task: AttentionTask) -> PartAttention:
+        computed.append(task.name)
+        if len(computed) == 3:
+            raise StrataError("the cluster went away")
+        return part_attention(task)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("analyses.run_norm_attention.write_dataset", disk_full)
-        with pytest.raises(StrataError, match="no room"):
-            run("norm-attention", [store], tmp_path, **USE)
-    counts: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int) -> None:
-        counts.append((done, total))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("analyses.run_norm_attention.write_dataset", disk_full)
-        with pytest.raises(StrataError, match="no room"):
-            run("norm-attention", [store], tmp_path, without_sinks=True, progress=progress, **USE)
-    assert counts[0] == (0, 4)
-    counts.clear()
-    run("norm-attention", [store], tmp_path, progress=progress, **USE)
-    assert counts == [(0, 0)]
-    run("norm-attention", [store], tmp_path / "whole", **USE)
-    files = [pd.read_parquet(folder / "norm-attention.parquet") for folder in (tmp_path, tmp_path / "whole")]
-    pd.testing.assert_frame_equal(*files)
+    monkeypatch.setattr("analyses.norm_attention.part_attention", break_off_at_the_third)
+    with pytest.raises(StrataError, match="went away"):
+        analyse([store], tmp_path)
+    found, _ = analyse([store], tmp_path)
+    assert computed == ["00000000", "00000001", "00000002", "00000002", "00000003"]
+    pd.testing.assert_frame_equal(found, analyse([store], tmp_path / "whole")[0])
+    before = len(computed)
+    analyse([store], tmp_path, without_sinks=True)
+    assert len(computed) == before + 4

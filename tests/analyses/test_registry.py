@@ -135,7 +135,8 @@ def test_a_store_that_is_not_complete_is_analysed_and_said_to_be(tmp_path: Path)
     notes: list[str] = []
     run(ALL, [path], tmp_path / "r", notify=notes.append, bootstraps=5, **USE)
     assert notes == [
-        f"{path} holds 1 of 3 parts, 2 of 6 samples; 4 planned samples are missing (strata inspect {path})"
+        f"norm-attention is left out: {path} holds no key/attention and no key/attention_norm",
+        f"{path} holds 1 of 3 parts, 2 of 6 samples; 4 planned samples are missing (strata inspect {path})",
     ]
     for name in ("contextualization", "phases"):
         (entry,) = json.loads(xr.open_zarr(tmp_path / "r" / f"{name}.zarr").attrs["stores"])
@@ -239,7 +240,7 @@ def test_options_are_what_the_analyses_understand() -> None:
     assert options["source"].choices == SOURCES
     assert options["pattern"].choices == PATTERNS
     assert options["text_roles"].default == TEXT_ROLES
-    assert list(ANALYSES) == ["contextualization", "phases"]
+    assert list(ANALYSES) == ["contextualization", "phases", "norm-attention"]
     for option in options.values():
         assert isinstance(option.default, option.type)
         assert not option.choices or option.default in option.choices
@@ -247,7 +248,9 @@ def test_options_are_what_the_analyses_understand() -> None:
 
 def test_wrong_requests_name_the_choices(written_store: WrittenStore, tmp_path: Path) -> None:
     store = str(written_store(layers=9).path)
-    with pytest.raises(UsageError, match="no analysis 'phase'; choose from contextualization, phases, all"):
+    with pytest.raises(
+        UsageError, match="no analysis 'phase'; choose from contextualization, phases, norm-attention, all"
+    ):
         run("phase", [store], tmp_path, **USE)
     with pytest.raises(UsageError, match="contextualization has no option 'pattern'; it has text_roles"):
         run("contextualization", [store], tmp_path, pattern="four", **USE)
@@ -287,9 +290,10 @@ def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) 
     notes: list[str] = []
     options = {"workers": 1, "memory": 2**31, "notify": notes.append}
     written = run("all", [str(path)], tmp_path / "r", **options, text_roles=("generated",), bootstraps=5)
-    assert len(notes) == 2
-    assert "store holds no generated token" in notes[0]
-    assert notes[1] == "store, normal: no image has a curve image-text or text-text, so it is left out of phases"
+    assert len(notes) == 3
+    assert "norm-attention is left out" in notes[0]
+    assert "store holds no generated token" in notes[1]
+    assert notes[2] == "store, normal: no image has a curve image-text or text-text, so it is left out of phases"
     names = {file.name for file in written}
     assert "phases.parquet" in names
     assert "phases.png" not in names

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from analyses.kept_parts import KeptParts
+from analyses.norm_attention import analyze_store
+from analyses.norm_attention_figure import ROLE_COLOURS, draw_shares
+from analyses.norm_attention_maps_figure import draw_patches, draw_positions
+from analyses.norm_attention_results import StoreAttention
+from analyses.opening import open_all
+from analyses.resources import Resources
+from engine.vocabulary import ROLES
+from tests.analyses.attention_builders import Spec, attention_samples, write_attention
+from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, words
+
+
+def found(folder: Path, *, depends: bool = False, without_sinks: bool = False, stores: int = 1) -> list[StoreAttention]:
+    specs = [
+        Spec(image, prompt, f"sppp{'i' * 36}t{'n' * length}ttt", ((6, 6, False),))
+        for image in ("a", "b", "c")
+        for prompt, length in (("normal-1", 9), ("normal-2", 12), ("noisy-1", 11))
+    ]
+    samples = attention_samples(specs, blocks=range(1, 13))
+    paths = [write_attention(folder / f"s{n}", specs, samples, depends=depends, block_count=12) for n in range(stores)]
+    opened, identities = open_all([str(path) for path in paths], Resources())
+    return [
+        StoreAttention(
+            identity,
+            analyze_store(own, without_sinks=without_sinks, resources=Resources(), kept=KeptParts(folder)),
+        )
+        for identity, own in zip(identities, opened, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("stores", [1, 2])
+def test_all_figures_are_labelled_and_nothing_overlaps(tmp_path: Path, stores: int) -> None:
+    results = found(tmp_path, stores=stores)
+    for draw in (draw_shares, draw_positions, draw_patches):
+        assert_nothing_is_cut_or_overlaps(draw(results))
+
+
+def shares_of(figure: Figure, role: str, panel: int) -> np.ndarray:
+    (line,) = [line for line in figure.axes[panel].lines if line.get_label() == role]
+    return np.asarray(line.get_ydata())
+
+
+def test_shares_are_means_over_images_of_means_over_prompts(tmp_path: Path) -> None:
+    (item,) = found(tmp_path)
+    figure = draw_shares([item])
+    normal = (item.result.samples["prompt_kind"] == "normal").to_numpy()
+    of_image = item.result.roles.index("image")
+    expected = item.result.values["attention_norm_share"][normal, 0, :, of_image].mean(axis=0)
+    np.testing.assert_allclose(shares_of(figure, "image", 0), expected, rtol=1e-5)
+    sinks = item.result.values["sink_share"][normal, 0].sum(axis=-1).mean(axis=0)
+    np.testing.assert_allclose(shares_of(figure, "position 0 and BOS", 1), sinks, rtol=1e-5)
+
+
+def test_what_cannot_depend_on_the_prompt_is_drawn_once(tmp_path: Path) -> None:
+    free, bound = found(tmp_path / "free"), found(tmp_path / "bound", depends=True)
+    for draw in (draw_shares, draw_positions, draw_patches):
+        assert words(draw(free)).count("last image token (") == 1
+        assert words(draw(bound)).count("last image token (") == 2
+        assert "drawn once" in words(draw(free))
+        assert "drawn once" not in words(draw(bound))
+
+
+def test_sinks_are_named_where_they_are_left_out(tmp_path: Path) -> None:
+    with_sinks, without = found(tmp_path / "with"), found(tmp_path / "without", without_sinks=True)
+    assert "Shares are of keys other than position 0 and BOS" in words(draw_shares(without))
+    assert "position 0" not in words(draw_positions(with_sinks))
+    assert "without position 0" in words(draw_positions(without))
+
+
+def test_heat_maps_show_the_means_and_leave_no_key_out(tmp_path: Path) -> None:
+    (item,) = found(tmp_path)
+    figure = draw_positions([item])
+    mesh = figure.axes[0].collections[0]
+    values = np.ma.filled(mesh.get_array(), 0)
+    places = item.result.maps.places
+    np.testing.assert_allclose(values, np.nan_to_num(places.mean[2, 0, 0]))
+    np.testing.assert_allclose(values.sum(axis=1), 1, atol=0.05)  # not all sequences have all places
+    patches = draw_patches([item]).axes[0].images[0].get_array()
+    assert item.result.maps.grid is not None
+    np.testing.assert_allclose(np.ma.filled(patches, 0), item.result.maps.grid.mean[2, 0, 0, 0])
+
+
+def test_every_role_has_its_own_colour() -> None:
+    assert set(ROLE_COLOURS) == set(ROLES)
+    assert len(set(ROLE_COLOURS.values())) == len(ROLES)
