@@ -1,7 +1,9 @@
 """The rule: which deviations are kernel noise, and which vector of a tensor is worst.
 
 Two passes over one sample differ, so the floor of a layer is measured: the largest difference between two fresh passes
-under different attention kernels, over all vectors of the audited samples. A stored vector is right when its difference
+under different attention kernels, over all vectors of the audited samples in it and the layers next to it (in a single
+layer two kernels may agree by chance where two batches do not; over all layers the noise of the last would hide errors
+of the first). A stored vector is right when its difference
 is at most three times that floor, or when it points where the fresh one points and is as long: cosine at least 1 − 1e-4
 in 16 bits, 1 − 1e-6 in float32, and a length off by no more than noise of that angle could make it.
 """
@@ -65,7 +67,7 @@ def find_worst(samples: Sequence[Deviations], tolerance: float) -> Worst | None:
     Parameters
     ----------
     samples
-        Per audited sample its deviations, (slab, ...): slabs are layers or blocks and each has its own floor.
+        Per audited sample its deviations, (slab, ...): slabs are layers or blocks.
     tolerance
         Of 1 − cosine.
 
@@ -79,7 +81,9 @@ def find_worst(samples: Sequence[Deviations], tolerance: float) -> Worst | None:
         return None
     slabs = len(counted[0][1].floor)
     floors = np.max([entry.floor.reshape(slabs, -1).max(axis=1) for _, entry in counted], axis=0).astype(np.float64)
-    found = [_worst_of(number, deviations, FLOOR_FACTOR * floors, tolerance) for number, deviations in counted]
+    edged = np.pad(floors, 1)
+    bounds = FLOOR_FACTOR * np.maximum.reduce([edged[:-2], floors, edged[2:]])
+    found = [_worst_of(number, deviations, bounds, tolerance) for number, deviations in counted]
     return max(found, key=lambda worst: worst.severity)
 
 

@@ -72,18 +72,36 @@ def deviations(difference: np.ndarray, floor: np.ndarray, *, angle: float = 1.0,
     )
 
 
-def test_each_layer_has_the_floor_of_all_samples() -> None:
-    quiet = deviations(np.array([[1.0, 2.0], [0.1, 0.1]]), np.array([[0.1, 0.5], [0.0, 0.0]]))
-    loud = deviations(np.array([[0.5], [0.1]]), np.array([[1.0], [0.05]]))
-    worst = find_worst([quiet, loud], 1e-4)
+def test_a_layer_has_the_floor_of_all_samples_and_of_the_layers_next_to_it() -> None:
+    floors = np.array([[0.1, 0.1], [0.1, 0.2], [0.0, 0.0], [0.0, 0.0], [0.4, 0.1]])
+    quiet = deviations(np.full((5, 2), 0.1), floors)
+    loud = deviations(np.full((5, 1), 0.2), np.array([[0.1], [0.1], [0.1], [0.1], [0.1]]))
+    for samples, expected in (([quiet], [0.6, 0.6, 0.6, 1.2, 1.2]), ([loud, quiet], [0.6, 0.6, 0.6, 1.2, 1.2])):
+        for layer, bound in enumerate(expected):
+            spoilt = loud.difference.copy()
+            spoilt[layer] = 0.99 * bound
+            entry = [*samples[:-1], samples[-1]._replace(difference=np.repeat(spoilt, 2, axis=1))]
+            worst = find_worst(entry, 1e-4)
+            assert worst is not None
+            assert worst.passed
+            assert worst.index[0] == layer
+            assert worst.bound == pytest.approx(bound)
+            spoilt[layer] = 1.01 * bound
+            beyond = find_worst([*samples[:-1], samples[-1]._replace(difference=np.repeat(spoilt, 2, axis=1))], 1e-4)
+            assert beyond is not None
+            assert not beyond.passed
+            assert (beyond.sample, beyond.index) == (len(samples) - 1, (layer, 0))
+
+
+def test_where_two_kernels_agree_to_the_bit_any_difference_is_beyond_the_floor() -> None:
+    none = np.zeros((3, 1))
+    worst = find_worst([deviations(np.array([[0.0], [1e-9], [0.0]]), none)], 1e-4)
     assert worst is not None
-    assert worst.passed
-    assert (worst.sample, worst.index) == (0, (1, 0)) or (worst.sample, worst.index) == (0, (0, 1))
-    assert worst.severity == pytest.approx(2 / 3, rel=1e-5)
-    alone = find_worst([quiet], 1e-4)
-    assert alone is not None
-    assert not alone.passed
-    assert (alone.index, alone.bound) == ((1, 0), 0.0)
+    assert not worst.passed
+    assert (worst.index, worst.bound) == ((1, 0), 0.0)
+    equal = find_worst([deviations(none, none)], 1e-4)
+    assert equal is not None
+    assert equal.passed
 
 
 @pytest.mark.parametrize(
