@@ -27,9 +27,7 @@ _WIDE = 240  # of the table in a file or a pipe, where one line per tensor is wo
 @click.command(name="audit")
 @click.argument("store", type=str)
 @click.option("--model", required=True, help="Folder or hub id of the model that the store was extracted with.")
-@click.option(
-    "--images", type=click.Path(path_type=Path), help="The image folder, as strata extract was given. See below."
-)
+@click.option("--images", type=click.Path(path_type=Path), help="The image folder, as strata extract was given it.")
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path),
@@ -58,7 +56,8 @@ def command(
 
     How close is close enough is measured: every sample runs alone under two attention kernels, and a stored vector may
     differ by three times what these differ by, or by an angle and length that are rounding (1 − cosine up to 1e-4 in 16
-    bits, 1e-6 in float32). Two forward passes per sample; nothing is written. For damaged files use strata verify.
+    bits, 1e-6 in float32). Two forward passes per sample; nothing is written. More samples measure the noise better: in
+    16 bits use at least the default. For damaged files use strata verify.
     """  # noqa: D301
     opened = open_store(store if "://" in store else Path(store))
     if not opened.parts:

@@ -181,6 +181,32 @@ def test_pooled_means_alone_are_audited(extract: ExtractOnce) -> None:
     assert "no hidden states" in audit.text
 
 
+@pytest.mark.parametrize(("family", "dtype"), [("llava", "float16"), ("instructblip", "float32")])
+def test_tensors_of_blocks_are_audited_and_one_other_weight_is_named(
+    extract: ExtractOnce, tmp_path: Path, family: str, dtype: str
+) -> None:
+    captures = ",".join(["residual", "attention", "attention-mass", "attention-output", "mlp-output"])
+    stored = extract("--capture", captures, "--queries", "last_text,instruction:0", family=family, dtype=dtype)
+    audit = stored.audit("--samples", 6)
+    assert audit.exit_code == 0, audit.text
+    rows, sums = ("key/attention ", "key/attention_norm"), ("token/attention_mass", "token/value_norm")
+    assert all(" ok " in audit.line(path) for path in (*rows, *sums, "token/attention_output", "token/mlp_output"))
+    spoilt = stored.copy(tmp_path / "store")
+
+    def change(weights: np.ndarray) -> np.ndarray:
+        weights[1, 0, 3, 2] += 1
+        return weights
+
+    spoilt.change("key/attention", change)
+    first = spoilt.store.parts[0].samples.iloc[0]
+    audit = spoilt.audit(*ALL)
+    assert audit.exit_code == 1
+    place = f"{first['sample_id']}: block 2, query last_text, head 3, key position 2"
+    assert place in audit.line("key/attention ")
+    assert " WRONG " in audit.line("key/attention ")
+    assert " ok " in audit.line("key/attention_norm")
+
+
 def test_rounding_is_allowed_as_far_as_it_went_and_no_further(extract: ExtractOnce, tmp_path: Path) -> None:
     rounded = extract("--mantissa-bits", "6")
     audit = rounded.audit(*ALL)
