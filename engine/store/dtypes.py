@@ -81,7 +81,7 @@ def round_mantissa(values: np.ndarray, bits: int) -> Rounding:
     return _measured(values, rounded)
 
 
-def round_to_dtype(values: np.ndarray, dtype: str) -> Rounding:
+def round_to_dtype(values: np.ndarray, dtype: str, name: str) -> Rounding:
     """Store values in another floating-point dtype, rounded to nearest.
 
     Parameters
@@ -90,6 +90,8 @@ def round_to_dtype(values: np.ndarray, dtype: str) -> Rounding:
         float16 or float32, any shape; NaN stays NaN.
     dtype
         ``float16`` or ``float32``.
+    name
+        What to call the array in a message.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def round_to_dtype(values: np.ndarray, dtype: str) -> Rounding:
         rounded = np.ascontiguousarray(values, dtype)
     if np.isinf(rounded).any():
         largest = float(np.fmax.reduce(np.abs(values), axis=None, initial=0.0))
-        raise StrataError(f"a value of {largest:g} is too large for {dtype}: store this tensor as float32")
+        raise StrataError(f"{name} holds {largest:g}, too large for {dtype}: let its table choose dtype float32")
     return _measured(values, rounded)
 
 

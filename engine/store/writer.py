@@ -170,7 +170,7 @@ class _Slabs:
     def _roundings(self, slab: np.ndarray) -> Iterator[Rounding]:
         array = self._array
         if slab.dtype != np.dtype(array.dtype):
-            rounding = round_to_dtype(slab, array.dtype)
+            rounding = round_to_dtype(slab, array.dtype, array.path)
             yield rounding
             slab = rounding.values
         if array.mantissa_bits is not None:

@@ -1,7 +1,7 @@
 """Write the golden store of the current format version: ``python -m tests.golden.make`` at the repository's root.
 
-Its values follow from ``state`` and ``block_values`` below, so that a test of any later version knows what it must read.
-A store of a released version is never written again: a new format version gets a new folder beside it.
+Its values follow from ``state`` and ``block_values`` below, so that a test of any later version knows what it must
+read. A store of a released version is never written again: a new format version gets a new folder beside it.
 """
 
 import shutil

@@ -1,5 +1,8 @@
 """Attention and block outputs: stored, joined over parts and cut out per sample as the values they were made of."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +10,10 @@ import pytest
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
-from engine.store import open_store, verify
+from engine.store import in_dtypes, open_store, verify, write_part
+from engine.store.manifest import seal_json
 from tests.engine.store.block_tensors import BLOCK_CAPTURES, CAPTURE_OF, KEY_DIMS, TOKEN_DIMS
-from tests.engine.store.builders import TinyStore, tiny_store
+from tests.engine.store.builders import TinyStore, tiny_part, tiny_store
 
 QUERIES = ("last_text", "instruction:-1", "target:0")
 OPTIONS = {
@@ -101,3 +105,55 @@ def test_a_store_without_attention_says_what_it_holds(tmp_path: Path) -> None:
         _ = store.attention
     with pytest.raises(UsageError, match="stored are none"):
         store.query_code("last_text")
+
+
+@pytest.mark.parametrize("mantissa_bits", [None, 4])
+def test_tensors_in_other_dtypes_say_how_far_they_are_off(tmp_path: Path, mantissa_bits: int | None) -> None:
+    tiny = tiny_store(tmp_path / "s", parts=1, written=[], dtype="float32", capture=BLOCK_CAPTURES)
+    samples = list(tiny.samples.values())
+    content = tiny_part(
+        0,
+        samples,
+        layers=tiny.layers,
+        dim=16,
+        dtype="float32",
+        capture=BLOCK_CAPTURES,
+        like=samples[0].blocks,
+        mantissa_bits=mantissa_bits,
+    )
+    chosen = in_dtypes(content, {"residual": "float16", "attention": "float16", "attention-mass": "float32"})
+    write_part(tiny.path, chosen, plan_sha256=str(tiny.record["plan_sha256"]))
+    store = open_store(tiny.path)
+    exact = {array.path: np.stack([np.array(array.slab(i)) for i in range(array.shape[0])]) for array in content.arrays}
+    for name in ("hidden_states", "attention", "attention_norm", "value_norm"):
+        stored = getattr(store, name)
+        captured = exact[f"{'key' if name in KEY_DIMS else 'token'}/{name}"]
+        assert (stored.dtype, stored.attrs["captured_dtype"]) == (np.float16, "float32")
+        error = np.nanmax(np.abs(stored.values.astype(np.float64) - captured))
+        assert 0 < error <= stored.attrs["rounding_max_absolute_error"] <= 1.1 * error
+        assert ("mantissa_bits" in stored.attrs) == (name == "hidden_states" and mantissa_bits is not None)
+    assert "rounding_max_absolute_error" not in store.attention_mass.attrs
+    np.testing.assert_array_equal(store.attention_mass, exact["token/attention_mass"])
+
+
+def test_arrays_that_disagree_on_keys_are_refused(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "s", parts=1, written=[], capture=BLOCK_CAPTURES)
+    samples = list(tiny.samples.values())
+    content = tiny_part(0, samples, layers=tiny.layers, dim=16, capture=BLOCK_CAPTURES, like=samples[0].blocks)
+    keys = next(entry for entry in content.coordinates if entry.path == "key/token")
+    short = replace(keys, values=keys.values[1:])
+    others = tuple(short if entry is keys else entry for entry in content.coordinates)
+    with pytest.raises(ValueError, match=r"disagree on .* keys"):
+        write_part(tiny.path, replace(content, coordinates=others), plan_sha256=str(tiny.record["plan_sha256"]))
+
+
+def test_a_store_of_before_attention_opens_together_with_a_later_one_that_has_none(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[2] / "golden"
+    later = shutil.copytree(golden / "0.2", tmp_path / "later")
+    record = json.loads((later / "store.json").read_bytes())
+    del record["sha256"]
+    record["capture"] |= {"blocks": [], "queries": [], "dtypes": {}}
+    (later / "store.json").write_bytes(seal_json(record))
+    assert len(open_store([golden / "0.2", later]).samples) == 4
+    with pytest.raises(UsageError, match=r"capture\.queries: stored .*, asked last_text"):
+        open_store([golden / "0.2", golden / "0.3"])

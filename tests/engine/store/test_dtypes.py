@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from engine.errors import StrataError
 from engine.store import round_mantissa, widen_bfloat16
+from engine.store.dtypes import round_to_dtype
 
 
 def bfloat16_value(bits: int) -> float:
@@ -78,3 +79,25 @@ def test_rounding_empty() -> None:
 def test_rounding_that_overflows_is_refused() -> None:
     with pytest.raises(StrataError, match="--mantissa-bits"):
         round_mantissa(np.array([65504], np.float16), 2)
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 30), elements=st.floats(-60000, 60000, width=32)))
+def test_another_dtype_keeps_the_nearest_value_and_says_how_near(values: np.ndarray) -> None:
+    rounded = round_to_dtype(np.append(values, np.float32("nan")), "float16", "x")
+    assert rounded.values.dtype == np.float16
+    # Half of the distance between neighbours: 11 significant bits, and 2^-24 between the smallest.
+    bound = np.maximum(np.abs(values.astype(np.float64)) * 2.0**-11, 2.0**-25)
+    error = np.abs(rounded.values[:-1].astype(np.float64) - values)
+    assert (error <= bound).all()
+    assert rounded.max_absolute_error == error.max(initial=0)
+    assert np.isnan(rounded.values[-1]), "an absent query stays absent, and counts for no error"
+
+
+def test_a_wider_dtype_is_exact() -> None:
+    values = np.array([0.1, 65504, np.nan], np.float16)
+    assert round_to_dtype(values, "float32", "x")[1:] == (0, 0)
+
+
+def test_values_beyond_a_dtype_are_refused_by_name() -> None:
+    with pytest.raises(StrataError, match="key/attention_norm holds 70000, too large for float16"):
+        round_to_dtype(np.array([1, -70000, np.nan], np.float32), "float16", "key/attention_norm")

@@ -1,6 +1,7 @@
 """Cutting arrays is pure arithmetic: checked over all sizes, without a disk."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from engine.store.layout import (
     INNER_CHUNK_BYTES,
     SHARD_BYTES,
     ArrayShape,
+    BlockTensors,
     part_arrays,
     part_name,
     plan_chunks,
     plan_row_blocks,
     predict_size,
 )
+from tests.engine.store.block_tensors import BLOCK_CAPTURES
 from tests.engine.store.builders import tiny_store
 
 lengths = st.integers(0, 200_000)
@@ -114,6 +117,60 @@ def test_prediction_is_what_is_written(tmp_path, dtype: str, residual: bool, poo
     assert size.metadata_files == len(metadata)
     assert size.data_files == len(files) - len(metadata)
     assert size.raw_bytes == {path: np.dtype(e["dtype"]).itemsize * math.prod(e["shape"]) for path, e in stored.items()}
+
+
+@pytest.mark.parametrize("capture", [BLOCK_CAPTURES, ("attention",), ("attention-mass",), ("mlp-output",)])
+def test_prediction_of_what_is_of_blocks(tmp_path: Path, capture: tuple[str, ...]) -> None:
+    tiny = tiny_store(
+        tmp_path / "store", parts=1, heads=3, capture=capture, queries=("last_text", "target:0", "image:0")
+    )
+    part = open_store(tiny.path).parts[0]
+    blocks = BlockTensors(
+        blocks=4,
+        heads=3,
+        attention="attention" in capture,
+        queries=3,
+        keys=part.keys,
+        mass="attention-mass" in capture,
+        attention_output="attention-output" in capture,
+        mlp_output="mlp-output" in capture,
+    )
+    counts = {"tokens": part.tokens, "samples": len(part.samples), "layers": 5, "dim": 16, "roles": 7}
+    arrays = part_arrays(**counts, dtype="float16", residual=True, pooled=True, blocks=blocks)
+    stored = part.manifest["arrays"]
+    assert {array.path: (list(array.shape), array.dtype, list(array.dims)) for array in arrays} == {
+        path: (entry["shape"], entry["dtype"], entry["dims"]) for path, entry in stored.items()
+    }
+    files = [path for path in (tiny.path / "parts").rglob("*") if path.is_file()]
+    size = predict_size(arrays)
+    assert size.data_files + size.metadata_files == len(files)
+
+
+def test_dtypes_can_be_chosen_per_tensor() -> None:
+    counts = {"tokens": 5, "samples": 2, "layers": 3, "dim": 4, "roles": 7}
+    blocks = BlockTensors(blocks=2, heads=2, attention=True, queries=1, keys=7, mlp_output=True)
+    arrays = part_arrays(
+        **counts,
+        dtype="float32",
+        residual=True,
+        pooled=True,
+        blocks=blocks,
+        dtypes={"attention": "float16", "residual": "float16"},
+    )
+    narrow = {"key/attention", "key/attention_norm", "token/value_norm", "token/hidden_states"}
+    assert {array.path for array in arrays if array.dtype == "float16"} == narrow
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 80), st.integers(1, 4), st.integers(1, 64), st.integers(0, 300_000))
+def test_attention_is_cut_along_keys_only(blocks: int, queries: int, heads: int, keys: int) -> None:
+    plan = plan_chunks(("block", "query", "head", "key"), (blocks, queries, heads, keys), 4)
+    assert plan.inner[:3] == (1, queries, heads)
+    assert math.prod(plan.inner) * 4 <= INNER_CHUNK_BYTES
+    assert plan.shard is not None
+    assert plan.shard[0] == (1 if queries * heads * keys * 4 >= SHARD_BYTES else blocks)
+    assert plan.shard[3] >= keys
+    assert plan.shard[3] - max(keys, 1) < plan.inner[3]
 
 
 def test_without_the_last_layer_nothing_is_normed() -> None:
