@@ -96,7 +96,12 @@ def _need_states(store: Store, source: str, there: Sequence[Source]) -> Source:
 
 
 def _in_all_parts(store: Store, path: str) -> bool:
-    return all(path in part.manifest["arrays"] for part in store.parts)
+    """Whether an array is there, for all layers of the store: hidden states may be kept of fewer than means."""
+    return all(_layer_count(part, path) == len(store.layers) for part in store.parts)
+
+
+def _layer_count(part: Part, path: str) -> int:
+    return int(part.manifest["arrays"].get(path, {"shape": [0]})["shape"][0])
 
 
 def plan_tasks(

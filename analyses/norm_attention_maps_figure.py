@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -62,7 +63,8 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
             ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
             ax.set_ylabel("block")
             ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
-        figure.colorbar(mesh, ax=axes, label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
+        bar = figure.colorbar(mesh, ax=axes, label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
+        _label_colours(bar, 5)
         figure.supxlabel("\n".join(notes), **NOTE)
     return figure
 
@@ -99,6 +101,16 @@ def _colours(values: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     lowest = max(float(positive.min(initial=highest)), highest * 10.0**-_DECADES)
     scale = mpl.colormaps["viridis"].with_extremes(bad="0.88")
     return {"cmap": scale, "norm": LogNorm(min(lowest, highest / 2), highest), "rasterized": True}
+
+
+def _label_colours(bar: Colorbar, count: int) -> None:
+    """Label the ends and what lies between; a scale of less than two decades has no powers of ten to label."""
+    low, high = bar.norm.vmin, bar.norm.vmax
+    assert low is not None
+    assert high is not None
+    ticks = np.geomspace(low, high, count).tolist()
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    bar.minorticks_off()
 
 
 def _edges(places: PlaceMap, seen: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -147,5 +159,5 @@ def _draw_grid_row(part: Any, job: Panel) -> None:
         ax.set_xlabel(f"block {result.blocks[block]}", labelpad=2)
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
-    part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label="share")
+    _label_colours(part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label="share"), 3)
     part.suptitle(f"{job.title} ({grid.samples[job.number, job.query]} samples)", x=0.01, ha="left", fontsize=7)

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 
 from analyses.attention_task import AttentionTask
-from analyses.key_places import SEGMENTS, key_places
 from analyses.kept_parts import KeptParts
+from analyses.key_places import SEGMENTS, key_places
 from analyses.norm_attention import MEASURES, analyze_store
 from analyses.norm_attention_notes import tell_of_missing
 from analyses.norm_attention_results import StoreAttention, to_dataset
@@ -283,13 +283,10 @@ def test_a_store_without_attention_is_refused_and_all_leaves_the_analysis_out(
         run("norm-attention", [plain], tmp_path / "r", **USE)
     notes: list[str] = []
     names = {path.name for path in run("all", [plain], tmp_path / "r", notify=notes.append, bootstraps=5, **USE)}
-    assert "contextualization.zarr" in names
+    assert names >= {"contextualization.zarr", "phases.zarr"}
     assert not names & NAMES
     assert notes == [f"norm-attention is left out: {plain} holds no key/attention and no key/attention_norm"]
-    both = str(written_store(layers=9, capture=("attention",)).path)
-    names = {path.name for path in run("all", [both], tmp_path / "both", bootstraps=5, **USE)}
-    assert names >= {"contextualization.zarr", "phases.zarr"} | NAMES | POSITIONS | PATCHES
-    only = str(written_store(layers=9, residual=False, pooled=False, capture=("attention",)).path)
+    only = str(written_store(residual=False, pooled=False, capture=("attention",)).path)
     assert {path.name for path in run("all", [only], tmp_path / "only", **USE)} == NAMES | POSITIONS | PATCHES
 
 
@@ -333,7 +330,8 @@ def test_a_broken_off_analysis_goes_on_and_other_settings_begin_anew(
     with pytest.raises(StrataError, match="went away"):
         analyse([store], tmp_path)
     found, _ = analyse([store], tmp_path)
-    assert computed == ["00000000", "00000001", "00000002", "00000002", "00000003"]
+    assert len(set(computed)) == 4  # each once but the one that failed
+    assert sorted(computed) == sorted([*set(computed), computed[2]])
     pd.testing.assert_frame_equal(found, analyse([store], tmp_path / "whole")[0])
     before = len(computed)
     analyse([store], tmp_path, without_sinks=True)

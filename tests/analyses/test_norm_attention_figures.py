@@ -60,10 +60,11 @@ def test_shares_are_means_over_images_of_means_over_prompts(tmp_path: Path) -> N
 def test_what_cannot_depend_on_the_prompt_is_drawn_once(tmp_path: Path) -> None:
     free, bound = found(tmp_path / "free"), found(tmp_path / "bound", depends=True)
     for draw in (draw_shares, draw_positions, draw_patches):
-        assert words(draw(free)).count("last image token (") == 1
-        assert words(draw(bound)).count("last image token (") == 2
-        assert "drawn once" in words(draw(free))
-        assert "drawn once" not in words(draw(bound))
+        once, twice = words(draw(free)), words(draw(bound))
+        assert once.count("last image token (") == 1
+        assert twice.count("last image token (") == 2
+        assert "drawn once" in once
+        assert "drawn once" not in twice
 
 
 def test_sinks_are_named_where_they_are_left_out(tmp_path: Path) -> None:
