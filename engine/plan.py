@@ -62,6 +62,8 @@ class CaptureChoice:
         Mantissa bits kept of stored states; None keeps them as they are.
     unembedding
         Whether the unembedding matrix is stored with the model's tables.
+    residual_layers
+        Those of the layers whose hidden states are stored, ascending, where these are fewer; None for all.
     blocks
         Numbers of the blocks that tensors of blocks are of, ascending; empty without any.
     queries
@@ -76,9 +78,15 @@ class CaptureChoice:
     share_prefix: bool
     mantissa_bits: int | None
     unembedding: bool
+    residual_layers: tuple[int, ...] | None = None
     blocks: tuple[int, ...] = ()
     queries: tuple[str, ...] = ()
     dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stored_layers(self) -> tuple[int, ...]:
+        """Layers of the stored hidden states."""
+        return self.layers if self.residual_layers is None else self.residual_layers
 
     def record(self) -> dict[str, Any]:
         """Write the choice as it stands in ``store.json``."""
@@ -89,6 +97,7 @@ class CaptureChoice:
             "share_prefix": self.share_prefix,
             "mantissa_bits": self.mantissa_bits,
             "unembedding": self.unembedding,
+            "residual_layers": None if self.residual_layers is None else list(self.residual_layers),
             "blocks": list(self.blocks),
             "queries": list(self.queries),
             "dtypes": dict(self.dtypes),
@@ -234,7 +243,7 @@ def images_per_part(
     return max(1, limit // max(image_bytes, 1))
 
 
-def parse_layers(text: str | None, block_count: int) -> tuple[int, ...]:
+def parse_layers(text: str | None, block_count: int, option: str = "--layers") -> tuple[int, ...]:
     """Layer numbers from ``0,8,16:32``: single layers and ascending half-open ranges, start:stop:step, within 0..L.
 
     Raises
@@ -242,7 +251,7 @@ def parse_layers(text: str | None, block_count: int) -> tuple[int, ...]:
     UsageError
         Where a number is unknown to the model or the text is not of that form.
     """
-    return _parse_numbers("--layers", text, _Numbers("layer", 0, block_count, _LAYERS.format(block_count)))
+    return _parse_numbers(option, text, _Numbers("layer", 0, block_count, _LAYERS.format(block_count)))
 
 
 def parse_blocks(option: str, text: str | None, block_count: int) -> tuple[int, ...]:

@@ -166,7 +166,7 @@ def _why_no_logits(store: Store) -> tuple[str, ...]:
     wanting = []
     if "residual" not in store.record["capture"]["tensors"]:
         wanting.append("hidden states")
-    elif store.block_count not in store.layers:
+    elif store.block_count not in store.state_layers:
         wanting.append(f"layer {store.block_count}")
     if store.model.unembedding is None:
         wanting.append("unembedding")
@@ -183,7 +183,7 @@ def _logit_rows(sample: StoredSample) -> np.ndarray:
 def _logit_deviations(
     store: Store, sample: StoredSample, chosen: np.ndarray, fresh: FreshPass, other: FreshPass
 ) -> Deviations:
-    states = sample.slab(_STATES, int(np.flatnonzero(store.layers == store.block_count)[0]))[chosen]
+    states = sample.slab(_STATES, int(np.flatnonzero(store.state_layers == store.block_count)[0]))[chosen]
     found = stored_logits(store.model, states)
     attributes = sample.arrays[_STATES]["attributes"]
     relative = float(attributes.get("rounding_max_relative_error", 0.0))

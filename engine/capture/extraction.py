@@ -74,6 +74,7 @@ class Extraction:
     def probe(self) -> Probe:
         """What the plan captures."""
         capture = self.plan.record["capture"]
+        chosen = capture.get("residual_layers")
         return Probe(
             layers=tuple(capture["layers"]),
             residual="residual" in capture["tensors"],
@@ -85,6 +86,7 @@ class Extraction:
             mass="attention-mass" in capture["tensors"],
             attention_output="attention-output" in capture["tensors"],
             mlp_output="mlp-output" in capture["tensors"],
+            residual_layers=None if chosen is None else tuple(chosen),
         )
 
     @property

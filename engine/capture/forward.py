@@ -203,7 +203,7 @@ class _Collector:
     def _receive(self, layer: int, states: torch.Tensor) -> None:
         """Keep the real rows of one layer's states (sample, position, dim)."""
         rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.at(states.device))
-        if self._probe.residual:
+        if self._probe.residual and layer in self._probe.stored_layers:
             chosen = self._chosen
             self._states.append(rows if chosen is None else rows.index_select(0, chosen.at(rows.device)))
         wide = rows.float()

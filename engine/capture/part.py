@@ -112,7 +112,7 @@ class PartCollector:
         self._images_kept: set[int] = set()
         self._rows: list[dict[str, Any]] = []
         self._tokens: list[dict[str, np.ndarray]] = []
-        self._states: list[list[torch.Tensor]] = [[] for _ in probe.layers]
+        self._states: list[list[torch.Tensor]] = [[] for _ in probe.stored_layers]
         self._pooled: dict[str, list[np.ndarray]] = {name: [] for name in Pooled._fields}
         self._blocks = PartBlocks(probe, dtype=dtype, dim=dim, heads=heads, mantissa_bits=mantissa_bits)
         self._bad: list[BadSample] = []
@@ -166,7 +166,7 @@ class PartCollector:
             values = np.concatenate([np.empty(0, dtype=np.int32), *(tokens[name] for tokens in self._tokens)])
             coordinates.append(Coordinate(f"token/{name}", ("token",), values, attributes))
         if self._probe.residual:
-            coordinates.append(layer_coordinate("token", self._probe.layers))
+            coordinates.append(layer_coordinate("token", self._probe.stored_layers))
         if self._probe.pooled:
             coordinates += [layer_coordinate("sample", self._probe.layers), role_coordinate("sample")]
         return coordinates
@@ -178,7 +178,7 @@ class PartCollector:
             PartArray(
                 path="token/hidden_states",
                 dims=("layer", "token", "dim"),
-                shape=(len(self._probe.layers), tokens, self._dim),
+                shape=(len(self._probe.stored_layers), tokens, self._dim),
                 dtype=STORED_DTYPES[self._dtype],
                 slab=slabs(self._states, (tokens, self._dim), self._dtype),
                 attributes={

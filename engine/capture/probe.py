@@ -14,6 +14,8 @@ class Probe(NamedTuple):
         Layer numbers, whose states are stored or pooled, and looked at for values that are not finite.
     residual, pooled
         Stored states, pooled states.
+    residual_layers
+        Those of the layers whose states are stored; None for all.
     block_count
         L, the number of blocks.
     attention
@@ -38,6 +40,12 @@ class Probe(NamedTuple):
     mass: bool = False
     attention_output: bool = False
     mlp_output: bool = False
+    residual_layers: tuple[int, ...] | None = None
+
+    @property
+    def stored_layers(self) -> tuple[int, ...]:
+        """Layers whose states are stored, where states are."""
+        return self.layers if self.residual_layers is None else self.residual_layers
 
     @property
     def of_blocks(self) -> bool:

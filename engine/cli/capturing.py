@@ -43,17 +43,39 @@ def choose_capture(
         raise UsageError(
             "--roles chooses tokens of the stored tensors, but --capture has pooled states alone, which cover all."
         )
+    layers, residual_layers = _layers(options, block_count, tensors)
     return CaptureChoice(
         tensors=tensors,
-        layers=parse_layers(options.layers, block_count),
+        layers=layers,
         roles=parse_names("--roles", options.roles, ROLES),
         share_prefix=options.share_prefix == "auto" and prompts_share_images,
         mantissa_bits=options.mantissa_bits,
         unembedding=options.unembedding,
+        residual_layers=residual_layers,
         blocks=_blocks(options, block_count) if set(tensors) & set(BLOCK_CAPTURES) else (),
         queries=_queries(options.queries) if "attention" in tensors else (),
         dtypes=_dtypes(options, stored_dtype),
     )
+
+
+def _layers(
+    options: RunOptions, block_count: int, tensors: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Layers of the run, and those of hidden states where they are fewer: pooled states may cover more."""
+    layers = parse_layers(options.layers, block_count)
+    text = options.tensors.get("residual", {}).get("layers")
+    if text is None:
+        return layers, None
+    chosen = parse_layers(text, block_count, "[residual] layers")
+    if "pooled" not in tensors or chosen == layers:
+        return chosen, None
+    for layer in chosen:
+        if layer not in layers:
+            raise UsageError(
+                f"[residual] layers {text!r}: layer {layer} is not among layers {options.layers!r}, which pooled "
+                "states are of: name it there too, or leave it out here."
+            )
+    return layers, chosen
 
 
 def _queries(text: str | None) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def _describe(summary: StoreSummary) -> str:
         f"prompts  {', '.join(prompt['prompt_id'] for prompt in record.get('prompts', ())) or 'unknown'}",
         f"capture  {', '.join(capture.get('tensors', ()))}; layers {_numbers(capture['layers'])}; "
         f"shared prefix {'stored once' if capture.get('share_prefix') else 'not used'}",
-        *_describe_blocks(capture),
+        *_describe_choices(capture),
         f"parts    {summary.committed_parts} of {summary.planned_parts}, {state}; "
         f"{summary.samples} of {summary.planned_samples} samples, {summary.tokens:,} tokens, "
         f"{format_bytes(summary.stored_bytes)}",
@@ -50,12 +50,13 @@ def _describe(summary: StoreSummary) -> str:
     return "\n".join(lines)
 
 
-def _describe_blocks(capture: Mapping[str, Any]) -> list[str]:
-    """Say what is kept of blocks and in which dtypes, where anything is (formats before 0.3 know of none)."""
+def _describe_choices(capture: Mapping[str, Any]) -> list[str]:
+    """Say what is chosen for single tensors and what is kept of blocks; formats before 0.3 know of neither."""
+    states = f"hidden states of layers {_numbers(capture['residual_layers'])}" if capture.get("residual_layers") else ""
     blocks = f"blocks {_numbers(capture['blocks'])}" if capture.get("blocks") else ""
     queries = f"attention of {', '.join(capture['queries'])}" if capture.get("queries") else ""
     dtypes = ", ".join(f"{name} as {dtype}" for name, dtype in capture.get("dtypes", {}).items())
-    said = "; ".join(filter(None, (blocks, queries, dtypes)))
+    said = "; ".join(filter(None, (states, blocks, queries, dtypes)))
     return [f"         {said}"] if said else []
 
 

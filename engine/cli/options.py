@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from engine.errors import UsageError
 from engine.plan import BLOCK_CAPTURES
@@ -50,8 +51,13 @@ class RunOptions:
 
     @classmethod
     def from_click(cls, values: dict[str, Any]) -> "RunOptions":
-        """Pick this class's fields out of a command's parameters."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        """Pick this class's fields out of a command's parameters, while the command runs."""
+        chosen = {field.name: values[field.name] for field in fields(cls)}
+        source = click.get_current_context().get_parameter_source("layers")
+        if source is ParameterSource.COMMANDLINE and "residual" in chosen["tensors"]:
+            table = {key: value for key, value in chosen["tensors"]["residual"].items() if key != "layers"}
+            chosen["tensors"] = {**chosen["tensors"], "residual": table}
+        return cls(**chosen)
 
 
 class ByteSize(click.ParamType):
@@ -126,7 +132,7 @@ def _read_table(path: Path, name: str, table: dict[str, Any]) -> dict[str, str]:
 # What may differ from one tensor to the next. Roles may not: tokens are stored with all tensors or with none.
 _OF_BLOCKS = ("blocks", "dtype")
 _TABLES: dict[str, tuple[str, ...]] = {
-    "residual": ("dtype",),
+    "residual": ("layers", "dtype"),
     "attention": ("blocks", "queries", "dtype"),
     **{name: _OF_BLOCKS for name in BLOCK_CAPTURES if name != "attention"},
 }

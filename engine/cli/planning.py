@@ -163,6 +163,7 @@ def _part_arrays(
             dtype=STORED_DTYPES[dtype],
             residual="residual" in tensors,
             pooled="pooled" in tensors,
+            state_layers=len(capture.stored_layers),
             last_layer=checkpoint.block_count in capture.layers,
             blocks=BlockTensors(
                 blocks=len(capture.blocks),

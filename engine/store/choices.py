@@ -1,13 +1,20 @@
 """What a reader asks for by name, checked against what a store keeps: layers, roles and queries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from engine.errors import UsageError
 from engine.vocabulary import ROLE_CODES, ROLES
 
-__all__ = ["layer_indices", "query_code", "role_codes"]
+__all__ = ["layer_indices", "query_code", "role_codes", "state_layers"]
+
+
+def state_layers(capture: Mapping[str, Any]) -> list[int]:
+    """Layer numbers of hidden states, from ``capture`` of ``store.json``."""
+    chosen = capture.get("residual_layers")
+    return list(capture["layers"] if chosen is None else chosen)
 
 
 def layer_indices(stored: Sequence[int], asked: int | Sequence[int] | None) -> tuple[int, ...]:

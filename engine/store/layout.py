@@ -209,6 +209,7 @@ def part_arrays(
     residual: bool,
     pooled: bool,
     last_layer: bool = True,
+    state_layers: int | None = None,
     blocks: BlockTensors | None = None,
     dtypes: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[ArrayShape, ...]:
@@ -224,6 +225,8 @@ def part_arrays(
         Which captures are on. Token coordinates are there with either.
     last_layer
         Whether the last layer is among the captured ones; only then are there pooled states after the final norm.
+    state_layers
+        Layers of the hidden states, where these are fewer than those of pooled states.
     blocks
         What is captured of the blocks; None where nothing is.
     dtypes
@@ -231,10 +234,9 @@ def part_arrays(
     """
     arrays = [ArrayShape(f"token/{name}", ("token",), (tokens,), "int32") for name in TOKEN_COORDINATES]
     if residual:
-        arrays.append(
-            ArrayShape("token/hidden_states", ("layer", "token", "dim"), (layers, tokens, dim), dtype),
-        )
-        arrays.append(ArrayShape("token/layer", ("layer",), (layers,), "int32"))
+        stored = layers if state_layers is None else state_layers
+        arrays.append(ArrayShape("token/hidden_states", ("layer", "token", "dim"), (stored, tokens, dim), dtype))
+        arrays.append(ArrayShape("token/layer", ("layer",), (stored,), "int32"))
     if pooled:
         pooled_dims, pooled_shape = ("layer", "role", "sample", "dim"), (layers, roles, samples, dim)
         arrays += [

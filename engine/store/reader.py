@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
-from engine.store.choices import layer_indices, query_code
+from engine.store.choices import layer_indices, query_code, state_layers
 from engine.store.differences import list_differences
 from engine.store.joined import join_parts, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
@@ -29,7 +29,7 @@ from engine.store.tokens import TokenBatch, iterate_tokens
 __all__ = ["Store", "open_store"]
 
 # What a capture of an earlier format says by saying nothing.
-_NO_BLOCKS: Mapping[str, Any] = {"blocks": [], "queries": [], "dtypes": {}}
+_UNSAID: Mapping[str, Any] = {"residual_layers": None, "blocks": [], "queries": [], "dtypes": {}}
 
 
 def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Store":
@@ -65,7 +65,7 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
 
 def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
     """Pick the settings that stores opened as one must have in common."""
-    return {"model": record.get("model"), "capture": {**_NO_BLOCKS, **record["capture"]}}
+    return {"model": record.get("model"), "capture": {**_UNSAID, **record["capture"]}}
 
 
 def _parts(location: Location, plan_sha256: str) -> list[Part]:
@@ -118,8 +118,13 @@ class Store:
 
     @property
     def layers(self) -> np.ndarray:
-        """Stored layer numbers, int32, ascending."""
+        """Captured layer numbers, int32, ascending: those of pooled states."""
         return np.asarray(self.record["capture"]["layers"], np.int32)
+
+    @property
+    def state_layers(self) -> np.ndarray:
+        """Layer numbers of hidden states, int32, ascending: `layers`, or fewer where a run chose so."""
+        return np.asarray(state_layers(self.record["capture"]), np.int32)
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -312,7 +317,7 @@ class Store:
             rows,
             function,
             arrays=(arrays,) if isinstance(arrays, str) else tuple(arrays),
-            layers=layer_indices(self.record["capture"]["layers"], layers),
+            layers=layer_indices(self.state_layers.tolist(), layers),
         )
 
     def tokens(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import zarr
 
 from engine.errors import StrataError, UsageError
-from engine.store.choices import layer_indices, role_codes
+from engine.store.choices import layer_indices, role_codes, state_layers
 from engine.store.layout import PARTS_FOLDER, ArrayShape
 from engine.store.part import Part
 from engine.store.token_plan import PartTokens, PassPlan, Window, mixed_order, plan_pass, stored_order
@@ -78,7 +78,7 @@ def iterate_tokens(
         raise UsageError(f"{parts[0].url} holds no hidden states but {kept}: extract with --capture residual")
     if batch < 1:
         raise UsageError(f"batch={batch}: at least 1 token is needed")
-    layers = layer_indices(capture["layers"], layer)
+    layers = layer_indices(state_layers(capture), layer)
     codes = role_codes(capture.get("roles"), roles)
     generator = _generator(shuffle)
     shapes = [_numbers(part) for part in parts]

@@ -102,6 +102,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "share_prefix": {"capture": replace(CAPTURE, share_prefix=False)},
     "mantissa_bits": {"capture": replace(CAPTURE, mantissa_bits=7)},
     "unembedding": {"capture": replace(CAPTURE, unembedding=False)},
+    "residual_layers": {"capture": replace(CAPTURE, residual_layers=(1,))},
     "blocks": {"capture": replace(CAPTURE, blocks=(1, 2))},
     "queries": {"capture": replace(CAPTURE, queries=("last_text",))},
     "dtypes": {"capture": replace(CAPTURE, dtypes={"residual": "float16"})},

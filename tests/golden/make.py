@@ -202,6 +202,7 @@ def main() -> None:
         "tensors": ["residual", "pooled", "attention", "attention-mass", "attention-output", "mlp-output"],
         "layers": LAYERS,
         "share_prefix": True,
+        "residual_layers": None,
     }
     create_store(
         FOLDER,

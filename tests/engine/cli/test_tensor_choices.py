@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import Result
 
 from engine.cli.sizes import format_bytes
+from engine.errors import UsageError
 from engine.store import open_store, verify
 from tests.engine.cli.conftest import Dataset
 
@@ -77,6 +79,50 @@ def test_the_command_line_wins_over_a_table(strata: Strata, dataset: Dataset, tm
     assert "capture.queries: stored template:0, asked last_text, instruction:-1" in other.stderr
 
 
+def test_hidden_states_of_fewer_layers_than_pooled_states(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("[residual]\nlayers = [1, 4]\n")
+    out, options = tmp_path / "fine", dataset.arguments("--config", config)
+    assert strata("extract", *options, "--out", out).exit_code == 0
+    assert strata("extract", *dataset.arguments("--out", tmp_path / "whole")).exit_code == 0
+    fine, whole = open_store(out), open_store(tmp_path / "whole")
+    assert (fine.layers.tolist(), fine.state_layers.tolist()) == ([0, 1, 2, 3, 4], [1, 4])
+    assert fine.hidden_states["layer"].values.tolist() == [1, 4]
+    np.testing.assert_array_equal(fine.hidden_states, whole.hidden_states[[1, 4]])
+    np.testing.assert_array_equal(fine.mean, whole.mean)
+    tokens = next(iter(fine.tokens(layer=4, batch=1000))).states
+    np.testing.assert_array_equal(tokens, whole.hidden_states[4])
+    with pytest.raises(UsageError, match="layer 2 is not stored: stored are 1, 4"):
+        fine.tokens(layer=2)
+    norms = fine.map_samples(lambda sample: {"layers": sample["layer"].values, "dim": sample.sizes["dim"]}, layers=[4])
+    assert norms["layers"].tolist() == [[4]] * 5
+
+    assert "layer 2 × token" in strata("estimate", *options).stdout
+    assert "hidden states of layers 1, 4" in strata("inspect", out).stdout
+    audited = strata("audit", out, "--model", dataset.model, "--images", dataset.images, "--samples", 2)
+    assert audited.exit_code == 0, audited.output
+    analyzed = strata("analyze", "contextualization", out, "--out", tmp_path / "results")
+    assert analyzed.exit_code == 0, analyzed.output
+    curves = pd.read_parquet(tmp_path / "results" / "contextualization.parquet")
+    assert sorted(curves["layer"].unique()) == [0, 1, 2, 3, 4]
+    refused = strata("analyze", "contextualization", out, "--out", tmp_path / "r", "--source", "hidden_states")
+    assert (refused.exit_code, "holds pooled" in refused.stderr) == (2, True)
+
+
+def test_layers_of_the_command_line_are_for_every_tensor(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("layers = '0:3'\n[residual]\nlayers = 2\n")
+    for options, layers, state_layers in (
+        (("--layers", "3,4"), [3, 4], [3, 4]),
+        ((), [0, 1, 2], [2]),
+        (("--capture", "residual"), [2], [2]),
+    ):
+        out = tmp_path / f"store-{len(layers)}"
+        result = strata("extract", *dataset.arguments("--config", config, *options, "--out", out))
+        assert result.exit_code == 0, result.output
+        assert (open_store(out).layers.tolist(), open_store(out).state_layers.tolist()) == (layers, state_layers)
+
+
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
@@ -101,7 +147,7 @@ def test_what_a_table_cannot_say_is_refused(
     strata: Strata, dataset: Dataset, tmp_path: Path, tables: str, message: str
 ) -> None:
     config = tmp_path / "run.toml"
-    config.write_text(f"capture = 'residual,attention,mlp-output'\n{tables}\n")
+    config.write_text(f"capture = 'residual,pooled,attention,mlp-output'\n{tables}\n")
     for command in (("estimate",), ("extract", "--out", tmp_path / "store")):
         result = strata(*command, *dataset.arguments("--config", config))
         assert result.exit_code == 2

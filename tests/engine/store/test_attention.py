@@ -152,7 +152,7 @@ def test_a_store_of_before_attention_opens_together_with_a_later_one_that_has_no
     later = shutil.copytree(golden / "0.2", tmp_path / "later")
     record = json.loads((later / "store.json").read_bytes())
     del record["sha256"]
-    record["capture"] |= {"blocks": [], "queries": [], "dtypes": {}}
+    record["capture"] |= {"residual_layers": None, "blocks": [], "queries": [], "dtypes": {}}
     (later / "store.json").write_bytes(seal_json(record))
     assert len(open_store([golden / "0.2", later]).samples) == 4
     with pytest.raises(UsageError, match=r"capture\.queries: stored .*, asked last_text"):
