@@ -24,6 +24,7 @@ __all__ = [
     "Detection",
     "Phase",
     "Shape",
+    "check_layers",
     "choose_shape",
     "cut_each",
     "detect",
@@ -186,7 +187,7 @@ def detect(
         An unknown pattern, or fewer layers than it needs.
     """
     values = np.asarray(curves, np.float64)
-    _refuse_short(values.shape[1], 1 if pattern == "auto" else fixed_shape(pattern).segments)
+    check_layers(values.shape[1], pattern)
     preferred = choose_shape(values, seed, items)
     shape = preferred if pattern == "auto" else fixed_shape(pattern)
     mean = values.mean(axis=0, keepdims=True)
@@ -223,6 +224,11 @@ def detect(
 def halves_bytes(items: int) -> int:
     """Bytes of the random halves of items that `choose_shape` compares: a flag, its opposite, and one as float."""
     return _SPLITS * items * (1 + 1 + 8)
+
+
+def check_layers(points: int, pattern: str) -> None:
+    """Raise UsageError where so many layers are too few for the pattern, or there is no such pattern."""
+    _refuse_short(points, 1 if pattern == "auto" else fixed_shape(pattern).segments)
 
 
 def _refuse_short(points: int, segments: int) -> None:
