@@ -15,6 +15,7 @@ from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
+from engine.cli.sizes import format_count
 from engine.errors import StrataError
 from engine.inputs import name_few
 from engine.models.checkpoint import Checkpoint
@@ -54,15 +55,18 @@ def command(**values: Any) -> None:
     if rank.world_size > 1:
         click.echo(rank.describe([part.number for part in parts]))
     click.echo(
-        f"{planned.plan.sample_count} samples ({len(planned.plan.images)} images × "
-        f"{len(planned.plan.prompts)} prompts) in {len(parts)} parts, {len(done)} of them finished"
+        f"{format_count(planned.plan.sample_count, 'sample')} ({format_count(len(planned.plan.images), 'image')} × "
+        f"{format_count(len(planned.plan.prompts), 'prompt')}) in {format_count(len(parts), 'part')}, "
+        f"{len(done)} of them finished"
     )
     if todo:
         extraction = _prepare(planned, options, store, exists=exists)
         samples = sum(part.stop - part.start for part in todo) * len(planned.plan.prompts)
         with extraction_progress(samples=samples, parts=len(todo)) as progress:
             outcome = extract_parts(extraction, todo, progress)
-        click.echo(f"{outcome.samples} samples in {outcome.parts} parts written to {store}")
+        click.echo(
+            f"{format_count(outcome.samples, 'sample')} in {format_count(outcome.parts, 'part')} written to {store}"
+        )
     else:
         whose = "every part of this run" if rank.world_size == 1 else "every part of this rank"
         click.echo(f"{store} has {whose}; nothing to do")
