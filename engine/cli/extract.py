@@ -127,5 +127,6 @@ def _report_bad(store: Path, manifests: Mapping[int, Mapping[str, Any]], *, skip
         names = [store / "parts" / f"{part_name(part)}.json" for part in dict.fromkeys(part for part, _ in bad)]
         raise StrataError(
             f"the run is finished but not complete. To try again, mend the cause, remove {name_few(names)} and run the "
-            "same command, which extracts those parts anew; --skip-bad-samples accepts the samples that there are."
+            "same command, which extracts those parts anew; mending that changes the annotation or Parquet file makes "
+            "another plan, for another --out. --skip-bad-samples accepts the samples that there are."
         )
