@@ -184,7 +184,7 @@ def test_phases_are_refused_before_anything_is_read_where_their_curves_do_not_fi
     large_parts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"--memory 321.0MiB is too small: .* Raise --memory to"):
-        run("phases", [str(large_parts)], tmp_path / "r", memory=PROCESS_BYTES + 2**20, bootstraps=10**6)
+        run("phases", [str(large_parts)], tmp_path / "r", memory=PROCESS_BYTES + 2**20, bootstraps=10**6, pattern="auto")
     assert not (tmp_path / "r").exists()
 
 
