@@ -264,9 +264,9 @@ def test_wrong_requests_name_the_choices(written_store: WrittenStore, tmp_path: 
 def test_phases_that_cannot_be_are_refused_before_anything_is_computed(
     written_store: WrittenStore, tmp_path: Path
 ) -> None:
-    short, whole = (str(written_store(layers=layers).path) for layers in (7, 9))
+    short, whole = (str(written_store(layers=layers).path) for layers in (5, 9))
     for stores, options, message in (
-        ([whole, short], {}, r"4 segment\(s\) need at least 8 layers and the curve has 6"),
+        ([whole, short], {}, "4 segments need at least 5 layers and the curve has 4"),
         ([whole], {"bootstraps": 0}, "--bootstraps 0: at least 1"),
     ):
         with pytest.raises(UsageError, match=message):
