@@ -64,8 +64,8 @@ def image_curves(samples: pd.DataFrame, values: NDArray[np.floating]) -> ImageCu
 def band(curves: NDArray[np.floating], items: NDArray[np.object_] | None = None, *, seed: int = 0) -> Band:
     """Summarise curves (image, layer), whose interval draws items (image); None where each image is its own.
 
-    The standard deviation has one degree of freedom taken off, so it is NaN for a single image; without any image all
-    is NaN.
+    The standard deviation has one degree of freedom taken off, so it is NaN for a single image; so is the interval of a
+    single item, whose every resample is the same. Without any image all is NaN.
     """
     images, layers = curves.shape
     missing = np.full(layers, np.nan)
@@ -73,6 +73,8 @@ def band(curves: NDArray[np.floating], items: NDArray[np.object_] | None = None,
         return Band(missing, missing, missing, missing, 0, 0)
     std = curves.std(axis=0, ddof=1) if images > 1 else missing
     clusters = sum_items(curves, items)
+    if len(clusters.sizes) == 1:
+        return Band(curves.mean(axis=0), std, missing, missing, images, 1)
     blocks = draw_times(len(clusters.sizes), BOOTSTRAPS, np.random.default_rng(seed))
     means = np.concatenate([weighted_means(times, clusters) for times in blocks])
     low, high = np.percentile(means, PERCENTILES, axis=0)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.resampling import PERCENTILES, ItemSums, resample_means, sum_items, weighted_means
-from analyses.segmentation import MINIMUM_LENGTH, segment_all, segment_curves
+from analyses.segmentation import fewest_layers, segment_all, segment_curves
 from engine.errors import UsageError
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Detection",
     "Phase",
     "Shape",
+    "check_layers",
     "choose_shape",
     "cut_each",
     "detect",
@@ -110,7 +111,7 @@ def choose_shape(curves: NDArray[np.floating], seed: int, items: NDArray[np.obje
     items : array (image), optional
         The item of each image; each image its own where None.
     """
-    most = max(1, min(_MOST_SEGMENTS, curves.shape[1] // MINIMUM_LENGTH))
+    most = max((k for k in range(1, _MOST_SEGMENTS + 1) if fewest_layers(k) <= curves.shape[1]), default=1)
     scores, errors, segments = np.full(most, np.nan), np.full(most, np.nan), 1
     clusters = sum_items(curves, items)
     if len(clusters.sizes) > 1:
@@ -186,7 +187,7 @@ def detect(
         An unknown pattern, or fewer layers than it needs.
     """
     values = np.asarray(curves, np.float64)
-    _refuse_short(values.shape[1], 1 if pattern == "auto" else fixed_shape(pattern).segments)
+    check_layers(values.shape[1], pattern)
     preferred = choose_shape(values, seed, items)
     shape = preferred if pattern == "auto" else fixed_shape(pattern)
     mean = values.mean(axis=0, keepdims=True)
@@ -225,11 +226,17 @@ def halves_bytes(items: int) -> int:
     return _SPLITS * items * (1 + 1 + 8)
 
 
+def check_layers(points: int, pattern: str) -> None:
+    """Raise UsageError where so many layers are too few for the pattern, or there is no such pattern."""
+    _refuse_short(points, 1 if pattern == "auto" else fixed_shape(pattern).segments)
+
+
 def _refuse_short(points: int, segments: int) -> None:
-    if points < MINIMUM_LENGTH * segments:
+    if points < fewest_layers(segments):
+        needed = f"{segments} segments need" if segments > 1 else "1 segment needs"
         raise UsageError(
-            f"{segments} segment(s) need at least {MINIMUM_LENGTH * segments} layers and the curve has {points}: "
-            "capture more layers" + (", or use --pattern auto" if segments > 1 else "")
+            f"{needed} at least {fewest_layers(segments)} layers and the curve has {points}: capture more layers"
+            + (", or use --pattern auto" if segments > 1 else "")
         )
 
 
@@ -278,7 +285,9 @@ def _held_out_errors(items: ItemSums, most: int, rng: np.random.Generator) -> ND
 def _fit(curve: NDArray[np.float64], last: NDArray[np.intp], first_rises: bool) -> NDArray[np.float64]:
     from scipy.optimize import isotonic_regression  # noqa: PLC0415  (a second of import that fixed patterns spare)
 
-    pieces = np.split(curve, last[:-1] + 1)
-    return np.concatenate(
-        [isotonic_regression(piece, increasing=(k % 2 == 0) == first_rises).x for k, piece in enumerate(pieces)]
-    )
+    fit = np.empty_like(curve)
+    # From the last segment back: a shared point keeps the fit of the segment that it ends.
+    for k in reversed(range(len(last))):
+        piece = slice(last[k - 1] if k else 0, last[k] + 1)
+        fit[piece] = isotonic_regression(curve[piece], increasing=(k % 2 == 0) == first_rises).x
+    return fit

@@ -6,7 +6,7 @@ image's own curve, because the interval of a mean over hundreds of images often 
 the row after the final norm stay out of the fit; layer 0 joins on request.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from analyses.contextualization_results import StoreResult
 from analyses.curves import Band, band, image_curves
 from analyses.identity import StoreIdentity
-from analyses.phase_detection import Detection, cut_each, detect
+from analyses.phase_detection import Detection, check_layers, cut_each, detect
 from analyses.prompt_groups import PromptGroup, prompt_groups
 from engine.errors import UsageError
 
-__all__ = ["HEADLINE", "QUANTILES", "CurvePhases", "SamplePhases", "find_phases", "name_missing"]
+__all__ = ["HEADLINE", "QUANTILES", "CurvePhases", "SamplePhases", "check_request", "find_phases", "name_missing"]
 
 HEADLINE = "image-text"
 
@@ -68,6 +68,32 @@ class CurvePhases(NamedTuple):
     samples: SamplePhases | None
 
 
+def check_request(
+    layers: Mapping[str, NDArray[np.integer]], *, pattern: str, bootstraps: int, include_layer_0: bool
+) -> None:
+    """Refuse before anything is computed what no curve could be cut by.
+
+    Parameters
+    ----------
+    layers : mapping
+        From a store's name to its layers, array (layer) of int.
+    pattern, bootstraps, include_layer_0
+        As in `find_phases`.
+
+    Raises
+    ------
+    UsageError
+        Too few layers for the pattern, or fewer than one bootstrap.
+    """
+    if bootstraps < 1:
+        raise UsageError(f"--bootstraps {bootstraps}: at least 1 is needed for an interval")
+    for store, own in layers.items():
+        try:
+            check_layers(int(_fitted(own, include_layer_0).sum()), pattern)
+        except UsageError as error:
+            raise UsageError(f"{store}: {error}") from None
+
+
 def find_phases(
     results: Sequence[StoreResult],
     *,
@@ -96,8 +122,8 @@ def find_phases(
     UsageError
         Too few layers for the pattern, or fewer than one bootstrap.
     """
-    if bootstraps < 1:
-        raise UsageError(f"--bootstraps {bootstraps}: at least 1 is needed for an interval")
+    layers_of = {item.identity.store: item.result.layers for item in results}
+    check_request(layers_of, pattern=pattern, bootstraps=bootstraps, include_layer_0=include_layer_0)
     found = []
     for item, group, chosen, row, pair in _curves(results):
         result = item.result
@@ -105,12 +131,9 @@ def find_phases(
         own = image_curves(samples, values)
         if not len(own.curves):
             continue
-        fitted = (result.layers > 0) | include_layer_0
+        fitted = _fitted(result.layers, include_layer_0)
         layers, curves = result.layers[fitted], own.curves[:, fitted]
-        try:
-            detection = detect(curves, layers, pattern, items=own.items, bootstraps=bootstraps, seed=seed)
-        except UsageError as error:
-            raise UsageError(f"{item.identity.store}: {error}") from None
+        detection = detect(curves, layers, pattern, items=own.items, bootstraps=bootstraps, seed=seed)
         ends = cut_each(curves, layers, detection.shape)[1]
         found.append(
             CurvePhases(
@@ -139,6 +162,10 @@ def name_missing(results: Sequence[StoreResult], found: Sequence[CurvePhases]) -
         f"{name}: no image has a curve {' or '.join(pairs)}, so it is left out of phases"
         for name, pairs in missing.items()
     ]
+
+
+def _fitted(layers: NDArray[np.integer], include_layer_0: bool) -> NDArray[np.bool_]:
+    return (layers > 0) | include_layer_0
 
 
 def _curves(

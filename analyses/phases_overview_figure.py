@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from analyses.figure_style import ADJUSTMENT_NOTES, COLUMN_INCHES, NOTE, STYLE, LayerAxis, common_axis
 from analyses.labels import short_label, store_labels
 from analyses.phases import CurvePhases
-from analyses.phases_style import boundary_colours, full_name, shade
+from analyses.phases_style import boundary_colours, shade
 
 __all__ = ["draw_overview"]
 
@@ -35,7 +35,7 @@ def draw_overview(curves: Sequence[CurvePhases], adjustment: str) -> Figure:
     axis = common_axis([(curve.layers, curve.block_count) for curve in curves])
     footer = [*_FOOTER, *filter(None, [ADJUSTMENT_NOTES.get(adjustment)])]
     supported = [phase for curve in curves for phase in curve.detection.phases if phase.supported]
-    names = {full_name(phase): shade(phase) for phase in sorted(supported, key=lambda phase: phase.phase)}
+    names = {phase.name: shade(phase) for phase in sorted(supported, key=lambda phase: phase.phase)}
     rows = len(curves) + len(labels)
     below = _FRAME + _FOOT_LINE * (len(footer) + -(-len(names) // 2))
     with mpl.rc_context(STYLE):

@@ -9,8 +9,11 @@ __all__ = ["FAINT", "STRONG", "boundary_colours", "full_name", "numeral", "shade
 
 STRONG, FAINT = "0.15", "0.6"
 
-_TINTS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442")
-_TINT_OF = {"I": 0, "I+II": 0, "II": 1, "III": 2, "IV": 3}  # the same phase, the same colour in every pattern
+_RISE, _DECLINE = "#009E73", "#CC79A7"
+# By the first word of the name: the same phase, the same colour in every pattern; of segments without a numeral, which
+# alternate, the same direction.
+_TINTS = {"I": "#56B4E9", "I+II": "#56B4E9", "II": "#E69F00", "III": _RISE, "IV": _DECLINE}
+_TINTS |= {"Rise": _RISE, "Decline": _DECLINE}
 _UNSUPPORTED: Any = {"facecolor": "0.95", "hatch": "/////"}
 
 
@@ -27,8 +30,7 @@ def full_name(phase: Phase) -> str:
 
 def shade(phase: Phase) -> Any:
     """Style of a patch; hatched where the phase is not supported."""
-    tint = _TINTS[_TINT_OF.get(numeral(phase), phase.phase - 1)]
-    return {"facecolor": tint, "alpha": 0.35} if phase.supported else _UNSUPPORTED
+    return {"facecolor": _TINTS[phase.name.split(" ")[0]], "alpha": 0.35} if phase.supported else _UNSUPPORTED
 
 
 def boundary_colours(phases: Sequence[Phase]) -> list[str]:

@@ -151,6 +151,10 @@ def run(
         own = {option.name: options.get(option.name, option.default) for option in analysis.options}
         function = import_module(analysis.module).run if analysis.name in ANALYSES else load_run(analysis)
         written += function(stores, Path(results_folder), resources, **own)
+    from analyses.results_folder import name_outdated  # noqa: PLC0415  (zarr, which a help text does without)
+
+    for sentence in name_outdated(Path(results_folder), written):
+        resources.tell(sentence)
     return list(dict.fromkeys(written))
 
 

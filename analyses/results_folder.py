@@ -9,7 +9,7 @@ and may have more parts than before, and its results are then computed anew and 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import zarr
 from analyses.identity import StoreIdentity
 from engine.errors import UsageError
 
-__all__ = ["DAMAGED", "RESULTS_FORMAT", "check_folder", "result_attributes"]
+__all__ = ["DAMAGED", "RESULTS_FORMAT", "check_folder", "name_outdated", "result_attributes"]
 
 RESULTS_FORMAT = 1
 """Of the datasets that analyses write; another number is another layout."""
@@ -70,6 +70,28 @@ def check_folder(
             _check_own(path, attributes)
         if attributes.get("results_format") == RESULTS_FORMAT and "stores" in attributes:
             _check_beside(path, attributes, asked)
+
+
+def name_outdated(folder: Path, written: Collection[Path]) -> list[str]:
+    """Say which datasets are of other parts of the same stores than those that were written just now."""
+    parts = {path: _parts(path) for path in sorted(folder.glob("*.zarr"))}
+    now = {state for path, state in parts.items() if path in written and state}
+    return [
+        f"{path} is of other parts of its stores than what was written now: run strata analyze {path.stem} again"
+        for path, state in parts.items()
+        if path not in written and state and now and state not in now
+    ]
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    """Name the parts of its stores that a dataset is of by their hashes; empty where it does not say."""
+    attributes = _attributes(path)
+    if attributes is None or attributes.get("results_format") != RESULTS_FORMAT:
+        return ()
+    try:
+        return tuple(sorted(str(store["parts_sha256"]) for store in json.loads(attributes["stores"])))
+    except DAMAGED:
+        return ()
 
 
 def _attributes(path: Path) -> Mapping[str, Any] | None:

@@ -8,7 +8,7 @@ from analyses.curves import BOOTSTRAPS
 from analyses.identity import settings_text
 from analyses.memory import check_memory, result_bytes, statistics_bytes
 from analyses.opening import open_all
-from analyses.phases import HEADLINE, find_phases, name_missing
+from analyses.phases import HEADLINE, check_request, find_phases, name_missing
 from analyses.phases_figure import draw_phases
 from analyses.phases_results import (
     PHASES_IMAGES_SCHEMA,
@@ -51,6 +51,8 @@ def run(
     check_folder(
         results_folder, [COSINES, NAME], identities, text_roles=choice.text_roles, adjustment=choice.adjustment
     )
+    layers = {identity.store: store.layers for identity, store in zip(identities, opened, strict=True)}
+    check_request(layers, pattern=pattern, bootstraps=bootstraps, include_layer_0=include_layer_0)
     _check_memory(opened, bootstraps, resources)
     results, written = load_or_compute(opened, identities, results_folder, resources, choice)
     found = find_phases(results, pattern=pattern, bootstraps=bootstraps, seed=seed, include_layer_0=include_layer_0)

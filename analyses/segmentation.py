@@ -1,10 +1,10 @@
 """Cutting a curve into alternating rises and falls: exact dynamic programming over monotone fits.
 
 A segmentation into K stretches costs the sum of the squared errors of its isotonic and antitonic fits, signs
-alternating; the stretches share no point, each has at least two. Where two neighbours meet, the extremum belongs to
-either at equal cost; the later boundary wins, so that a stretch ends at the extremum itself. Boundaries are decided
-from the last one back. Costs closer than one part in 10¹² of the curve's own variation count as equal: rounding
-would decide otherwise.
+alternating. Two neighbours share the point at which they meet and a stretch has at least two points, both ends
+included, so that a boundary is the extremum itself, even one layer before the end. Among equal costs, on a plateau,
+the later boundary wins; boundaries are decided from the last one back. Costs closer than one part in 10¹² of the
+curve's own variation count as equal: rounding would decide otherwise.
 """
 
 from typing import NamedTuple
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from analyses.monotone_costs import monotone_costs
 
-__all__ = ["MINIMUM_LENGTH", "Segmentation", "segment_all", "segment_curves", "segmentation_bytes"]
+__all__ = ["Segmentation", "fewest_layers", "segment_all", "segment_curves", "segmentation_bytes"]
 
-MINIMUM_LENGTH = 2
 _EQUAL = 1e-12
 _CURVES_AT_ONCE = 256  # bounds the work space
 _BYTES_PER_STRETCH = 56  # costs of both signs, stacks, candidates: measured 42 to 51
@@ -44,7 +43,7 @@ def segment_curves(curves: NDArray[np.floating], segments: int, *, first_rises: 
     ----------
     curves : array (curve, layer), finite
     segments : int
-        At least 1; needs ``2 · segments`` layers.
+        At least 1; needs ``segments + 1`` layers.
     first_rises : bool
         Whether the first stretch is the non-decreasing one.
 
@@ -64,8 +63,8 @@ def segment_all(curves: NDArray[np.floating], most: int, *, first_rises: bool = 
     """Cut every curve into 1, 2, … ``most`` stretches, sharing the costs; parameters as in `segment_curves`."""
     values = np.asarray(curves, np.float64)
     length = values.shape[1]
-    if length < MINIMUM_LENGTH * most:
-        raise ValueError(f"{most} segments need {MINIMUM_LENGTH * most} layers, the curves have {length}")
+    if length < fewest_layers(most):
+        raise ValueError(f"{most} segments need {fewest_layers(most)} layers, the curves have {length}")
     pieces = [
         _segment_batch(values[start : start + _CURVES_AT_ONCE], most, first_rises)
         for start in range(0, max(1, len(values)), _CURVES_AT_ONCE)
@@ -74,6 +73,11 @@ def segment_all(curves: NDArray[np.floating], most: int, *, first_rises: bool = 
         Segmentation(np.concatenate([p[k].last for p in pieces]), np.concatenate([p[k].cost for p in pieces]))
         for k in range(most)
     ]
+
+
+def fewest_layers(segments: int) -> int:
+    """Layers that so many segments need: two points each, every boundary shared."""
+    return segments + 1
 
 
 def segmentation_bytes(layers: int) -> int:
@@ -87,7 +91,7 @@ def _segment_batch(curves: NDArray[np.float64], most: int, first_rises: bool) ->
     rising, falling = (_long_enough(monotone_costs(signed)) for signed in (curves, -curves))
     by_sign = (rising, falling) if first_rises else (falling, rising)
     best = by_sign[0][:, 0, :]  # best[c, j]: cost of points 0..j cut into k segments
-    cuts: list[NDArray[np.intp]] = []  # cuts[k][c, j]: last point of segment k when segment k + 1 ends at j
+    cuts: list[NDArray[np.intp]] = []  # cuts[k][c, j]: where segments k and k + 1 meet when the latter ends at j
     found = []
     for segment in range(1, most + 1):
         found.append(Segmentation(_trace(cuts, count, length), best[:, -1].copy()))
@@ -98,20 +102,20 @@ def _segment_batch(curves: NDArray[np.float64], most: int, first_rises: bool) ->
 
 
 def _long_enough(costs: NDArray[np.float64]) -> NDArray[np.float64]:
-    first, last = np.indices(costs.shape[1:])
-    costs[:, last - first + 1 < MINIMUM_LENGTH] = np.inf
+    layers = np.arange(costs.shape[1])
+    costs[:, layers, layers] = np.inf
     return costs
 
 
 def _extend(
     best: NDArray[np.float64], costs: NDArray[np.float64], tolerance: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """One more segment: for every end j the cheapest, then latest, end i < j of the segments before it."""
+    """One more segment: for every end j the cheapest, then latest, point i < j at which it meets those before it."""
     length = best.shape[1]
-    candidates = best[:, :-1, None] + costs[:, 1:, :]  # (curve, i, j): segments up to i, one more over i+1..j
+    candidates = best[:, :, None] + costs  # (curve, i, j): segments up to i, one more over i..j
     lowest = candidates.min(axis=1)
     equal = candidates <= (lowest + tolerance[:, None])[:, None, :]
-    return lowest, length - 2 - np.argmax(equal[:, ::-1, :], axis=1)
+    return lowest, length - 1 - np.argmax(equal[:, ::-1, :], axis=1)
 
 
 def _trace(cuts: list[NDArray[np.intp]], count: int, length: int) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ from engine.cli.console import stdout_console
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.prediction import WRITTEN_PER_SECOND, Prediction, predict
-from engine.cli.sizes import format_bytes, format_duration
+from engine.cli.sizes import format_bytes, format_count, format_duration
 
 __all__ = ["command"]
 
@@ -35,14 +35,16 @@ def command(**values: Any) -> None:
         click.echo(f"note: {warning}", err=True)
     images, prompts = len(planned.plan.images), len(planned.plan.prompts)
     click.echo(
-        f"{planned.plan.sample_count} samples: {images} images × {prompts} prompts, "
+        f"{format_count(planned.plan.sample_count, 'sample')}: {format_count(images, 'image')} × "
+        f"{format_count(prompts, 'prompt')}, "
         f"{images * planned.tokens:,} stored tokens "
         f"({planned.tokens} per image; the longest sequence has {planned.sequence})"
     )
     prediction = predict(planned, batch_size=options.batch_size, unembedding=options.unembedding)
     stdout_console().print(_array_table(prediction))
     click.echo(
-        f"{prediction.parts} parts of up to {prediction.images_per_part} images, {prediction.files:,} files\n"
+        f"{format_count(prediction.parts, 'part')} of up to {format_count(prediction.images_per_part, 'image')}, "
+        f"{prediction.files:,} files\n"
         f"host memory beside the model: up to {format_bytes(prediction.host_memory)} "
         "(the part that fills, the part that is written, one batch)\n" + _time(planned, prediction, values["tflops"])
     )

@@ -16,6 +16,7 @@ from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
+from engine.cli.sizes import format_count
 from engine.errors import StrataError
 from engine.inputs import name_few
 from engine.models.checkpoint import Checkpoint
@@ -55,15 +56,18 @@ def command(**values: Any) -> None:
     if rank.world_size > 1:
         click.echo(rank.describe([part.number for part in parts]))
     click.echo(
-        f"{planned.plan.sample_count} samples ({len(planned.plan.images)} images × "
-        f"{len(planned.plan.prompts)} prompts) in {len(parts)} parts, {len(done)} of them finished"
+        f"{format_count(planned.plan.sample_count, 'sample')} ({format_count(len(planned.plan.images), 'image')} × "
+        f"{format_count(len(planned.plan.prompts), 'prompt')}) in {format_count(len(parts), 'part')}, "
+        f"{len(done)} of them finished"
     )
     if todo:
         extraction = _prepare(planned, options, store, exists=exists)
         samples = sum(part.stop - part.start for part in todo) * len(planned.plan.prompts)
         with extraction_progress(samples=samples, parts=len(todo)) as progress:
             outcome = extract_parts(extraction, todo, progress)
-        click.echo(f"{outcome.samples} samples in {outcome.parts} parts written to {store}")
+        click.echo(
+            f"{format_count(outcome.samples, 'sample')} in {format_count(outcome.parts, 'part')} written to {store}"
+        )
     else:
         whose = "every part of this run" if rank.world_size == 1 else "every part of this rank"
         click.echo(f"{store} has {whose}; nothing to do")
@@ -126,5 +130,6 @@ def _report_bad(store: Path, manifests: Mapping[int, Mapping[str, Any]], *, skip
         names = [store / "parts" / f"{part_name(part)}.json" for part in dict.fromkeys(part for part, _ in bad)]
         raise StrataError(
             f"the run is finished but not complete. To try again, mend the cause, remove {name_few(names)} and run the "
-            "same command, which extracts those parts anew; --skip-bad-samples accepts the samples that there are."
+            "same command, which extracts those parts anew; mending that changes the annotation or Parquet file makes "
+            "another plan, for another --out. --skip-bad-samples accepts the samples that there are."
         )

@@ -1,6 +1,6 @@
-"""Bytes and seconds in words."""
+"""Counts, bytes and seconds in words."""
 
-__all__ = ["format_bytes", "format_duration"]
+__all__ = ["format_bytes", "format_count", "format_duration"]
 
 
 def format_bytes(count: float) -> str:
@@ -21,3 +21,8 @@ def format_duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def format_count(count: int, noun: str) -> str:
+    """``1 part``, ``2 parts``."""
+    return f"{count:,} {noun}" + "s" * (count != 1)

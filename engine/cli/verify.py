@@ -6,7 +6,7 @@ import click
 from rich.progress import Progress
 
 from engine.cli.console import stdout_console
-from engine.cli.sizes import format_bytes
+from engine.cli.sizes import format_bytes, format_count
 from engine.errors import StrataError
 from engine.store import open_store, summarise, verify
 
@@ -29,7 +29,7 @@ def command(store: Path) -> None:
     for problem in found.problems:
         click.echo(f"{problem.file}: {problem.message}")
     if found.problems:
-        raise StrataError(f"{store} has {len(found.problems)} problems")
+        raise StrataError(f"{store} has {format_count(len(found.problems), 'problem')}")
     summary = summarise(open_store(store))
     if summary.bad_samples:
         click.echo(
@@ -37,6 +37,7 @@ def command(store: Path) -> None:
             f"(strata inspect --bad {store})"
         )
     click.echo(
-        f"{store} is sound: {summary.committed_parts} parts, {summary.samples} samples, "
+        f"{store} is sound: {format_count(summary.committed_parts, 'part')}, "
+        f"{format_count(summary.samples, 'sample')}, "
         f"{format_bytes(summary.stored_bytes)}, every file as it was written"
     )

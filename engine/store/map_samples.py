@@ -65,6 +65,9 @@ def map_samples(
         raise UsageError(f"samples lacks columns: give rows of Store.samples, which has {', '.join(_KEYS)} and part")
     names = {(part.url, part.number): part.name for part in parts}
     places = samples.groupby(["store", "part"], sort=False).indices
+    for url, number in places:
+        if (url, number) not in names:
+            raise UsageError(f"samples name part {number} of {url}, which is not open here: give rows of Store.samples")
     tasks = [
         _Task(url, names[url, number], function, tuple(samples["sample_id"].iloc[rows]), arrays, layers)
         for (url, number), rows in places.items()
@@ -104,8 +107,11 @@ class _PartSamples:
     def __init__(self, task: _Task) -> None:
         self._task = task
         self._part = part = open_part(task.url, task.name)
-        table = part.samples.set_index("sample_id", drop=False).loc[list(task.sample_ids)]
-        self._rows = table.to_dict("records")
+        table = part.samples.set_index("sample_id", drop=False)
+        for name in task.sample_ids:
+            if name not in table.index:
+                raise UsageError(f"part {task.name} of {task.url} holds no sample {name!r}: give rows of Store.samples")
+        self._rows = table.loc[list(task.sample_ids)].to_dict("records")
         self._segments = [[(run["start"], run["stop"]) for run in row["segments"]] for row in self._rows]
         self._coordinates = self._read_coordinates()
 

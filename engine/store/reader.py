@@ -301,7 +301,7 @@ class Store:
         Raises
         ------
         UsageError
-            There is no such array or layer, or the function returns one of the columns that every row has.
+            There is no such array, layer or sample, or the function returns one of the columns that every row has.
         StrataError
             The function failed: the sample is named, the error is the cause. Or a part is damaged.
 

@@ -154,6 +154,21 @@ def test_the_overview_shows_layers_support_and_intervals() -> None:
             assert bool(bar.get_hatch()) == (not phase.supported)
 
 
+def test_the_overview_colours_segments_without_numeral_by_direction() -> None:
+    knots = (((0, 20, 40), (0.0, 0.5, 0.2)), ((0, 20, 40), (0.5, 0.0, 0.4)))
+    items = [
+        planted_result(shape, store=f"store {n}", kinds=("normal", "question", "noisy"), noise=0.001)
+        for n, shape in enumerate(knots)
+    ]
+    figure = draw_phases(find_phases(items, pattern="auto", bootstraps=20))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Rise", "Decline"]
+    rise, decline = (patch.get_facecolor() for patch in legend.get_patches())
+    assert rise != decline
+    drawn = [patch.get_facecolor() for patch in figure.axes[0].patches]
+    assert drawn == [rise, decline] * 3 + [decline, rise] * 3
+
+
 @pytest.mark.parametrize("adjustment", ["anisotropy", "mean-centred"])
 def test_figures_say_what_was_adjusted(adjustment: str) -> None:
     results = [

@@ -34,8 +34,10 @@ def test_band_is_mean_std_and_bootstrap_interval_over_images() -> None:
 
 def test_one_image_has_no_spread_and_none_has_nothing() -> None:
     one = band(np.array([[0.25, 0.5]]))
-    assert np.isnan(one.std).all()
-    np.testing.assert_allclose([one.low, one.high], [[0.25, 0.5]] * 2)
+    assert np.isnan([one.std, one.low, one.high]).all()
+    item = band(np.array([[0.25, 0.5], [0.75, 0.5]]), np.array(["a", "a"], object))
+    np.testing.assert_allclose([item.mean, item.std], [[0.5, 0.5], [0.125**0.5, 0.0]])
+    assert np.isnan([item.low, item.high]).all()
     none = band(np.zeros((0, 3)))
     assert none.images == 0
     assert np.isnan([*none.mean, *none.low]).all()

@@ -91,7 +91,7 @@ def test_auto_finds_the_number_and_direction_of_segments(
 
 def test_auto_finds_one_segment_in_noise_and_needs_few_layers() -> None:
     assert choose_shape(images(np.zeros(40), 0.05), seed=0).segments == 1
-    assert len(choose_shape(images(np.zeros(5), 0.05), seed=0).scores) == 2
+    assert len(choose_shape(images(np.zeros(3), 0.05), seed=0).scores) == 2
     assert detect(images(np.zeros(3), 0.05), np.array([0, 8, 16]), "auto", bootstraps=20).phases[0].end == 16
 
 
@@ -105,9 +105,9 @@ def test_boundaries_are_layer_numbers_of_the_store() -> None:
 
 def test_too_few_layers_and_unknown_patterns_name_the_next_step() -> None:
     with pytest.raises(
-        UsageError, match="at least 8 layers and the curve has 7: capture more layers, or use --pattern auto"
+        UsageError, match="at least 5 layers and the curve has 4: capture more layers, or use --pattern auto"
     ):
-        detect(np.zeros((3, 7)), np.arange(7), "four")
+        detect(np.zeros((3, 4)), np.arange(4), "four")
     with pytest.raises(UsageError, match="--pattern five: expected one of four, three, auto"):
         detect(np.zeros((3, 9)), np.arange(9), "five")
     with pytest.raises(UsageError, match="the curve has 1"):

@@ -215,8 +215,8 @@ def test_curves_without_images_are_named() -> None:
 
 
 def test_wrong_requests_name_the_store_and_the_rule() -> None:
-    short = planted_result(((0, 3, 5), (0, 1, 0)), blocks=6, store="short")
-    with pytest.raises(UsageError, match=r"short: 4 segment\(s\) need at least 8 layers and the curve has 6"):
+    short = planted_result(((0, 1, 3), (0, 1, 0)), blocks=4, store="short")
+    with pytest.raises(UsageError, match=r"short: 4 segments need at least 5 layers and the curve has 4"):
         find_phases([short])
     with pytest.raises(StrataError, match="--bootstraps 0: at least 1"):
         find_phases([short], bootstraps=0)

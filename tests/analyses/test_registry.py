@@ -264,9 +264,22 @@ def test_wrong_requests_name_the_choices(written_store: WrittenStore, tmp_path: 
         run("phases", [str(tmp_path)], tmp_path / "r", **USE)
 
 
+def test_phases_that_cannot_be_are_refused_before_anything_is_computed(
+    written_store: WrittenStore, tmp_path: Path
+) -> None:
+    short, whole = (str(written_store(layers=layers).path) for layers in (5, 9))
+    for stores, options, message in (
+        ([whole, short], {}, "4 segments need at least 5 layers and the curve has 4"),
+        ([whole], {"bootstraps": 0}, "--bootstraps 0: at least 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run("phases", stores, tmp_path / "r", **USE, **options)
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_store_without_any_pair_of_tokens_has_no_phases(written_store: WrittenStore, tmp_path: Path) -> None:
     path = tmp_path / "store"
-    shutil.copytree(written_store(parts=1).path, path)
+    shutil.copytree(written_store(parts=1, layers=9).path, path)
     token = zarr.open_group(path / "parts" / "00000000.zarr" / "token", mode="r+", use_consolidated=False)
     token["role"][:] = ROLE_CODES["special"]
     with pytest.raises(StrataError, match="no sample has a curve to cut"):

@@ -95,7 +95,14 @@ def test_a_store_that_grows_is_analysed_again_into_the_same_folder(tmp_path: Pat
         shutil.copytree(whole / "parts" / name, path / "parts" / name)
     for name in ("00000001.parquet", "00000002.parquet", "00000001.json", "00000002.json"):
         shutil.copy(whole / "parts" / name, path / "parts" / name)
-    run("phases", [str(path)], results, **FEW)
+    notes: list[str] = []
+    run("contextualization", [str(path)], results, **USE, notify=notes.append)
+    assert notes == [
+        f"{results}/phases.zarr is of other parts of its stores than what was written now: run strata analyze phases "
+        "again"
+    ]
+    run("phases", [str(path)], results, **FEW, notify=notes.append)
+    assert len(notes) == 1
     assert pd.read_parquet(results / "contextualization.parquet")["image_id"].nunique() == 3
     assert pd.read_parquet(results / "phases.parquet")["images"].eq(3).all()
 

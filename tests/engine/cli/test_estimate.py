@@ -93,7 +93,7 @@ def test_bytes_files_and_parts_are_those_that_are_written(
     predicted = parse_bytes(" ".join(rows["all"].split()[1:3]))
     assert predicted == pytest.approx(written, rel=0.02)
     assert said(estimate.stdout, "stored tokens") == sum(part.tokens for part in store.parts)
-    assert said(estimate.stdout, "parts of") == len(store.parts)
+    assert said(estimate.stdout, "part") == len(store.parts)
     assert said(estimate.stdout, "files") == sum(path.is_file() for path in out.rglob("*"))
 
 

@@ -85,7 +85,7 @@ def test_a_python_process_of_its_own_runs_the_installed_script(dataset: Dataset,
         [script, "extract", *dataset.arguments("--out", out, "--limit", 2)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "2 samples in 1 parts written" in done.stdout
+    assert "2 samples in 1 part written" in done.stdout
     refused = subprocess.run([script, "inspect", tmp_path / "none"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith("strata: ")

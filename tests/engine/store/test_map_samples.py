@@ -199,6 +199,14 @@ def test_wrong_requests(store: Store, ask: dict[str, Any], message: str) -> None
         store.map_samples(statistics, **ask)
 
 
+def test_rows_of_other_stores_and_unknown_samples_are_refused(tmp_path: Path) -> None:
+    store, other = (open_store(tiny_store(tmp_path / name).path) for name in ("store", "other"))
+    with pytest.raises(UsageError, match=r"samples name part 0 of .*other, which is not open here"):
+        store.map_samples(statistics, samples=other.samples)
+    with pytest.raises(UsageError, match=r"part 00000000 of .*store holds no sample 'nobody'"):
+        store.map_samples(statistics, samples=store.samples.head(1).assign(sample_id="nobody"))
+
+
 def test_columns_that_every_row_has_are_taken(store: Store) -> None:
     with pytest.raises(UsageError, match=r"gives 'image_id' for sample '.*', which every row has"):
         store.map_samples(lambda sample: {"image_id": 1})
@@ -269,8 +277,8 @@ def test_memory_is_that_of_one_image_however_many_there_are(tmp_path: Path) -> N
         store.map_samples(lambda sample: sample.hidden_states[0, 0])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.05 * peaks[0]
     sample, chunk = states.nbytes, 4 * 2**20
+    assert peaks[1] < peaks[0] + 2 * chunk  # zarr decodes the two chunks of a window at once or one by one
     assert peaks[1] < 2 * sample + sample + 5 * chunk
 
 
