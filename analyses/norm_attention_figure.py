@@ -1,6 +1,6 @@
 """Figure of norm-attention: the share of each role against depth, by norm and by weight, with sinks beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -39,6 +39,8 @@ _SINKS_NOTES = (
 def draw_shares(results: Sequence[StoreAttention]) -> Figure:
     """Draw one row per store, prompt group and query: shares of roles by norm on the left, by weight on the right.
 
+    A role that none of the samples has is not drawn.
+
     Blocks are the models' own numbers where all models have as many, else depths.
     """
     jobs, left_out = panels(results)
@@ -50,8 +52,9 @@ def draw_shares(results: Sequence[StoreAttention]) -> Figure:
             result = panel.item.result
             curves = group_curves(result, panel.chosen, panel.query)
             places = axis.at(result.blocks, result.block_count)
+            there = {role: n for n, role in enumerate(result.roles) if result.keys[panel.chosen, n].any()}
             for ax, (measure, (_, sinks)) in zip(axes[2 * row :], _COLUMNS.items(), strict=False):
-                _draw_roles(ax, places, curves, measure, result.roles)
+                _draw_roles(ax, places, curves, measure, there)
                 ax.plot(places, _statistic(curves, 0, sinks).sum(axis=1), **_SINKS)
                 _finish(ax, axis, labelled=row == len(jobs) - 1)
                 if not curves.images:
@@ -73,9 +76,9 @@ def _statistic(curves: GroupCurves, number: int, measure: str) -> np.ndarray:
     return curves.statistics[number, list(MEASURES).index(measure)]
 
 
-def _draw_roles(ax: Axes, places: np.ndarray, curves: GroupCurves, measure: str, roles: Sequence[str]) -> None:
+def _draw_roles(ax: Axes, places: np.ndarray, curves: GroupCurves, measure: str, roles: Mapping[str, int]) -> None:
     mean, std = (_statistic(curves, number, measure) for number in (0, 1))
-    for number, role in enumerate(roles):
+    for role, number in roles.items():
         colour = ROLE_COLOURS[role]
         ax.plot(places, mean[:, number], color=colour, label=role)
         if curves.images > 1:

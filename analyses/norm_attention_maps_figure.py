@@ -37,8 +37,8 @@ _SEGMENT_NAMES = {
     "end": "template's\nend",
 }
 _POSITION_NOTE = (
-    "Mean over samples. Text tokens are drawn wider than image tokens; the template's end is aligned at the sequence's "
-    "end, all other text at the image."
+    "Mean over samples. Text tokens are drawn wider than image tokens. Grey: 0, as behind the query.\n"
+    "The template's end is aligned at the sequence's end, all other text at the image."
 )
 _PATCH_NOTE = "Share of the row's norms, mean over samples, on the grid of patches; each row has its own colours."
 _SINKS_NOTE = "Shares without position 0 and BOS (sinks), which are left out."
@@ -49,7 +49,7 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
     jobs, left_out = panels(results)
     notes = _notes(results, [_POSITION_NOTE], left_out)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_INCHES, 1.75 * len(jobs) + 0.15 + 0.1 * len(notes)), layout="constrained")
+        figure = Figure(figsize=(TEXT_INCHES, 1.75 * len(jobs) + 0.25 + 0.1 * len(notes)), layout="constrained")
         axes: list[Axes] = list(figure.subplots(len(jobs), 1, squeeze=False).ravel())
         values = [job.item.result.maps.places.mean[_MEASURE, job.number, job.query] for job in jobs]
         colours = _colours(values)

@@ -74,6 +74,16 @@ def test_sinks_are_named_where_they_are_left_out(tmp_path: Path) -> None:
     assert "without position 0" in words(draw_positions(without))
 
 
+def test_a_role_without_keys_is_not_drawn(tmp_path: Path) -> None:
+    specs = [Spec("a", "normal-1", "siint"), Spec("a", "empty", "siit")]
+    store = write_attention(tmp_path / "s", specs, attention_samples(specs), depends=True)
+    (opened,), (identity,) = open_all([str(store)], Resources())
+    result = analyze_store(opened, without_sinks=False, resources=Resources(), kept=KeptParts(tmp_path))
+    figure = draw_shares([StoreAttention(identity, result)])
+    drawn = [{line.get_label() for line in ax.lines} & set(ROLES) for ax in figure.axes]
+    assert drawn == [{"special", "image", "instruction", "template"}] * 4 + [{"special", "image", "template"}] * 4
+
+
 def test_heat_maps_show_the_means_and_leave_no_key_out(tmp_path: Path) -> None:
     (item,) = found(tmp_path)
     figure = draw_positions([item])
