@@ -13,7 +13,7 @@ import xarray as xr
 
 from engine.store.part import Part
 
-__all__ = ["join_parts", "open_keys"]
+__all__ = ["join_parts", "key_coordinates", "open_keys"]
 
 _LENGTHS = {"token": "tokens", "key": "keys", "sample": "samples"}
 
@@ -84,7 +84,12 @@ def _key_places(parts: Sequence[Part], holding: Sequence[Part], token: xr.Variab
 def open_keys(part: Part, row: Mapping[str, Any]) -> xr.Dataset:
     """One sample's rows of attention; keys are its positions, which say more than places on the part's token axis."""
     keys = part.open("key", slice(int(row["key_start"]), int(row["key_stop"]))).drop_vars("token")
-    return keys.assign_coords(
-        key=np.arange(keys.sizes["key"], dtype=np.int32),
-        query_position=("query", np.asarray(row["query_positions"], np.int32)),
-    )
+    return keys.assign_coords(key_coordinates(row))
+
+
+def key_coordinates(row: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates of one sample's keys and queries: positions in its sequence, from its row of the sample table."""
+    return {
+        "key": ("key", np.arange(int(row["key_stop"]) - int(row["key_start"]), dtype=np.int32)),
+        "query_position": ("query", np.asarray(row["query_positions"], np.int32)),
+    }

@@ -1,11 +1,11 @@
 """A function of the user's own over every sample: one Dask task per part, samples in memory one at a time.
 
-A task holds one window (the tokens of one image, or of one chunk where that is longer) of the chosen arrays and layers,
+A task holds one window (the tokens or keys of one image, or of one chunk where that is longer) of the chosen arrays,
 one sample copied out of it, and what the function makes.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dask
@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
+from engine.store.joined import key_coordinates
 from engine.store.layout import ArrayShape
 from engine.store.part import Part, open_part
 from engine.store.sample_windows import SampleWindow, plan_windows
@@ -56,7 +57,7 @@ def map_samples(
     function
         Of one sample.
     arrays
-        Names of data arrays of the token axis.
+        Names of data arrays of the token and key axes.
     layers
         Indices along the axis of layers.
     """
@@ -86,14 +87,24 @@ def sample_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_arrays(parts: Sequence[Part], arrays: Sequence[str]) -> None:
-    entries = parts[0].manifest["arrays"] if parts else {}
-    known = [path.split("/")[1] for path, entry in entries.items() if path[:6] == "token/" and not entry["coordinate"]]
+    known = _paths(parts[0]) if parts else {}
     for name in arrays:
         if name not in known:
             raise UsageError(
-                f"the store holds no array {name!r} of tokens: arrays may name {', '.join(known) or 'none here'}; with "
-                "arrays=() the function gets coordinates alone"
+                f"the store holds no array {name!r} of tokens or keys: arrays may name {', '.join(known) or 'none here'}; "
+                "with arrays=() the function gets coordinates alone"
             )
+
+
+def _paths(part: Part) -> dict[str, str]:
+    """Name the data arrays of the token and key axes; value: path."""
+    entries = part.manifest["arrays"].items()
+    paths = [path for path, entry in entries if not entry["coordinate"] and _axis(path) in ("token", "key")]
+    return {path.split("/")[1]: path for path in paths}
+
+
+def _axis(path: str) -> str:
+    return path.split("/", maxsplit=1)[0]
 
 
 def _map_part(task: _Task) -> list[dict[str, Any]]:
@@ -113,36 +124,51 @@ class _PartSamples:
                 raise UsageError(f"part {task.name} of {task.url} holds no sample {name!r}: give rows of Store.samples")
         self._rows = table.loc[list(task.sample_ids)].to_dict("records")
         self._segments = [[(run["start"], run["stop"]) for run in row["segments"]] for row in self._rows]
+        paths = _paths(part)
+        self._paths = {name: paths[name] for name in task.arrays}
+        self._has_keys = any(_axis(path) == "key" for path in self._paths.values())
         self._coordinates = self._read_coordinates()
 
     def results(self) -> list[dict[str, Any]]:
         images = [row["image_id"] for row in self._rows]
         results: list[dict[str, Any]] = [{}] * len(images)
-        for window in plan_windows(images, self._segments, _chunk_tokens(self._part, self._task.arrays)):
+        for window in plan_windows(images, self._segments, _chunk_tokens(self._part, self._paths.values())):
             for row, result in zip(window.rows, self._of_window(window), strict=True):
                 results[row] = result
         return results
 
     def _of_window(self, window: SampleWindow) -> list[dict[str, Any]]:
         """Read a window and call the function; the window is gone before the next one is read."""
-        arrays = {name: _read(self._part, f"token/{name}", window, self._task.layers) for name in self._task.arrays}
+        spans = {"token": slice(window.start, window.stop), "key": self._key_span(window.rows)}
+        arrays = {
+            name: _read(self._part, path, spans[_axis(path)], self._task.layers) for name, path in self._paths.items()
+        }
         results = []
         for row in window.rows:
-            runs = [slice(*pair) for pair in self._segments[row]]
-            inside = [slice(run.start - window.start, run.stop - window.start) for run in runs]
+            runs = {"token": [slice(*pair) for pair in self._segments[row]], "key": [self._key_span((row,))]}
+            inside = {axis: [_moved(run, spans[axis].start) for run in found] for axis, found in runs.items()}
             sample = xr.Dataset(
                 {name: _assembled(variable, inside) for name, variable in arrays.items()},
                 {name: _assembled(variable, runs) for name, variable in self._coordinates.items()},
                 sample_attributes(self._rows[row]),
             )
+            if self._has_keys:
+                sample = sample.assign_coords(key_coordinates(self._rows[row]))
             results.append(_call(self._task.function, sample))
         return results
+
+    def _key_span(self, rows: Sequence[int]) -> slice:
+        """From the first to the last key of some samples; empty where no array of keys is read."""
+        if not self._has_keys:
+            return slice(0, 0)
+        chosen = [self._rows[row] for row in rows]
+        return slice(min(int(row["key_start"]) for row in chosen), max(int(row["key_stop"]) for row in chosen))
 
     def _read_coordinates(self) -> dict[str, xr.Variable]:
         """Coordinates of the token axis, whole, and of the other dimensions that the chosen arrays have."""
         entries = self._part.manifest["arrays"]
-        dims = {dim for name in self._task.arrays for dim in entries[f"token/{name}"]["dims"]}
-        others = [f"token/{dim}" for dim in dims if f"token/{dim}" in entries]
+        dims = {f"{_axis(path)}/{dim}" for path in self._paths.values() for dim in entries[path]["dims"]}
+        others = [path for path in dims - {"key/token"} if path in entries]
         read = {
             path: self._part.variable(path).compute(scheduler="sync")
             for path in [*self._part.coordinates("token"), *others]
@@ -154,21 +180,26 @@ class _PartSamples:
         }
 
 
-def _chunk_tokens(part: Part, arrays: Sequence[str]) -> int:
-    """Tokens of the shortest chunk among some arrays; of the whole part without any."""
+def _chunk_tokens(part: Part, paths: Iterable[str]) -> int:
+    """Tokens of the shortest chunk among some arrays; of the whole part without any. Keys count as tokens' share."""
     lengths = [part.tokens]
-    for name in arrays:
-        entry = part.manifest["arrays"][f"token/{name}"]
-        layout = ArrayShape(f"token/{name}", tuple(entry["dims"]), tuple(entry["shape"]), entry["dtype"])
-        lengths.append(layout.chunk_plan.inner[layout.dims.index("token")])
+    for path in paths:
+        entry = part.manifest["arrays"][path]
+        layout = ArrayShape(path, tuple(entry["dims"]), tuple(entry["shape"]), entry["dtype"])
+        inner = layout.chunk_plan.inner[layout.dims.index(_axis(path))]
+        lengths.append(inner if _axis(path) == "token" else inner * part.tokens // max(part.keys, 1))
     return min(lengths)
 
 
-def _read(part: Part, path: str, window: SampleWindow, layers: Sequence[int]) -> xr.Variable:
+def _moved(run: slice, start: int) -> slice:
+    return slice(run.start - start, run.stop - start)
+
+
+def _read(part: Part, path: str, span: slice, layers: Sequence[int]) -> xr.Variable:
     """One array's window in memory; layer by layer, so that no more than a layer is decoded beside the result."""
     entry = part.manifest["arrays"][path]
     dims = entry["dims"]
-    stored = part.stored(path).window(dims.index("token"), window.start, window.stop)
+    stored = part.stored(path).window(dims.index(_axis(path)), span.start, span.stop)
     if dims[0] != "layer":
         return xr.Variable(dims, stored[...], entry["attributes"])
     values = np.empty((len(layers), *stored.shape[1:]), stored.dtype)
@@ -177,12 +208,13 @@ def _read(part: Part, path: str, window: SampleWindow, layers: Sequence[int]) ->
     return xr.Variable(dims, values, entry["attributes"])
 
 
-def _assembled(variable: xr.Variable, runs: Sequence[slice]) -> xr.Variable:
-    """Copy the runs of the token axis one after the other: the function may do with them what it likes."""
-    if "token" not in variable.dims:
+def _assembled(variable: xr.Variable, runs: Mapping[str, Sequence[slice]]) -> xr.Variable:
+    """Copy the runs of the token or key axis one after the other: the function may do with them what it likes."""
+    along = next((dim for dim in runs if dim in variable.dims), None)
+    if along is None:
         return variable.copy()
-    axis = variable.dims.index("token")
-    pieces = [variable.values[(slice(None),) * axis + (run,)] for run in runs or [slice(0, 0)]]
+    axis = variable.dims.index(along)
+    pieces = [variable.values[(slice(None),) * axis + (run,)] for run in runs[along] or [slice(0, 0)]]
     return xr.Variable(variable.dims, np.concatenate(pieces, axis), variable.attrs)
 
 

@@ -286,9 +286,9 @@ class Store:
             a column; or anything else, the column ``value``. What has no dimension (of NumPy, xarray, torch) becomes a
             scalar; an array is kept as a NumPy array in its cell.
         arrays
-            Data arrays of tokens to read; ``()`` for the coordinates alone.
+            Data arrays of tokens or keys to read (``attention``); ``()`` for the coordinates of tokens alone.
         layers
-            Layer numbers to read; all when None.
+            Layer numbers to read of hidden states; all when None.
         samples
             Rows of `samples`, such as ``store.samples.query("prompt_kind == 'normal'")``; all when None.
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -76,6 +77,23 @@ def test_a_key_says_its_token_sample_and_position(tiny: TinyStore) -> None:
         at_keys = value_norm.isel(token=own["token"].values[stored])
         assert at_keys["position"].values.tolist() == np.flatnonzero(stored).tolist(), sample_id
         np.testing.assert_array_equal(at_keys, sample.blocks.values["value_norm"][:, :, stored])
+
+
+def test_a_function_over_samples_gets_what_sample_gives(tiny: TinyStore) -> None:
+    store = open_store(tiny.path)
+    names = [name for name in CAPTURE_OF if CAPTURE_OF[name] in store.record["capture"]["tensors"]]
+    seen: dict[str, xr.Dataset] = {}
+
+    def look(sample: xr.Dataset) -> float:
+        seen[sample.attrs["sample_id"]] = sample
+        return float(sample["attention"].sel(query=0).sum())
+
+    with dask.config.set(scheduler="sync"):
+        table = store.map_samples(look, arrays=names)
+    np.testing.assert_allclose(table["value"], 4 * 3, rtol=1e-6)
+    others = ["hidden_states", "layer"]
+    for sample_id in tiny.samples:
+        xr.testing.assert_equal(seen[sample_id], store.sample(sample_id).drop_vars(others, errors="ignore").compute())
 
 
 def test_queries_are_found_by_name(tiny: TinyStore) -> None:

@@ -163,7 +163,7 @@ def test_a_store_without_hidden_states_has_coordinates(tmp_path: Path) -> None:
     counts = store.map_samples(lambda sample: (sample.role == ROLE_CODES["image"]).sum(), arrays=())
     assert counts["value"].tolist() == [4] * 6
     with pytest.raises(
-        UsageError, match=r"no array 'hidden_states' of tokens: arrays may name none here; with arrays="
+        UsageError, match=r"no array 'hidden_states' of tokens or keys: arrays may name none here; with arrays="
     ):
         store.map_samples(statistics)
 
@@ -188,8 +188,8 @@ def test_an_error_names_the_sample_and_keeps_its_cause(store: Store) -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"arrays": "attention"}, r"no array 'attention' of tokens: arrays may name hidden_states"),
-        ({"arrays": ["role"]}, r"no array 'role' of tokens"),
+        ({"arrays": "attention"}, r"no array 'attention' of tokens or keys: arrays may name hidden_states"),
+        ({"arrays": ["role"]}, r"no array 'role' of tokens or keys"),
         ({"layers": 99}, "layer 99 is not stored"),
         ({"samples": pd.DataFrame({"sample_id": ["a"]})}, "samples lacks columns: give rows of Store.samples"),
     ],
