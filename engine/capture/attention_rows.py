@@ -27,7 +27,7 @@ __all__ = [
 _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "wo")
 _BLOCK_VALUES = 2**22  # float32 weights that a block of queries may take: 16 MiB
 _BLOCK_QUERIES = 128
-_CHUNK_ROWS = 2048  # scaled values that are projected at a time
+_CHUNK_ROWS = 1024  # values that are transformed at a time: fewer would starve a GPU, more would add to the peak
 
 _FACTORS: WeakKeyDictionary[torch.nn.Module, torch.Tensor] = WeakKeyDictionary()
 
@@ -199,10 +199,14 @@ def value_norms(module: torch.nn.Module, values: torch.Tensor, heads: int) -> to
     Tensor
         (row, head) float32.
     """
-    rows, key_heads, _ = values.shape
+    key_heads = values.shape[1]
     factor = _factor(module, heads, key_heads)
-    images = torch.bmm(values.float().transpose(0, 1), factor).view(key_heads, rows, heads // key_heads, -1)
-    return torch.linalg.vector_norm(images, dim=-1).transpose(0, 1).reshape(rows, heads)
+    norms = []
+    for chunk in values.split(_CHUNK_ROWS):
+        images = torch.bmm(chunk.float().transpose(0, 1), factor)
+        grouped = images.view(key_heads, len(chunk), heads // key_heads, -1)
+        norms.append(torch.linalg.vector_norm(grouped, dim=-1).transpose(0, 1).reshape(len(chunk), heads))
+    return torch.cat(norms)
 
 
 def _factor(module: torch.nn.Module, heads: int, key_heads: int) -> torch.Tensor:
