@@ -1,0 +1,60 @@
+"""Attention of two queries captured under SDPA, against the bare pass and against eager attention, time and memory.
+
+Times are taken in turns in this process; memory is what one pass adds to the resident memory of a process of its own.
+Eager attention with ``output_attentions=True`` is how attention is usually had; it keeps all rows of all layers.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench.attention_passes import KINDS, make_passes
+from tests.bench.random_llava import build_llava
+from tests.bench.rows import Row, at_least, at_most
+from tests.bench.timing import take_turns
+
+__all__ = ["run"]
+
+MIB = 2**20
+
+
+def run(folder: Path, *, quick: bool) -> Iterator[Row]:
+    """Measure one sequence; nothing is written."""
+    dim, blocks, tokens = (128, 2, 300) if quick else (1024, 12, 2048)
+    of_what = f"width {dim}, {blocks} blocks, {tokens} tokens, float32"
+    passes = make_passes(build_llava(dim=dim, blocks=blocks, dtype="float32"), tokens)
+    times = take_turns(passes, rounds=1 if quick else 3)
+    memory = {kind: _rise(kind, dim, blocks, tokens) for kind in KINDS}
+    yield Row(
+        "attention of two queries, time",
+        times.ratio("captured", "bare"),
+        f"the bare pass under SDPA ({of_what}), {times.best('bare')} against {times.best('captured')}",
+        at_most(1.2),
+    )
+    yield Row(
+        "attention of two queries, memory",
+        memory["captured"] / memory["bare"],
+        f"what the bare pass adds to resident memory, {memory['bare'] / MIB:.0f} MiB against "
+        f"{memory['captured'] / MIB:.0f} MiB",
+        at_most(1.2),
+    )
+    yield Row(
+        "eager attention, time",
+        times.ratio("eager", "captured"),
+        f"captured under SDPA; eager with output_attentions=True takes {times.best('eager')}",
+        at_least(1.7),
+    )
+    yield Row(
+        "attention of two queries, memory of eager",
+        memory["captured"] / memory["eager"],
+        f"what eager adds with output_attentions=True, {memory['eager'] / MIB:.0f} MiB",
+        at_most(0.25),
+    )
+
+
+def _rise(kind: str, dim: int, blocks: int, tokens: int) -> int:
+    arguments = [kind, *map(str, (dim, blocks, tokens))]
+    command = [sys.executable, "-m", "tests.bench.attention_passes", *arguments]
+    return int(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
