@@ -145,7 +145,7 @@ _OPTIONS = (
         is_eager=True,
         callback=_load_config,
         help="TOML file with any of these options (names without the dashes); the command line wins. Tables choose "
-        'finer for one tensor: [attention] with blocks = "1:33", dtype = "float16".',
+        'finer for one tensor: [residual] with layers, dtype; [attention] with blocks = "1:33", queries, dtype.',
     ),
     click.option("--model", required=True, help="Hub id or local folder of a VLLM (safetensors only)."),
     click.option("--revision", help="Commit, tag or branch of a hub id; the commit it means is recorded."),
@@ -178,7 +178,7 @@ _OPTIONS = (
         show_default=True,
         help="residual: every hidden state. pooled: means per role, enough for contextualization at 1/30 of the bytes. "
         "attention: attention of the --queries, with the norms of values. attention-mass: how much of every token's "
-        "attention goes to each role. attention-output, mlp-output: what each block adds to the hidden states.",
+        "attention goes to each role. attention-output, mlp-output: what the two halves of each block put out.",
     ),
     click.option(
         "--queries",

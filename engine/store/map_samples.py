@@ -91,8 +91,8 @@ def _check_arrays(parts: Sequence[Part], arrays: Sequence[str]) -> None:
     for name in arrays:
         if name not in known:
             raise UsageError(
-                f"the store holds no array {name!r} of tokens or keys: arrays may name {', '.join(known) or 'none here'}; "
-                "with arrays=() the function gets coordinates alone"
+                f"the store holds no array {name!r} of tokens or keys: arrays may name "
+                f"{', '.join(known) or 'none here'}; with arrays=() the function gets coordinates alone"
             )
 
 
