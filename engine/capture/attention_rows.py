@@ -202,7 +202,7 @@ def value_norms(module: torch.nn.Module, values: torch.Tensor, heads: int) -> to
     key_heads = values.shape[1]
     factor = _factor(module, heads, key_heads)
     norms = []
-    for chunk in values.split(_CHUNK_ROWS):
+    for chunk in values.split(_CHUNK_ROWS // 2):  # float32 takes twice the room
         images = torch.bmm(chunk.float().transpose(0, 1), factor)
         grouped = images.view(key_heads, len(chunk), heads // key_heads, -1)
         norms.append(torch.linalg.vector_norm(grouped, dim=-1).transpose(0, 1).reshape(len(chunk), heads))

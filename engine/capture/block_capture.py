@@ -156,15 +156,15 @@ class BlockCollector:
         return hook
 
     def _attend(self, call: AttentionCall) -> None:
-        keys = call.key.float()
         if self._probe.attention:
-            self._keep_rows(call, keys)
+            self._keep_rows(call)
         if self._probe.mass:
-            self._keep("attention_mass", call.block, self._mass(call, keys))
+            self._keep("attention_mass", call.block, self._mass(call))
 
-    def _keep_rows(self, call: AttentionCall, keys: torch.Tensor) -> None:
-        sample, place = self._sample.at(keys.device), self._place.at(keys.device)
-        weights = softmax_rows(call, self._queries.at(keys.device), keys)[sample, :, :, place]
+    def _keep_rows(self, call: AttentionCall) -> None:
+        device = call.key.device
+        sample, place = self._sample.at(device), self._place.at(device)
+        weights = softmax_rows(call, self._queries.at(device))[sample, :, :, place]
         values = call.value[sample, :, place]
         visible = self._visible_rows(call)
         norms = [summed_norms(call.module, values, weights[..., query], rows) for query, rows in enumerate(visible)]
@@ -172,7 +172,7 @@ class BlockCollector:
         self._keep("attention_norm", call.block, torch.stack(norms, dim=1))
         self._keep("value_norm", call.block, value_norms(call.module, values, weights.shape[1]))
         if self._any_missing:
-            missing = self._missing.at(keys.device)
+            missing = self._missing.at(device)
             self._rows["attention"][call.block].masked_fill_(missing[:, None], torch.nan)
             self._rows["attention_norm"][call.block].masked_fill_(missing, torch.nan)
 
@@ -187,8 +187,9 @@ class BlockCollector:
             self._visible[case] = (call.mask, [rows[:, query].nonzero().squeeze(1) for query in range(rows.shape[1])])
         return self._visible[case][1]
 
-    def _mass(self, call: AttentionCall, keys: torch.Tensor) -> torch.Tensor:
-        """Attention of every position to each role, (row, head, source role) float32."""
+    def _mass(self, call: AttentionCall) -> torch.Tensor:
+        """Sum the attention of every position to each role, (row, head, source role) float32."""
+        keys = call.key.float()
         roles = self._role_of_key.at(keys.device)[:, None]
         blocks = [softmax_rows(call, positions, keys) @ roles for positions in query_blocks(call)]
         mass = torch.cat(blocks, dim=2)
