@@ -20,13 +20,14 @@ demo: $(INSTALLED)
 	$(BIN)/strata extract --model data/demo/model \
 	    --source coco --annotations data/demo/captions.json --images data/demo/images \
 	    --prompts normal --prompts question --prompts noisy:3 --prompts empty \
-	    --capture residual,pooled --dtype float32 --out out/demo/store
+	    --capture residual,pooled,attention --dtype float32 --out out/demo/store
 	$(BIN)/strata analyze all out/demo/store --out out/demo/results
 	$(BIN)/strata verify out/demo/store
 	@echo
 	@echo "out/demo/store                             the activations (Zarr v3, Parquet): strata inspect out/demo/store"
 	@echo "out/demo/results/contextualization.png     image-text, image-image and text-text cosine per layer"
 	@echo "out/demo/results/phases.png                the phases of the image-text curve, or that they are not supported"
+	@echo "out/demo/results/norm-attention*.png       where the last text and image tokens look: roles, positions, patches, sinks"
 	@echo "out/demo/results/*.parquet, *.zarr, *.svg  the numbers as tidy tables and datasets, the figures for a paper"
 
 test: $(INSTALLED)
