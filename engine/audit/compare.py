@@ -57,7 +57,8 @@ def compare_vectors(
     broken = np.isfinite(stored) != known
     fresh = np.where(known, fresh, 0.0)
     offset = np.where(known & ~broken, stored, fresh) - fresh
-    offset = np.sign(offset) * np.maximum(np.abs(offset) - allowance, 0.0)
+    # Made from the magnitude of the values, the allowance is NaN where they are.
+    offset = np.sign(offset) * np.maximum(np.abs(offset) - np.where(known, allowance, 0.0), 0.0)
     noise = np.where(known & np.isfinite(other), other, fresh) - fresh
 
     length = np.linalg.norm(fresh, axis=-1)

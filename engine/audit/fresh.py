@@ -81,7 +81,7 @@ class FreshPasses:
         return self._run(image, prompt, positions, math=False), self._run(image, prompt, positions, math=True)
 
     def _run(self, image: ImageRecord, prompt: Prompt, positions: np.ndarray, *, math: bool) -> FreshPass:
-        kernel = sdpa_kernel(SDPBackend.MATH) if math else nullcontext()
+        kernel = _plain_kernel(self.loaded.language.config) if math else nullcontext()
         with kernel, _logits_at(self.loaded.model, positions) as logits:
             content = extract_part(self._extraction((image,), (prompt,)), PlannedPart(0, 0, 1), _Silence())
         if content.bad_samples:
@@ -108,6 +108,19 @@ class FreshPasses:
         if key not in self._preparers:
             self._preparers[key] = Preparer(self.checkpoint, prompts, share_prefix=False)
         return self._preparers[key]
+
+
+@contextmanager
+def _plain_kernel(config: Any) -> Iterator[None]:
+    """Attend by SDPA's math, also where the model runs eager or flash attention: the same kernel twice has no noise."""
+    kernel = config._attn_implementation
+    if getattr(config, "attn_logit_softcapping", None) is None:  # SDPA knows no softcap
+        config._attn_implementation = "sdpa"
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        config._attn_implementation = kernel
 
 
 @contextmanager

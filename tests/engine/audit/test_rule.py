@@ -51,6 +51,16 @@ def test_values_that_both_lack_agree_and_one_that_one_lacks_does_not() -> None:
     assert not worst.passed
 
 
+def test_values_that_both_lack_agree_where_the_others_were_rounded_too() -> None:
+    fresh = np.array([[np.nan, np.nan], [1.0, 2.0]])
+    stored = np.array([[np.nan, np.nan], [1.1, 2.0]])
+    found = compare_vectors(stored, fresh, fresh, 0.125 * np.abs(fresh))
+    assert found.difference.tolist() == found.angle.tolist() == [0.0, 0.0]
+    worst = find_worst([Deviations(*(values[np.newaxis] for values in found))], 1e-6)
+    assert worst is not None
+    assert worst.passed
+
+
 def test_zero_vectors_agree_with_each_other_alone() -> None:
     zero, one = np.zeros((1, 3)), np.ones((1, 3))
     assert compare_vectors(zero, zero, zero)[:4] == (0, 0, 0, 0)
