@@ -27,7 +27,7 @@ EVERYTHING = Probe(
     mlp_output=True,
 )
 SHAPES = {"grouped": SHAPE, "every head its own": TinyShape(blocks=BLOCKS, key_value_heads=4)}
-TOLERANCE = {"float32": 1e-5, "float16": 3e-2, "bfloat16": 1.2e-1}
+TOLERANCE = {"float32": 1e-5, "float16": 5e-2, "bfloat16": 2e-1}
 
 
 def biased(loaded: LoadedModel) -> LoadedModel:

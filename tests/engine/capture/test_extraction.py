@@ -76,7 +76,7 @@ def test_single_samples_are_stored_to_the_bit(
         np.testing.assert_array_equal(states_of(sequence), oracle.states(sample_id))
 
 
-@pytest.mark.parametrize(("dtype", "distance"), [("float32", 1e-6), ("bfloat16", 5e-3), ("float16", 1e-4)])
+@pytest.mark.parametrize(("dtype", "distance"), [("float32", 1e-6), ("bfloat16", 5e-2), ("float16", 1e-3)])
 def test_batches_with_a_shared_prefix_store_the_same_within_noise(
     extract: Extract, checkpoints: dict[str, Path], pictures: Path, dtype: str, distance: float
 ) -> None:
@@ -158,7 +158,7 @@ def test_pooled_states_are_the_means_of_the_stored_ones(
             units = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
             chosen = last[roles == role]
             # A shared prefix is stored from another pass than the one that these means come from: kernel noise.
-            noise = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}[dtype]
+            noise = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 8e-3}[dtype]
             scale = np.abs(rows).max(axis=(1, 2))[:, None]
             assert (np.abs(mean[:, role, number] - rows.mean(axis=1)) <= noise * scale).all()
             np.testing.assert_allclose(unit_mean[:, role, number], units.mean(axis=1), atol=noise)

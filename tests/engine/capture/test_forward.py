@@ -67,7 +67,7 @@ def test_states_are_hugging_faces_and_the_last_layer_is_before_the_norm(dtype: s
     assert not torch.allclose(captured.states[BLOCKS].float(), expected[BLOCKS].float(), rtol=0.05)
 
 
-@pytest.mark.parametrize(("dtype", "cosine"), [("float32", 1 - 1e-6), ("bfloat16", 1 - 5e-3), ("float16", 1 - 1e-4)])
+@pytest.mark.parametrize(("dtype", "cosine"), [("float32", 1 - 1e-6), ("bfloat16", 1 - 5e-2), ("float16", 1 - 1e-3)])
 def test_padded_batch_equals_single_samples(dtype: str, cosine: float) -> None:
     loaded = loaded_model(dtype)
     items = [make_item(seed, length) for seed, length in enumerate((3, 11, 6))]

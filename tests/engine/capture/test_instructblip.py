@@ -108,7 +108,7 @@ def test_the_tiny_model_looks_at_image_and_prompt(opened: Open) -> None:
     assert torch.cosine_similarity(one[:QUERIES], second, dim=-1).mean() < 0.999
 
 
-@pytest.mark.parametrize(("dtype", "cosine"), [("float32", 1 - 1e-6), ("bfloat16", 1 - 5e-3), ("float16", 1 - 1e-4)])
+@pytest.mark.parametrize(("dtype", "cosine"), [("float32", 1 - 1e-6), ("bfloat16", 1 - 5e-2), ("float16", 1 - 1e-3)])
 def test_padded_batch_equals_single_samples(opened: Open, dtype: str, cosine: float) -> None:
     checkpoint, loaded = opened(dtype, "grouped")
     batch = [*items(prepare(checkpoint)), *items(prepare(checkpoint, seed=1), image=1)]
