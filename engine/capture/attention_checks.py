@@ -10,6 +10,7 @@ import torch
 
 from engine.capture.attention_calls import attention_calls
 from engine.capture.attention_rows import AttentionCall, output_projection, softmax_rows, summed_norms
+from engine.capture.checks import check_item
 from engine.capture.forward import BatchItem, collate
 from engine.capture.probe import Probe
 from engine.capture.queries import DEFAULT_QUERIES, query_positions
@@ -51,7 +52,7 @@ def check_attention(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, 
         Naming the check that failed and its numbers; also where a block does not attend through transformers'
         interface, or nothing finite comes out.
     """
-    items = [_item(prepared, index) for index in dict.fromkeys((0, len(prepared.layouts) - 1))]
+    items = [check_item(prepared, index) for index in dict.fromkeys((0, len(prepared.layouts) - 1))]
     inputs = collate(items, pad_id=pad_id)
     outputs = _Outputs(items, inputs["attention_mask"], probe.queries or DEFAULT_QUERIES)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
@@ -156,16 +157,3 @@ def _mixed(
         for sample in range(samples)
     ]
     return context @ projection.weight.float().T, torch.stack([torch.stack(row) for row in scale])
-
-
-def _item(prepared: PreparedImage, index: int) -> BatchItem:
-    layout = prepared.layouts[index]
-    return BatchItem(
-        sample_id="",
-        image=0,
-        layout=layout,
-        pixel_values=prepared.pixel_values,
-        side_text=prepared.side_texts[index],
-        wanted=layout.role >= 0,
-        prefix=0,
-    )

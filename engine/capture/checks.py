@@ -13,7 +13,7 @@ from engine.models.prepare import PreparedImage
 from engine.prompts import Prompt
 from engine.vocabulary import ROLE_CODES
 
-__all__ = ["FURTHER_PROMPT", "check_image_rows", "check_prompt_dependence"]
+__all__ = ["FURTHER_PROMPT", "check_image_rows", "check_item", "check_prompt_dependence"]
 
 FURTHER_PROMPT = Prompt("check", "custom", "List every object that can be seen, and its colour.")
 """Added to the prompts of a run for the checks alone, because a run with one prompt has nothing to compare it with."""
@@ -35,7 +35,7 @@ def check_image_rows(loaded: LoadedModel, prepared: PreparedImage, family: Famil
     StrataError
         With both numbers.
     """
-    inputs = collate([_item(prepared, 0)], pad_id=0)
+    inputs = collate([check_item(prepared, 0)], pad_id=0)
     pixels = inputs["pixel_values"].to(loaded.device, getattr(torch, loaded.dtype))
     side_text = {name: inputs[name].to(loaded.device) for name in prepared.side_texts[0]}
     rows = sum(len(features) for features in loaded.model.get_image_features(pixels, **side_text).pooler_output)
@@ -95,7 +95,7 @@ def _states_of_two(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, p
     for index in (0, *range(len(prepared.layouts) - 1, 0, -1)):
         if found and not _texts_differ(prepared, found[0][0], index):
             continue
-        captured = capture_batch(loaded, [_item(prepared, index)], probe, pad_id=pad_id)
+        captured = capture_batch(loaded, [check_item(prepared, index)], probe, pad_id=pad_id)
         if captured.problems == (None,):
             found.append((index, [rows.double() for rows in captured.states]))
         if len(found) == 2:
@@ -112,7 +112,7 @@ def _texts_differ(prepared: PreparedImage, one: int, other: int) -> bool:
     )
 
 
-def _item(prepared: PreparedImage, index: int) -> BatchItem:
+def check_item(prepared: PreparedImage, index: int) -> BatchItem:
     """Make one prompt's sample, of which the image tokens are wanted."""
     layout = prepared.layouts[index]
     return BatchItem(
