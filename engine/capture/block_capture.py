@@ -3,7 +3,7 @@
 Rows are cut to the samples' own positions as soon as they are computed, so padding never leaves the device.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -120,18 +120,22 @@ class BlockCollector:
                         found[sample] = f"{name} of block {block}, position {position} holds NaN or Inf{hint}"
         return found
 
-    def finish(self, usable_rows: np.ndarray, kept_rows: np.ndarray) -> BlockRows:
+    def finish(
+        self, usable_rows: np.ndarray, kept_rows: np.ndarray, to_host: Callable[[torch.Tensor], torch.Tensor]
+    ) -> BlockRows:
         """Bring rows to the host.
 
         Parameters
         ----------
         usable_rows, kept_rows
             (row,) bool over all positions of all samples: those of usable samples, and those whose tokens are stored.
+        to_host
+            Brings a tensor to the host.
         """
 
         def taken(names: Sequence[str], chosen: np.ndarray) -> dict[str, list[torch.Tensor]]:
             return {
-                name: [select_rows(self._rows[name][block], chosen).cpu() for block in self._probe.blocks]
+                name: [to_host(select_rows(self._rows[name][block], chosen)) for block in self._probe.blocks]
                 for name in names
                 if name in self._names()
             }

@@ -6,9 +6,11 @@ is skipped, which is the whole of resuming.
 """
 
 import math
+import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from engine.capture.forward import BatchCapture, capture_batch
+from engine.capture.host_copies import HostCopies
 from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
 from engine.capture.probe import Probe
@@ -31,6 +34,9 @@ from engine.store import PartContent, in_dtypes, write_part
 from engine.vocabulary import ROLE_CODES
 
 __all__ = ["Extraction", "Outcome", "Progress", "extract_part", "extract_parts"]
+
+
+PreparedOrNot = tuple[LoadedImage, PreparedImage] | UnreadableImage
 
 
 class Progress(Protocol):
@@ -127,9 +133,10 @@ def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress
         chosen = in_dtypes(content, extraction.plan.record["capture"]["dtypes"])
         progress.part_done(write_part(extraction.store, chosen, plan_sha256=extraction.plan.sha256))
 
-    with BackgroundSink(write) as sink:
+    # The first images of a part are prepared while the part before it is extracted.
+    with BackgroundSink(write) as sink, closing(_prepared(extraction, parts)) as prepared:
         for part in parts:
-            content = extract_part(extraction, part, progress)
+            content = _extract(extraction, part, prepared, progress)
             bad += [(sample.sample_id, sample.reason) for sample in content.bad_samples]
             stored += content.samples.num_rows
             waited = sink.seconds_waited
@@ -147,6 +154,14 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
     StrataError
         Where a batch does not fit the device.
     """
+    with closing(_prepared(extraction, [part])) as prepared:
+        return _extract(extraction, part, prepared, progress)
+
+
+def _extract(
+    extraction: Extraction, part: PlannedPart, prepared: Iterator[PreparedOrNot], progress: Progress
+) -> PartContent:
+    """Extract a part whose images come next among the prepared ones."""
     capture = extraction.plan.record["capture"]
     roles = None if capture["roles"] is None else [ROLE_CODES[name] for name in capture["roles"]]
     collector = PartCollector(
@@ -158,7 +173,8 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
         mantissa_bits=capture["mantissa_bits"],
     )
     largest = (0, 0)
-    batches = _batches(_samples(extraction, part, collector), extraction.batch_size)
+    batches = _batches(_samples(extraction, part, prepared, collector), extraction.batch_size)
+    copies = HostCopies()
     while True:
         began = time.perf_counter()
         sources = next(batches, None)
@@ -175,6 +191,7 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
                 extraction.probe,
                 pad_id=extraction.checkpoint.pad_id,
                 images_kept=collector.images_kept,
+                to_host=copies.bring,
             )
         except torch.OutOfMemoryError as error:
             raise StrataError(
@@ -183,6 +200,7 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
             ) from error
         collector.add_batch(sources, items, captured)
         progress.batch_done(len(items), _stored_bytes(captured))
+    copies.wait()
     batch = {"samples": largest[0], "positions": largest[1]}
     return collector.finish({**extraction.run, "largest_batch": batch})
 
@@ -194,20 +212,29 @@ def _stored_bytes(captured: BatchCapture) -> int:
     return sum(rows.nbytes for layers in (captured.states, *blocks) for rows in layers)
 
 
-def _samples(extraction: Extraction, part: PlannedPart, collector: PartCollector) -> Iterator[SampleSource]:
-    """Every sample of a part whose image can be read; the others are recorded as bad."""
-    plan = extraction.plan
-    records = plan.images[part.start : part.stop]
+def _prepared(extraction: Extraction, parts: Sequence[PlannedPart]) -> Generator[PreparedOrNot]:
+    """Read and prepare the images of parts, one after the other, ahead of the model."""
 
-    def ready(record: ImageRecord) -> tuple[LoadedImage, PreparedImage] | UnreadableImage:
+    def ready(record: ImageRecord) -> PreparedOrNot:
         try:
             image = load_image(record, extraction.images)
         except UnreadableImage as error:
             return error
         return image, extraction.preparer.prepare(image.pixels)
 
-    prepared = prefetch(ready, records, ahead=max(2, extraction.batch_size))
-    for number, (record, outcome) in enumerate(zip(records, prepared, strict=True)):
+    records = (record for part in parts for record in extraction.plan.images[part.start : part.stop])
+    # A GPU takes some fifty images a second, which a thread or two cannot prepare.
+    threads = min(max(2, (os.cpu_count() or 1) // 2), 8)
+    return prefetch(ready, records, ahead=max(threads, extraction.batch_size), threads=threads)
+
+
+def _samples(
+    extraction: Extraction, part: PlannedPart, prepared: Iterator[PreparedOrNot], collector: PartCollector
+) -> Iterator[SampleSource]:
+    """Every sample of a part whose image can be read; the others are recorded as bad."""
+    plan = extraction.plan
+    records = plan.images[part.start : part.stop]
+    for number, (record, outcome) in enumerate(zip(records, prepared, strict=False)):
         for index, prompt in enumerate(plan.prompts):
             if isinstance(outcome, UnreadableImage):
                 collector.add_bad(f"{record.image_id}/{prompt.prompt_id}", f"image {record.uri}: {outcome.reason}")

@@ -7,7 +7,7 @@ when the pass is over. The shared prefix of an image comes with its first usable
 position of its sample NaN, earlier ones too (attention adds 0 · NaN).
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -134,6 +134,7 @@ def capture_batch(
     *,
     pad_id: int,
     images_kept: Collection[int] = frozenset(),
+    to_host: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
 ) -> BatchCapture:
     """Run the model once over a batch and keep what the probe asks for.
 
@@ -149,6 +150,8 @@ def capture_batch(
         Token id of padding; its states are never looked at.
     images_kept
         Images whose shared prefix an earlier batch has kept.
+    to_host
+        Brings kept rows to the host; may return before their values are there.
     """
     inputs = collate(items, pad_id=pad_id)
     collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept)
@@ -156,7 +159,7 @@ def capture_batch(
     inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
     with collector.listening():
         loaded.model(**inputs, use_cache=False, logits_to_keep=1)
-    return collector.finish()
+    return collector.finish(to_host)
 
 
 class _Collector:
@@ -225,8 +228,8 @@ class _Collector:
             normed = self._language.final_norm(wide).float().to(wide.device)
             self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
 
-    def finish(self) -> BatchCapture:
-        """Bring everything to the host and look for unusable states."""
+    def finish(self, to_host: Callable[[torch.Tensor], torch.Tensor]) -> BatchCapture:
+        """Look for unusable states and bring the rest to the host."""
         lengths = [len(item.layout) for item in self._items]
         norms = torch.cat([torch.empty(0, sum(lengths)), *(norm.cpu()[None] for norm in self._norms)])
         found = [None] * len(lengths) if self._blocks is None else self._blocks.problems(lengths, self._hint)
@@ -237,9 +240,9 @@ class _Collector:
         rows = np.concatenate(kept)
         usable = np.array([problem is None for problem in problems])
         return BatchCapture(
-            states=[select_rows(states, rows[self._candidates]).cpu() for states in self._states],
+            states=[to_host(select_rows(states, rows[self._candidates])) for states in self._states],
             pooled=self._pooled(usable) if self._probe.pooled else None,
-            block_rows=None if self._blocks is None else self._blocks.finish(np.repeat(usable, lengths), rows),
+            block_rows=None if self._blocks is None else self._blocks.finish(np.repeat(usable, lengths), rows, to_host),
             kept=kept,
             problems=problems,
         )

@@ -1,7 +1,7 @@
 """Reads and prepares the next images while the model is busy with the last."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, threads: int = 2
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield ``work(item)`` in order, computed up to ``ahead`` items early on background threads.
 
     What ``work`` raises is raised when its turn comes.

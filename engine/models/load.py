@@ -82,6 +82,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None,
         has no language model that strata can find.
     """
     target = choose_device(device, local_rank)
+    _keep_float32()
     torch_dtype = getattr(torch, dtype)
     placement: dict[str, Any] = {}
     if target.type == "cuda":
@@ -168,6 +169,12 @@ def choose_device(device: str | None, local_rank: int = 0) -> torch.device:
             "CUDA devices. Leave --device out to take what there is."
         ) from error
     return chosen
+
+
+def _keep_float32() -> None:
+    """Compute what is float32 in float32: cuDNN rounds to TF32 unless told, by 3e-4 and otherwise in other batches."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:

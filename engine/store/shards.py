@@ -10,7 +10,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from engine.store.layout import INNER_CHUNK_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
 
 __all__ = ["compression_bytes", "write_shards"]
+
+_WAITING_CHUNKS = 4
 
 
 def write_shards(
@@ -109,9 +111,16 @@ def _write_shard(path: Path, per_shard: tuple[int, ...], chunks: Iterator[bytes]
                 file.write(piece)
                 digest.update(piece)
 
-        for chunk in chunks:
-            append(chunk)
-            lengths.append(len(chunk) + CHECKSUM_BYTES)
+        # Hashing and writing take as long as compressing does, so they have a thread of their own.
+        with ThreadPoolExecutor(1) as appending:
+            waiting: deque[Future[None]] = deque()
+            for chunk in chunks:
+                if len(waiting) >= _WAITING_CHUNKS:
+                    waiting.popleft().result()
+                waiting.append(appending.submit(append, chunk))
+                lengths.append(len(chunk) + CHECKSUM_BYTES)
+            for done in waiting:
+                done.result()
         if len(lengths) != math.prod(per_shard):
             raise ValueError(f"shard {path} got {len(lengths)} of its {math.prod(per_shard)} chunks")
         append(np.stack([np.cumsum([0, *lengths[:-1]]), lengths], axis=1).astype("<u8").tobytes())
@@ -119,8 +128,8 @@ def _write_shard(path: Path, per_shard: tuple[int, ...], chunks: Iterator[bytes]
 
 
 def compression_bytes() -> int:
-    """Bytes under way while a part is compressed: each piece as cut, padded and encoded."""
-    return 2 * compression_threads() * 3 * INNER_CHUNK_BYTES
+    """Bytes under way while a part is compressed: pieces as cut, padded, encoded, and those that wait for the disk."""
+    return (2 * compression_threads() * 3 + _WAITING_CHUNKS) * INNER_CHUNK_BYTES
 
 
 def compression_threads() -> int:

@@ -11,12 +11,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from engine.capture import Extraction
 from engine.capture.extraction import extract_parts
+from engine.capture.queries import DEFAULT_QUERIES
 from engine.models.checkpoint import Checkpoint
 from engine.models.families import family_of
 from engine.models.load import LoadedModel, find_language_model
 from engine.models.prepare import Preparer
 from engine.models.tables import model_tables
-from engine.plan import CAPTURES, CaptureChoice, make_plan
+from engine.plan import CaptureChoice, make_plan
 from engine.prompts import Prompt
 from engine.sources import ImageFolder, ImageRecord
 from engine.store import create_store
@@ -107,7 +108,7 @@ def plan_extraction(
     prompts: int,
     images_per_part: int,
     batch_size: int,
-    tensors: tuple[str, ...] = CAPTURES,
+    tensors: tuple[str, ...] = ("residual", "pooled"),
     first_layer: int = 0,
 ) -> Extraction:
     """Plan an extraction of all layers from the first on, prefix shared, and create its store."""
@@ -125,7 +126,16 @@ def plan_extraction(
         source={"kind": "folder"},
         images=images,
         prompts=asked,
-        capture=CaptureChoice(tensors, layers, None, True, None, False),
+        capture=CaptureChoice(
+            tensors,
+            layers,
+            None,
+            True,
+            None,
+            False,
+            queries=DEFAULT_QUERIES if "attention" in tensors else (),
+            blocks=tuple(range(1, checkpoint.block_count + 1)) if "attention" in tensors else (),
+        ),
         limit=None,
         seed=0,
         images_per_part=images_per_part,

@@ -1,0 +1,64 @@
+"""Bringing captured rows to the host while the model goes on with the next batch.
+
+Rows of a GPU are copied on a stream of their own into pinned memory, which the GPU reaches without the host's help.
+Fresh pinned memory is slow to get, and the allocator rounds each request up to a power of two: rows are therefore packed
+into large blocks of such a size, which the allocator hands out again once all rows in them are written.
+"""
+
+import math
+
+import torch
+
+__all__ = ["HostCopies"]
+
+_BLOCK_BYTES = 2**28
+_ALIGNMENT = 512
+
+
+class HostCopies:
+    """Copies of tensors on the host, under way until :meth:`wait`."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def bring(self, rows: torch.Tensor) -> torch.Tensor:
+        """Start to copy a tensor.
+
+        Parameters
+        ----------
+        rows
+            On any device; what the device's current stream computes so far.
+
+        Returns
+        -------
+        Tensor
+            On the host, the same shape and dtype; its values are there after :meth:`wait`. A tensor of the host itself
+            is returned as it is.
+        """
+        if rows.device.type != "cuda":
+            return rows.cpu()
+        host = self._place(rows)
+        stream = self._streams.setdefault(rows.device, torch.cuda.Stream(rows.device))
+        stream.wait_stream(torch.cuda.current_stream(rows.device))
+        with torch.cuda.stream(stream):
+            host.copy_(rows, non_blocking=True)
+        # The caller lets go of the rows before they are copied; their memory must not be given away until then.
+        rows.record_stream(stream)
+        return host
+
+    def wait(self) -> None:
+        """Wait until everything brought so far is there."""
+        for stream in self._streams.values():
+            stream.synchronize()
+
+    def _place(self, rows: torch.Tensor) -> torch.Tensor:
+        """Take room of the size of ``rows`` in pinned memory."""
+        size = rows.nbytes
+        if self._used + size > len(self._block):
+            self._block = torch.empty(max(size, _BLOCK_BYTES), dtype=torch.uint8, pin_memory=True)
+            self._used = 0
+        room = self._block[self._used : self._used + size]
+        self._used += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
+        return room.view(rows.dtype).view(rows.shape)
