@@ -1,8 +1,8 @@
 """Bringing captured rows to the host while the model goes on with the next batch.
 
 Rows of a GPU are copied on a stream of their own into pinned memory, which the GPU reaches without the host's help.
-Fresh pinned memory is slow to get, and the allocator rounds each request up to a power of two: rows are therefore packed
-into large blocks of such a size, which the allocator hands out again once all rows in them are written.
+Fresh pinned memory is slow to get, and the allocator rounds each request up to a power of two: rows are therefore
+packed into large blocks of such a size, which the allocator hands out again once all rows in them are written.
 """
 
 import math
