@@ -128,7 +128,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [sample for sample in tiny.samples.values() if sample.part == 1]
     content = tiny_part(1, samples, layers=tiny.layers, dim=16)
     with monkeypatch.context() as patch:
-        patch.setattr(shards_module, "_write_shard", fail)
+        patch.setattr(shards_module._Shard, "finish", fail)
         with pytest.raises(
             StrataError, match=r"00000001 .*No space left.* needs at most [\d,]+ bytes and 1,234 are free"
         ):
