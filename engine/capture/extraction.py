@@ -21,6 +21,7 @@ from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
 from engine.capture.probe import Probe
 from engine.capture.sink import BackgroundSink
+from engine.capture.thumbnails import make_thumbnail
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
@@ -87,6 +88,8 @@ class Extraction:
             attention_output="attention-output" in capture["tensors"],
             mlp_output="mlp-output" in capture["tensors"],
             residual_layers=None if chosen is None else tuple(chosen),
+            tensor_roles={name: tuple(roles) for name, roles in capture.get("tensor_roles", {}).items()},
+            tensor_blocks={name: tuple(blocks) for name, blocks in capture.get("tensor_blocks", {}).items()},
         )
 
     @property
@@ -156,6 +159,7 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
         dim=extraction.checkpoint.dim,
         heads=extraction.loaded.language.heads,
         mantissa_bits=capture["mantissa_bits"],
+        thumbnails=capture.get("thumbnails", False),
     )
     largest = (0, 0)
     batches = _batches(_samples(extraction, part, collector), extraction.batch_size)
@@ -198,13 +202,14 @@ def _samples(extraction: Extraction, part: PlannedPart, collector: PartCollector
     """Every sample of a part whose image can be read; the others are recorded as bad."""
     plan = extraction.plan
     records = plan.images[part.start : part.stop]
+    thumbnails = plan.record["capture"].get("thumbnails", False)
 
-    def ready(record: ImageRecord) -> tuple[LoadedImage, PreparedImage] | UnreadableImage:
+    def ready(record: ImageRecord) -> tuple[LoadedImage, PreparedImage, bytes | None] | UnreadableImage:
         try:
             image = load_image(record, extraction.images)
         except UnreadableImage as error:
             return error
-        return image, extraction.preparer.prepare(image.pixels)
+        return image, extraction.preparer.prepare(image.pixels), make_thumbnail(image.pixels) if thumbnails else None
 
     prepared = prefetch(ready, records, ahead=max(2, extraction.batch_size))
     for number, (record, outcome) in enumerate(zip(records, prepared, strict=True)):
@@ -212,7 +217,8 @@ def _samples(extraction: Extraction, part: PlannedPart, collector: PartCollector
             if isinstance(outcome, UnreadableImage):
                 collector.add_bad(f"{record.image_id}/{prompt.prompt_id}", f"image {record.uri}: {outcome.reason}")
             else:
-                yield SampleSource(number, record, *outcome, index, prompt)
+                image, ready_image, thumbnail = outcome
+                yield SampleSource(number, record, image, ready_image, index, prompt, thumbnail)
 
 
 def _batches(samples: Iterator[SampleSource], size: int) -> Iterator[list[SampleSource]]:
