@@ -1,4 +1,4 @@
-"""What a store keeps of each tensor, and what a reader asks for by name: layers, blocks, roles and queries."""
+"""What a reader asks for by name, checked against what a store keeps of each tensor: layers, roles and queries."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from engine.errors import UsageError
 from engine.vocabulary import ROLE_CODES, ROLES
 
-__all__ = ["kept_blocks", "kept_roles", "layer_indices", "query_code", "role_codes", "state_layers"]
+__all__ = ["kept_roles", "layer_indices", "query_code", "role_codes", "state_layers"]
 
 
 def state_layers(capture: Mapping[str, Any]) -> list[int]:
@@ -21,11 +21,6 @@ def kept_roles(capture: Mapping[str, Any], tensor: str) -> tuple[str, ...] | Non
     """Names of the roles of whose tokens a tensor is kept, from ``capture`` of ``store.json``; None means all."""
     chosen = capture.get("tensor_roles", {}).get(tensor, capture.get("roles"))
     return None if chosen is None else tuple(chosen)
-
-
-def kept_blocks(capture: Mapping[str, Any], tensor: str) -> tuple[int, ...]:
-    """Numbers of the blocks of which a tensor is kept, ascending."""
-    return tuple(capture.get("tensor_blocks", {}).get(tensor, capture.get("blocks", ())))
 
 
 def layer_indices(stored: Sequence[int], asked: int | Sequence[int] | None) -> tuple[int, ...]:

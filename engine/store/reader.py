@@ -237,7 +237,9 @@ class Store(JoinedArrays):
         rows = self.samples[self.samples["image_id"] == image_id]
         if rows.empty:
             known = list(dict.fromkeys(self.samples["image_id"]))
-            raise UsageError(f"no committed sample of {self.url} is of image {image_id!r}: {_hint(image_id, known, 'image_id')}")
+            raise UsageError(
+                f"no committed sample of {self.url} is of image {image_id!r}: {_hint(image_id, known, 'image_id')}"
+            )
         names = set(zip(rows["store"], rows["part"], strict=True))
         parts = (part for part in self.parts if (part.url, part.number) in names)
         return next(filter(None, (part.thumbnail(image_id) for part in parts)), None)

@@ -114,8 +114,8 @@ def tiny_store(
     ``layers`` is a number (0..n-1 of n-1 blocks) or the stored layer numbers. ``empty_parts`` adds parts whose samples
     are all bad. ``written`` names the parts to write (all when None). ``capture`` names what to store of the blocks
     (``attention``, ``attention-mass``, ``attention-output``, ``mlp-output``; values in ``TinySample.blocks``), for all
-    blocks, with these ``queries``. ``roles`` names those whose tokens are stored (all when None). Without ``key_places``
-    keys have no role of their own, as before format 0.4.
+    blocks, with these ``queries``. ``roles`` names those whose tokens are stored (all when None). Without
+    ``key_places`` keys have no role of their own, as before format 0.4.
     """
     rng, block_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     numbers = tuple(range(layers)) if isinstance(layers, int) else tuple(layers)
