@@ -23,6 +23,7 @@ from analyses.centring import find_origin
 from analyses.contextualization_plan import (
     TEXT_ROLES,
     check_adjustment,
+    check_kept,
     check_roles,
     choose_source,
     plan_means,
@@ -129,8 +130,8 @@ def analyze_store(
     Raises
     ------
     UsageError
-        An unknown role, source or adjustment, a source that was not captured or cannot give the adjustment, or too
-        little memory.
+        An unknown role, source or adjustment, a source that was not captured, not of these roles, or cannot give the
+        adjustment, or too little memory.
     StrataError
         The store has no sample, or a state that has no cosine.
     """
@@ -138,6 +139,8 @@ def analyze_store(
     adjusted = check_adjustment(adjustment)
     chosen = choose_source(store, source, adjusted)
     roles = check_roles(text_roles)
+    if chosen == "hidden_states":
+        check_kept(store, roles)
     tasks = plan_tasks(store, chosen, roles, self_pairs, adjusted)
     means = plan_means(store, tasks, source) if adjusted == "mean-centred" else []
     resources = plan_workers(store, tasks, means, resources)

@@ -19,6 +19,7 @@ __all__ = [
     "SOURCES",
     "TEXT_ROLES",
     "check_adjustment",
+    "check_kept",
     "check_roles",
     "choose_source",
     "plan_means",
@@ -81,6 +82,24 @@ def choose_source(store: Store, source: str, adjustment: Adjustment = "none") ->
             f"with --capture {tensors}"
         )
     return wanted[0]
+
+
+def check_kept(store: Store, text_roles: Sequence[str]) -> None:
+    """Check that hidden states of the image and of all roles of text are stored.
+
+    Raises
+    ------
+    UsageError
+        Naming those that are not.
+    """
+    kept = store.kept_roles("residual")
+    missing = [role for role in ("image", *text_roles) if role not in kept]
+    if missing:
+        raise UsageError(
+            f"{store.url} keeps hidden states of {', '.join(kept)} tokens alone, not of {', '.join(missing)}, and no "
+            "pooled states are read instead: choose --text-roles among those that are kept, or extract another store "
+            "with --capture pooled or with hidden states of these roles"
+        )
 
 
 def _need_states(store: Store, source: str, there: Sequence[Source]) -> Source:

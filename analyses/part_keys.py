@@ -11,7 +11,7 @@ from analyses.key_places import SEGMENTS, find_sinks, key_places
 from analyses.part_task import open_array
 from analyses.prompt_groups import PromptGroup, prompt_groups
 from engine.errors import StrataError
-from engine.store import Part
+from engine.store import KEY_COORDINATES, Part
 
 __all__ = ["PLACES", "Bins", "PartKeys", "read_keys"]
 
@@ -67,21 +67,15 @@ def read_keys(part: Part, task: AttentionTask) -> PartKeys:
     Raises
     ------
     StrataError
-        Some tokens were not stored, so that the roles of their keys are unknown.
+        A store before format 0.4 left tokens out, so that the roles of their keys are unknown.
     """
-    token = np.asarray(open_array(part, "key/token")[...], np.int64)
-    unknown = int((token < 0).sum())
-    if unknown:
-        raise StrataError(
-            f"part {part.name} of {part.url} does not say the role of {unknown} of its {len(token)} keys: their tokens "
-            "were left out by --roles, and attention goes to them too; extract another store without --roles"
-        )
+    places = _read_places(part)
+    role = places["role"]
     samples = part.samples
     starts, stops = (samples[name].to_numpy(np.int64) for name in ("key_start", "key_stop"))
-    owner = np.full(len(token), -1)
+    owner = np.full(len(role), -1)
     for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         owner[start:stop] = row
-    role = np.asarray(open_array(part, "token/role")[...], np.int64)[token]
     runs = [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
     sink = np.concatenate([np.zeros(0, bool), *(find_sinks(role[run]) for run in runs)])
     valid = np.stack(samples["query_positions"].to_list()).T >= 0
@@ -91,8 +85,28 @@ def read_keys(part: Part, task: AttentionTask) -> PartKeys:
         sink=sink,
         valid=valid,
         group=_groups(part, task.groups),
-        bins={PLACES: _place_bins(role, runs), **_grid_bins(part, token, runs)},
+        bins={PLACES: _place_bins(role, runs), **_grid_bins(part, places, runs)},
     )
+
+
+def _read_places(part: Part) -> dict[str, NDArray[np.int64]]:
+    """Read the `KEY_COORDINATES` of a part's keys by name, each (key) int64."""
+    if "key/role" not in part.manifest["arrays"]:
+        return _read_places_before_0_4(part)
+    return {name: np.asarray(open_array(part, f"key/{name}")[...], np.int64) for name in KEY_COORDINATES}
+
+
+def _read_places_before_0_4(part: Part) -> dict[str, NDArray[np.int64]]:
+    """Look the coordinates up on the token axis: formats before 0.4 say there alone what a key is."""
+    token = np.asarray(open_array(part, "key/token")[...], np.int64)
+    unknown = int((token < 0).sum())
+    if unknown:
+        raise StrataError(
+            f"part {part.name} of {part.url} does not say the role of {unknown} of its {len(token)} keys: their tokens "
+            "were left out by --roles, and attention goes to them too; extract the store again, from format 0.4 on the "
+            "role of every key is kept"
+        )
+    return {name: np.asarray(open_array(part, f"token/{name}")[...], np.int64)[token] for name in KEY_COORDINATES}
 
 
 def _groups(part: Part, groups: Sequence[PromptGroup]) -> NDArray[np.int64]:
@@ -112,19 +126,16 @@ def _place_bins(role: NDArray[np.int64], runs: Sequence[slice]) -> Bins:
     return Bins(index + np.array([0, *ends[:2], ends[3]])[segment], int(ends[-1]), tuple(lengths))
 
 
-def _grid_bins(part: Part, token: NDArray[np.int64], runs: Sequence[slice]) -> dict[str, Bins]:
+def _grid_bins(part: Part, places: Mapping[str, NDArray[np.int64]], runs: Sequence[slice]) -> dict[str, Bins]:
     """Bin patches of the grid that shows a sample's whole image; samples of equal grids share bins."""
-    grid, row, col = (
-        np.asarray(open_array(part, f"token/{name}")[...], np.int64)[token]
-        for name in ("grid", "patch_row", "patch_col")
-    )
+    grid, row, col = (places[name] for name in ("grid", "patch_row", "patch_col"))
     bins: dict[str, Bins] = {}
     for run, grids in zip(runs, part.samples["grids"], strict=True):
         chosen = whole_image_grid(grids)
         if chosen is None:
             continue
         rows, cols = (int(grids[chosen][name]) for name in ("rows", "cols"))
-        own = bins.setdefault(f"{rows}x{cols}", Bins(np.full(len(token), -1), rows * cols, (rows, cols)))
+        own = bins.setdefault(f"{rows}x{cols}", Bins(np.full(len(grid), -1), rows * cols, (rows, cols)))
         own.of_key[run] = np.where(grid[run] == chosen, row[run] * cols + col[run], -1)
     return bins
 

@@ -21,6 +21,7 @@ from engine.store import PLAN_SCHEMA, canonical_json
 __all__ = [
     "BLOCK_CAPTURES",
     "CAPTURES",
+    "TOKEN_CAPTURES",
     "CaptureChoice",
     "Plan",
     "PlannedPart",
@@ -38,6 +39,9 @@ much of every token's attention goes to each role, and what the two halves of a 
 CAPTURES = ("residual", "pooled", *BLOCK_CAPTURES)
 """What can be captured: ``residual`` the hidden states, ``pooled`` their means per role, and what is of blocks."""
 
+TOKEN_CAPTURES = ("residual", *BLOCK_CAPTURES)
+"""Those that are of tokens, whose roles can be chosen; of attention the norms of values are."""
+
 _LAYERS = "this model has {0} blocks, so layers 0 (embeddings) to {0}"
 _BLOCKS = "this model has blocks 1 to {0}"
 _RANGE = re.compile(r"(?P<start>[0-9]{0,9})((?P<colon>:)(?P<stop>[0-9]{0,9})(:(?P<step>[0-9]{0,9}))?)?")
@@ -54,8 +58,8 @@ class CaptureChoice:
     layers
         Layer numbers, ascending.
     roles
-        Roles whose tokens are stored; all where None. Pooled states always cover every role, and rows of attention
-        every key.
+        Roles whose tokens are stored, those of all tensors together; all where None. Pooled states always cover every
+        role, and rows of attention every key.
     share_prefix
         Whether the leading tokens that all prompts of an image share are stored once.
     mantissa_bits
@@ -65,11 +69,17 @@ class CaptureChoice:
     residual_layers
         Those of the layers whose hidden states are stored, ascending, where these are fewer; None for all.
     blocks
-        Numbers of the blocks that tensors of blocks are of, ascending; empty without any.
+        Numbers of the blocks that tensors of blocks are of, all of them together, ascending; empty without any.
     queries
         Names of the queries whose attention is kept; empty without ``attention``.
     dtypes
         Stored dtype of tensors that are not stored in their usual one, by name.
+    tensor_roles
+        Roles of tensors out of :data:`TOKEN_CAPTURES` that are kept of fewer than ``roles``, by name.
+    tensor_blocks
+        Blocks of tensors that are kept of fewer than ``blocks``, by name.
+    thumbnails
+        Whether a small copy of each image is stored with its first sample.
     """
 
     tensors: tuple[str, ...]
@@ -82,6 +92,9 @@ class CaptureChoice:
     blocks: tuple[int, ...] = ()
     queries: tuple[str, ...] = ()
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    tensor_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tensor_blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    thumbnails: bool = False
 
     @property
     def stored_layers(self) -> tuple[int, ...]:
@@ -101,6 +114,9 @@ class CaptureChoice:
             "blocks": list(self.blocks),
             "queries": list(self.queries),
             "dtypes": dict(self.dtypes),
+            "tensor_roles": {name: list(roles) for name, roles in self.tensor_roles.items()},
+            "tensor_blocks": {name: list(blocks) for name, blocks in self.tensor_blocks.items()},
+            "thumbnails": self.thumbnails,
         }
 
 

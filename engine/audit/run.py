@@ -17,6 +17,7 @@ from engine.errors import StrataError
 from engine.prompts import Prompt
 from engine.sources import ImageReader, ImageRecord, load_image
 from engine.store import Store
+from engine.vocabulary import ROLE_CODES
 
 __all__ = ["AuditReport", "TensorVerdict", "audit_store", "check_images", "image_record"]
 
@@ -126,7 +127,7 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         part = parts[row["part"]]
         sample = StoredSample(part, int(np.flatnonzero(part.samples["sample_id"] == row["sample_id"])[0]))
         entry = prompts[row["prompt_id"]]
-        chosen = _logit_rows(sample)
+        chosen = _logit_rows(sample, store.kept_roles("residual"))
         at = sample.coordinate("token/position")[chosen]
         fresh, other = passes.both(image_record(row), Prompt(row["prompt_id"], entry["kind"], entry["text"]), at)
         found = compare_sample(sample, fresh.content, other.content)
@@ -173,11 +174,13 @@ def _why_no_logits(store: Store) -> tuple[str, ...]:
     return (f"logits were not compared: the store has no {' and no '.join(wanting)}",) if wanting else ()
 
 
-def _logit_rows(sample: StoredSample) -> np.ndarray:
-    """Choose stored tokens of a sample, as places among its own: evenly spread, from the last one backwards."""
-    tokens = len(sample.places)
-    count = min(tokens, _LOGIT_POSITIONS)
-    return np.unique(np.linspace(0, tokens - 1, count + 1).round().astype(np.int64)[1:]) if tokens else np.arange(0)
+def _logit_rows(sample: StoredSample, roles: Sequence[str]) -> np.ndarray:
+    """Choose tokens of a sample whose states are kept, as places among its own: evenly spread, from the last one on."""
+    codes = [ROLE_CODES[name] for name in roles]
+    kept = np.flatnonzero(np.isin(sample.coordinate("token/role"), codes))
+    count = min(len(kept), _LOGIT_POSITIONS)
+    spread = np.linspace(0, len(kept) - 1, count + 1).round().astype(np.int64)[1:]
+    return kept[np.unique(spread)] if count else kept
 
 
 def _logit_deviations(

@@ -75,6 +75,8 @@ def compare_sample(stored: StoredSample, fresh: PartContent, other: PartContent)
             found = f"stored {values[place]}, fresh {coordinate.values[place]}"
             mismatches.append(f"{coordinate.path} at {place}: {found}")
     deviations, dims = {}, {}
+    for one in fresh.arrays:
+        mismatches += _kept_mismatches(stored, one)
     for one, two in zip(fresh.arrays, other.arrays, strict=True):
         wrong = _wrong_shape(stored, one, unequal)
         if wrong:
@@ -96,6 +98,15 @@ def _table_mismatches(stored: StoredSample, fresh: PartContent) -> Iterator[str]
         said = said.tolist() if isinstance(said, np.ndarray) else said
         if said != row[column]:
             yield f"{column}: the sample table says {said!r}, a fresh pass {row[column]!r}"
+
+
+def _kept_mismatches(stored: StoredSample, fresh: PartArray) -> Iterator[str]:
+    """Compare what an array says that it keeps: the values follow it, NaN where it keeps none."""
+    said = stored.arrays.get(fresh.path, {}).get("attributes", fresh.attributes)
+    for name in ("roles", "blocks"):
+        one, two = said.get(name, "all"), fresh.attributes.get(name, "all")
+        if one != two:
+            yield f"{fresh.path}: its attributes say that it keeps {name} {one}, store.json says {two}"
 
 
 def _own_places(values: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ _HALVES = {"attention_output": "self_attn", "mlp_output": "mlp"}
 
 
 class BlockRows(NamedTuple):
-    """Rows of a batch's usable samples, on the host, by name, one tensor per captured block.
+    """Rows of a batch's usable samples, on the host, by name, one tensor per block of which the array is kept.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class BlockRows(NamedTuple):
         NaN where a sample lacks a query.
     token
         ``value_norm`` (row, head), ``attention_mass`` (row, head, source role), float32; ``attention_output``,
-        ``mlp_output`` (row, dim) in the dtype of the model: a row per kept token.
+        ``mlp_output`` (row, dim) in the dtype of the model: a row per token of which the array is kept.
     """
 
     key: Mapping[str, list[torch.Tensor]]
@@ -71,6 +71,7 @@ class BlockCollector:
     ) -> None:
         self._language = language
         self._probe = probe
+        self._role = np.concatenate(roles)
         sample, place = attention_mask.nonzero(as_tuple=True)
         self._sample, self._place = OnDevices(sample), OnDevices(place)
         self._role_of_key = OnDevices(_one_hot_roles(roles, attention_mask))
@@ -89,10 +90,10 @@ class BlockCollector:
         probe, language = self._probe, self._language
         with ExitStack() as stack:
             if probe.attention or probe.mass:
-                stack.enter_context(attention_calls(language, probe.blocks, self._attend))
+                stack.enter_context(attention_calls(language, probe.attended_blocks, self._attend))
             for name, half in _HALVES.items():
                 if getattr(probe, name):
-                    for block in probe.blocks:
+                    for block in probe.blocks_of(name):
                         handle = _half(language.blocks[block - 1], half).register_forward_hook(self._hook(name, block))
                         stack.callback(handle.remove)
             yield
@@ -107,7 +108,7 @@ class BlockCollector:
         """
         found: list[str | None] = [None] * len(lengths)
         for block in self._probe.blocks:
-            for name in self._names():
+            for name in self._names_of(block):
                 if block not in self._finite.get(name, {}):
                     raise StrataError(
                         f"{type(self._language.blocks[block - 1]).__name__} {block} does not attend through "
@@ -132,21 +133,27 @@ class BlockCollector:
         to_host
             Brings a tensor to the host.
         """
+        probe = self._probe
 
-        def taken(names: Sequence[str], chosen: np.ndarray) -> dict[str, list[torch.Tensor]]:
-            return {
-                name: [to_host(select_rows(self._rows[name][block], chosen)) for block in self._probe.blocks]
-                for name in names
-                if name in self._names()
-            }
+        def taken(name: str, chosen: np.ndarray) -> list[torch.Tensor]:
+            return [to_host(select_rows(self._rows[name][block], chosen)) for block in probe.blocks_of(name)]
 
-        return BlockRows(taken(KEY_TENSORS, usable_rows), taken(TOKEN_TENSORS, kept_rows))
+        names = self._names()
+        return BlockRows(
+            key={name: taken(name, usable_rows) for name in KEY_TENSORS if name in names},
+            token={
+                name: taken(name, kept_rows & probe.keeps(name, self._role)) for name in TOKEN_TENSORS if name in names
+            },
+        )
 
     def _names(self) -> list[str]:
         probe = self._probe
         rows = ["attention", "attention_norm", "value_norm"] if probe.attention else []
         mass = ["attention_mass"] if probe.mass else []
         return [*rows, *mass, *(name for name in _HALVES if getattr(probe, name))]
+
+    def _names_of(self, block: int) -> list[str]:
+        return [name for name in self._names() if block in self._probe.blocks_of(name)]
 
     def _keep(self, name: str, block: int, rows: torch.Tensor) -> None:
         self._rows.setdefault(name, {})[block] = rows
@@ -160,9 +167,10 @@ class BlockCollector:
         return hook
 
     def _attend(self, call: AttentionCall) -> None:
-        if self._probe.attention:
+        names = self._names_of(call.block)
+        if "attention" in names:
             self._keep_rows(call)
-        if self._probe.mass:
+        if "attention_mass" in names:
             self._keep("attention_mass", call.block, self._mass(call))
 
     def _keep_rows(self, call: AttentionCall) -> None:

@@ -24,6 +24,7 @@ from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
 from engine.capture.probe import Probe
 from engine.capture.sink import BackgroundSink
+from engine.capture.thumbnails import make_thumbnail
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
@@ -36,7 +37,7 @@ from engine.vocabulary import ROLE_CODES
 __all__ = ["Extraction", "Outcome", "Progress", "extract_part", "extract_parts"]
 
 
-PreparedOrNot = tuple[LoadedImage, PreparedImage] | UnreadableImage
+PreparedOrNot = tuple[LoadedImage, PreparedImage, bytes | None] | UnreadableImage
 
 
 class Progress(Protocol):
@@ -93,6 +94,8 @@ class Extraction:
             attention_output="attention-output" in capture["tensors"],
             mlp_output="mlp-output" in capture["tensors"],
             residual_layers=None if chosen is None else tuple(chosen),
+            tensor_roles={name: tuple(roles) for name, roles in capture.get("tensor_roles", {}).items()},
+            tensor_blocks={name: tuple(blocks) for name, blocks in capture.get("tensor_blocks", {}).items()},
         )
 
     @property
@@ -171,6 +174,7 @@ def _extract(
         dim=extraction.checkpoint.dim,
         heads=extraction.loaded.language.heads,
         mantissa_bits=capture["mantissa_bits"],
+        thumbnails=capture.get("thumbnails", False),
     )
     largest = (0, 0)
     batches = _batches(_samples(extraction, part, prepared, collector), extraction.batch_size)
@@ -214,13 +218,14 @@ def _stored_bytes(captured: BatchCapture) -> int:
 
 def _prepared(extraction: Extraction, parts: Sequence[PlannedPart]) -> Generator[PreparedOrNot]:
     """Read and prepare the images of parts, one after the other, ahead of the model."""
+    thumbnails = extraction.plan.record["capture"].get("thumbnails", False)
 
     def ready(record: ImageRecord) -> PreparedOrNot:
         try:
             image = load_image(record, extraction.images)
         except UnreadableImage as error:
             return error
-        return image, extraction.preparer.prepare(image.pixels)
+        return image, extraction.preparer.prepare(image.pixels), make_thumbnail(image.pixels) if thumbnails else None
 
     records = (record for part in parts for record in extraction.plan.images[part.start : part.stop])
     # A GPU takes some fifty images a second, which a thread or two cannot prepare.
@@ -239,7 +244,8 @@ def _samples(
             if isinstance(outcome, UnreadableImage):
                 collector.add_bad(f"{record.image_id}/{prompt.prompt_id}", f"image {record.uri}: {outcome.reason}")
             else:
-                yield SampleSource(number, record, *outcome, index, prompt)
+                image, ready_image, thumbnail = outcome
+                yield SampleSource(number, record, image, ready_image, index, prompt, thumbnail)
 
 
 def _batches(samples: Iterator[SampleSource], size: int) -> Iterator[list[SampleSource]]:

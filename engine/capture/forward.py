@@ -36,7 +36,7 @@ class BatchItem(NamedTuple):
     side_text
         Inputs of a text encoder beside the language model by name, (token,) int64 each; empty where there is none.
     wanted
-        (token,) bool: the tokens whose states are stored.
+        (token,) bool: the tokens that are stored, those of all tensors together.
     prefix
         Leading tokens that it shares with its image's other samples.
     """
@@ -76,14 +76,16 @@ class BatchCapture:
     Attributes
     ----------
     states
-        Per captured layer the kept rows of all usable samples, (row, dim) on the host; empty without ``residual``.
+        Per captured layer the kept rows of all usable samples, (row, dim) on the host; empty without ``residual``. Of
+        tokens whose role the probe's ``tensor_roles`` leave out there are none.
     pooled
         Pooled states of the usable samples, or None.
     block_rows
         What is kept of the blocks, or None.
     kept
-        Per sample (token,) bool: the tokens whose rows are among ``states`` and ``block_rows.token``. The shared prefix
-        of an image is kept with its first usable sample only, and nothing of an unusable one.
+        Per sample (token,) bool: the stored tokens; ``states`` and each of ``block_rows.token`` have rows of those of
+        them that they are kept of. The shared prefix of an image is kept with its first usable sample only, and nothing
+        of an unusable one.
     problems
         Per sample a reason why its values are unusable, or None.
     """
@@ -178,14 +180,16 @@ class _Collector:
         self._probe = probe
         self._real = OnDevices(attention_mask.flatten().nonzero().squeeze(1))
         self._images_kept = images_kept
-        self._candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
+        roles = [item.layout.role for item in items]
+        self._of_states = probe.keeps("hidden_states", np.concatenate(roles))
+        candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
+        self._candidates = candidates & self._of_states
         chosen = np.flatnonzero(self._candidates)
         self._chosen = None if self._candidates.all() else OnDevices(torch.from_numpy(chosen))
         self._counts = torch.tensor(
             [[int((item.layout.role == role).sum()) for item in items] for role in range(len(ROLES))]
         )
         self._averaging = OnDevices(self._averaging_matrix()) if probe.pooled else None
-        roles = [item.layout.role for item in items]
         self._blocks = BlockCollector(loaded.language, probe, roles, attention_mask) if probe.of_blocks else None
         self._hint = "; try --dtype bfloat16 or float32" if loaded.dtype == "float16" else ""
         self._states: list[torch.Tensor] = []
@@ -238,9 +242,10 @@ class _Collector:
         )
         kept = _kept_tokens(self._items, problems, self._images_kept, once=True)
         rows = np.concatenate(kept)
+        chosen = (rows & self._of_states)[self._candidates]
         usable = np.array([problem is None for problem in problems])
         return BatchCapture(
-            states=[to_host(select_rows(states, rows[self._candidates])) for states in self._states],
+            states=[to_host(select_rows(states, chosen)) for states in self._states],
             pooled=self._pooled(usable) if self._probe.pooled else None,
             block_rows=None if self._blocks is None else self._blocks.finish(np.repeat(usable, lengths), rows, to_host),
             kept=kept,

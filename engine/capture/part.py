@@ -10,8 +10,10 @@ import torch
 
 from engine.capture.assemble import Segment, StoredSample, lay_token_axis
 from engine.capture.forward import BatchCapture, BatchItem, Pooled
+from engine.capture.kept import keep_of
 from engine.capture.part_blocks import PartBlocks
 from engine.capture.part_slabs import STORED_DTYPES, slabs
+from engine.capture.place_coordinates import place_coordinate
 from engine.capture.probe import Probe
 from engine.models.prepare import PreparedImage
 from engine.models.tokens import TokenLayout
@@ -19,6 +21,8 @@ from engine.prompts import Prompt
 from engine.sources import ImageRecord, LoadedImage
 from engine.store import (
     PART_SAMPLES_SCHEMA,
+    THUMBNAIL_SAMPLES_SCHEMA,
+    TOKEN_COORDINATES,
     BadSample,
     Coordinate,
     PartArray,
@@ -26,22 +30,16 @@ from engine.store import (
     layer_coordinate,
     role_coordinate,
 )
-from engine.vocabulary import ROLES, role_flags
+from engine.vocabulary import ROLES
 
 __all__ = ["PartCollector", "SampleSource", "batch_item"]
 
-_COORDINATES: dict[str, dict[str, object]] = {
-    "token_id": {"long_name": "token id in the model's vocabulary"},
-    "role": {"long_name": "role of the token", **role_flags()},
-    "position": {"long_name": "position in the sample's own token sequence"},
-    "grid": {"long_name": "index of the image grid; -1 for a token that is no patch"},
-    "patch_row": {"long_name": "row of the patch in its grid, from the top; -1 for none"},
-    "patch_col": {"long_name": "column of the patch in its grid, from the left; -1 for none"},
-}
-
 
 class SampleSource(NamedTuple):
-    """Where one sample comes from: its image (and that image's number), and which prompt of the plan."""
+    """Where one sample comes from: its image (and that image's number), and which prompt of the plan.
+
+    ``thumbnail`` is a small copy of the image, where these are stored.
+    """
 
     image_number: int
     record: ImageRecord
@@ -49,6 +47,7 @@ class SampleSource(NamedTuple):
     prepared: PreparedImage
     prompt_index: int
     prompt: Prompt
+    thumbnail: bytes | None
 
     @property
     def sample_id(self) -> str:
@@ -96,16 +95,27 @@ class PartCollector:
         Attention heads of a block.
     mantissa_bits
         Rounding of the stored states, or None.
+    thumbnails
+        Whether thumbnails are stored.
     """
 
     def __init__(
-        self, number: int, probe: Probe, *, dtype: str, dim: int, heads: int, mantissa_bits: int | None
+        self,
+        number: int,
+        probe: Probe,
+        *,
+        dtype: str,
+        dim: int,
+        heads: int,
+        mantissa_bits: int | None,
+        thumbnails: bool,
     ) -> None:
         self._number = number
         self._probe = probe
         self._dtype = dtype
         self._dim = dim
         self._mantissa_bits = mantissa_bits
+        self._schema = THUMBNAIL_SAMPLES_SCHEMA if thumbnails else PART_SAMPLES_SCHEMA
         self._began = time.perf_counter()
         # Pixels are not kept: a part of pooled states alone can span thousands of images.
         self._stored: list[StoredSample] = []
@@ -134,9 +144,9 @@ class PartCollector:
                 continue
             prefix, own = (int(tokens.sum()) for tokens in np.split(item.wanted, [item.prefix]))
             self._stored.append(StoredSample(item.image, prefix, own))
+            self._rows.append(_sample_row(source, first=item.image not in self._images_kept))
             self._images_kept.add(item.image)
             self._tokens.append(_token_values(item.layout, kept))
-            self._rows.append(_sample_row(source))
             self._blocks.add_sample(item)
         for layer, rows in zip(self._states, capture.states, strict=False):
             layer.append(rows)
@@ -150,43 +160,47 @@ class PartCollector:
     def finish(self, run: Mapping[str, object]) -> PartContent:
         """Lay out the part; the collector is used up, its states are freed as they are written."""
         axis = lay_token_axis(self._stored)
+        coordinates = self._coordinates()
+        role = next(coordinate.values for coordinate in coordinates if coordinate.path == "token/role")
         return PartContent(
             number=self._number,
-            arrays=(*self._state_arrays(axis.length), *self._pooled_arrays(), *self._blocks.arrays(axis.length)),
-            coordinates=(*self._coordinates(), *self._blocks.coordinates(axis.segments)),
-            samples=_sample_table(self._rows, axis.segments, self._blocks.columns()),
+            arrays=(*self._state_arrays(role), *self._pooled_arrays(), *self._blocks.arrays(role)),
+            coordinates=(*coordinates, *self._blocks.coordinates(axis.segments)),
+            samples=_sample_table(self._rows, axis.segments, self._blocks.columns(), self._schema),
             bad_samples=tuple(self._bad),
             run=run,
             seconds=time.perf_counter() - self._began,
         )
 
     def _coordinates(self) -> list[Coordinate]:
-        coordinates = []
-        for name, attributes in _COORDINATES.items():
-            values = np.concatenate([np.empty(0, dtype=np.int32), *(tokens[name] for tokens in self._tokens)])
-            coordinates.append(Coordinate(f"token/{name}", ("token",), values, attributes))
+        coordinates = [
+            place_coordinate("token", name, [tokens[name] for tokens in self._tokens]) for name in TOKEN_COORDINATES
+        ]
         if self._probe.residual:
             coordinates.append(layer_coordinate("token", self._probe.stored_layers))
         if self._probe.pooled:
             coordinates += [layer_coordinate("sample", self._probe.layers), role_coordinate("sample")]
         return coordinates
 
-    def _state_arrays(self, tokens: int) -> list[PartArray]:
+    def _state_arrays(self, role: np.ndarray) -> list[PartArray]:
         if not self._probe.residual:
             return []
+        layers, kept = len(self._probe.stored_layers), keep_of("hidden_states", self._probe, role)
         return [
             PartArray(
                 path="token/hidden_states",
                 dims=("layer", "token", "dim"),
-                shape=(len(self._probe.stored_layers), tokens, self._dim),
+                shape=(layers, len(role), self._dim),
                 dtype=STORED_DTYPES[self._dtype],
-                slab=slabs(self._states, (tokens, self._dim), self._dtype),
+                slab=slabs(self._states, (len(role), self._dim), self._dtype, rows=kept.rows),
                 attributes={
                     "long_name": "residual stream",
                     "units": "1",
                     "captured_dtype": self._dtype,
+                    **kept.attributes,
                 },
                 mantissa_bits=self._mantissa_bits,
+                kept=kept.lengths(("layer", "token", "dim"), (layers, len(role), self._dim)),
             )
         ]
 
@@ -228,11 +242,12 @@ class PartCollector:
 
 def _token_values(layout: TokenLayout, kept: np.ndarray) -> dict[str, np.ndarray]:
     """Coordinates of the tokens stored with a sample, (row,) int32 each."""
-    values = {name: getattr(layout, name)[kept] for name in _COORDINATES if name != "position"}
+    values = {name: getattr(layout, name)[kept] for name in TOKEN_COORDINATES if name != "position"}
     return {**values, "position": np.flatnonzero(kept).astype(np.int32)}
 
 
-def _sample_row(source: SampleSource) -> dict[str, Any]:
+def _sample_row(source: SampleSource, *, first: bool) -> dict[str, Any]:
+    """Make a sample's row of the table; the first of its image in the part brings the thumbnail."""
     return {
         "sample_id": source.sample_id,
         "image_id": source.record.image_id,
@@ -246,14 +261,18 @@ def _sample_row(source: SampleSource) -> dict[str, Any]:
         "prompt": source.prompt.text,
         "references": list(source.record.references),
         "grids": [grid._asdict() for grid in source.prepared.grids],
+        "thumbnail": source.thumbnail if first else None,
     }
 
 
 def _sample_table(
-    rows: Sequence[dict[str, Any]], segments: Sequence[tuple[Segment, ...]], keys: Sequence[dict[str, Any]]
+    rows: Sequence[dict[str, Any]],
+    segments: Sequence[tuple[Segment, ...]],
+    keys: Sequence[dict[str, Any]],
+    schema: pa.Schema,
 ) -> pa.Table:
     with_segments = [
         {**row, "segments": [segment._asdict() for segment in own], **of_keys}
         for row, own, of_keys in zip(rows, segments, keys, strict=True)
     ]
-    return pa.Table.from_pylist(with_segments, schema=PART_SAMPLES_SCHEMA)
+    return pa.Table.from_pylist(with_segments, schema=schema)

@@ -13,10 +13,20 @@ import torch
 from engine.capture.assemble import Segment
 from engine.capture.block_capture import KEY_TENSORS, TOKEN_TENSORS, BlockRows
 from engine.capture.forward import BatchItem
+from engine.capture.kept import KeptPlaces, keep_of
 from engine.capture.part_slabs import STORED_DTYPES, slabs
+from engine.capture.place_coordinates import place_coordinate
 from engine.capture.probe import Probe
 from engine.capture.queries import query_positions
-from engine.store import Coordinate, PartArray, block_coordinate, query_coordinate, source_role_coordinate
+from engine.models.tokens import TokenLayout
+from engine.store import (
+    KEY_COORDINATES,
+    Coordinate,
+    PartArray,
+    block_coordinate,
+    query_coordinate,
+    source_role_coordinate,
+)
 from engine.vocabulary import ROLES
 
 __all__ = ["PartBlocks"]
@@ -45,6 +55,7 @@ _LAYOUTS = {
     "mlp_output": _Layout(("token", "dim"), (0, 1), "output of the block's feed-forward network"),
 }
 _OF_STATES = ("attention_output", "mlp_output")
+_ALL = KeptPlaces(blocks=None, rows=None, attributes={})
 
 
 class PartBlocks:
@@ -61,6 +72,7 @@ class PartBlocks:
         self._dtype = dtype
         self._mantissa_bits = mantissa_bits
         self._sizes = {"query": len(probe.queries), "head": heads, "dim": dim, "source_role": len(ROLES)}
+        self._layouts: list[TokenLayout] = []
         self._wanted: list[np.ndarray] = []
         self._queries: list[np.ndarray] = []
         wanted = {
@@ -72,11 +84,12 @@ class PartBlocks:
             "mlp_output": probe.mlp_output,
         }
         self._pieces: dict[str, list[list[torch.Tensor]]] = {
-            name: [[] for _ in probe.blocks] for name, chosen in wanted.items() if chosen
+            name: [[] for _ in probe.blocks_of(name)] for name, chosen in wanted.items() if chosen
         }
 
     def add_sample(self, item: BatchItem) -> None:
         """Take over a usable sample, in the order in which they are stored."""
+        self._layouts.append(item.layout)
         self._wanted.append(item.wanted)
         self._queries.append(query_positions(item.layout.role, self._probe.queries))
 
@@ -86,26 +99,41 @@ class PartBlocks:
             for pieces, captured in zip(self._pieces[name], blocks, strict=True):
                 pieces.append(captured)
 
-    def arrays(self, tokens: int) -> list[PartArray]:
-        """List the arrays; their pieces are freed as they are written."""
-        sizes = {**self._sizes, "token": tokens, "key": sum(map(len, self._wanted))}
-        return [self._array(name, sizes) for name in (*KEY_TENSORS, *TOKEN_TENSORS) if name in self._pieces]
+    def arrays(self, role: np.ndarray) -> list[PartArray]:
+        """List the arrays; their pieces are freed as they are written.
 
-    def _array(self, name: str, sizes: Mapping[str, int]) -> PartArray:
+        Parameters
+        ----------
+        role
+            (token,) role codes of the part's token axis.
+        """
+        sizes = {**self._sizes, "token": len(role), "key": sum(map(len, self._wanted))}
+        attention = self._probe.blocks_of("attention")
+        keys = [self._array(name, sizes, attention, _ALL) for name in KEY_TENSORS if name in self._pieces]
+        tokens = [
+            self._array(name, sizes, self._probe.blocks, keep_of(name, self._probe, role))
+            for name in TOKEN_TENSORS
+            if name in self._pieces
+        ]
+        return [*keys, *tokens]
+
+    def _array(self, name: str, sizes: Mapping[str, int], blocks: Sequence[int], kept: KeptPlaces) -> PartArray:
         layout = _LAYOUTS[name]
-        shape = tuple(sizes[dim] for dim in layout.dims)
+        dims, shape = ("block", *layout.dims), (len(blocks), *(sizes[dim] for dim in layout.dims))
         attributes: dict[str, object] = {"long_name": layout.long_name, "units": "1"}
         dtype = self._dtype if name in _OF_STATES else "float32"
         if name in _OF_STATES:
             attributes["captured_dtype"] = dtype
+        attributes |= kept.attributes
         return PartArray(
             path=f"{'key' if name in KEY_TENSORS else 'token'}/{name}",
-            dims=("block", *layout.dims),
-            shape=(len(self._probe.blocks), *shape),
+            dims=dims,
+            shape=shape,
             dtype=STORED_DTYPES[dtype],
-            slab=slabs(self._pieces[name], shape, dtype, layout.axes),
+            slab=slabs(self._pieces[name], shape[1:], dtype, layout.axes, places=kept.blocks, rows=kept.rows),
             attributes=attributes,
             mantissa_bits=self._mantissa_bits if name in _OF_STATES else None,
+            kept=kept.lengths(dims, shape),
         )
 
     def coordinates(self, segments: Sequence[tuple[Segment, ...]]) -> list[Coordinate]:
@@ -126,7 +154,11 @@ class PartBlocks:
             attributes = {"long_name": "place of the key's token on the token axis; -1 where it is not stored"}
             coordinates += [
                 Coordinate("key/token", ("key",), token, attributes),
-                block_coordinate("key", probe.blocks),
+                *(
+                    place_coordinate("key", name, [getattr(layout, name) for layout in self._layouts])
+                    for name in KEY_COORDINATES
+                ),
+                block_coordinate("key", probe.blocks_of("attention")),
                 query_coordinate(probe.queries),
             ]
         return coordinates

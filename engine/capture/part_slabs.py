@@ -1,6 +1,6 @@
 """Captured pieces, one per forward pass, laid out slab by slab as the store wants them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,36 +14,57 @@ STORED_DTYPES = {"float16": "float16", "bfloat16": "float32", "float32": "float3
 
 
 def slabs(
-    pieces: list[list[torch.Tensor]], shape: tuple[int, ...], dtype: str, axes: tuple[int, ...] | None = None
+    pieces: list[list[torch.Tensor]],
+    shape: tuple[int, ...],
+    dtype: str,
+    axes: tuple[int, ...] | None = None,
+    *,
+    places: Sequence[int] | None = None,
+    rows: np.ndarray | None = None,
 ) -> Callable[[int], np.ndarray]:
     """Give one leading index after the other in the stored dtype; its pieces are freed once they are laid out.
 
     Parameters
     ----------
     pieces
-        Per leading index the pieces that follow each other along the part's axis, their first one.
+        Per kept leading index the pieces that follow each other along the part's axis, their first one.
     shape
         Of a slab.
     dtype
         Captured dtype, a key of :data:`STORED_DTYPES`.
     axes
         The slab's axes in the order of the pieces'; the same order where None.
+    places
+        The kept leading indices, ascending; all where None. The slab of any other is NaN.
+    rows
+        (row,) places along the part's axis that the pieces are for, ascending; all where None. All others are NaN.
     """
     stored = np.empty(shape, dtype=STORED_DTYPES[dtype])
     by_row = stored if axes is None else stored.transpose(axes)
+    kept = range(len(pieces)) if places is None else places
 
     def slab(index: int) -> np.ndarray:
-        row = 0
-        for captured in pieces[index]:
+        if places is not None or rows is not None:
+            stored.fill(np.nan)
+        if index not in kept:
+            return stored
+        number, row = kept.index(index), 0
+        for captured in pieces[number]:
             # Not torch.cat: on this thread torch would start a second team of threads, which fights the model's team
             # for the cores.
-            rows = by_row[row : row + len(captured)]
-            if dtype == "bfloat16":
-                widen_bfloat16(captured.view(torch.uint16).numpy(), out=rows)
+            run = slice(row, row + len(captured))
+            if rows is not None:
+                by_row[rows[run]] = _values(captured, dtype)
+            elif dtype == "bfloat16":
+                widen_bfloat16(captured.view(torch.uint16).numpy(), out=by_row[run])
             else:
-                rows[...] = captured.numpy()
+                by_row[run] = captured.numpy()
             row += len(captured)
-        pieces[index] = []
+        pieces[number] = []
         return stored
 
     return slab
+
+
+def _values(captured: torch.Tensor, dtype: str) -> np.ndarray:
+    return widen_bfloat16(captured.view(torch.uint16).numpy()) if dtype == "bfloat16" else captured.numpy()

@@ -1,6 +1,13 @@
 """What a pass over the model captures."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
+
+import numpy as np
+
+from engine.store import TENSOR_ARRAYS
+from engine.vocabulary import ROLE_CODES
 
 __all__ = ["Probe"]
 
@@ -23,11 +30,14 @@ class Probe(NamedTuple):
     queries
         Names of the kept queries; see :mod:`engine.capture.queries`.
     blocks
-        Numbers of the blocks, within 1..L, of which everything below and ``attention`` is kept.
+        Numbers of the blocks, within 1..L, of which anything of ``attention`` and below is kept.
     mass
         How much of every token's attention goes to each role.
     attention_output, mlp_output
         What the two halves of a block put out.
+    tensor_roles, tensor_blocks
+        By name of a tensor (``TENSOR_ARRAYS``) the roles of whose tokens, and the blocks of which it is kept, where
+        these are fewer than those of all tensors together.
     """
 
     layers: tuple[int, ...]
@@ -41,6 +51,8 @@ class Probe(NamedTuple):
     attention_output: bool = False
     mlp_output: bool = False
     residual_layers: tuple[int, ...] | None = None
+    tensor_roles: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    tensor_blocks: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
     @property
     def stored_layers(self) -> tuple[int, ...]:
@@ -51,3 +63,30 @@ class Probe(NamedTuple):
     def of_blocks(self) -> bool:
         """Whether anything of the blocks is kept."""
         return self.attention or self.mass or self.attention_output or self.mlp_output
+
+    @property
+    def attended_blocks(self) -> tuple[int, ...]:
+        """Blocks whose attention is looked at."""
+        names = [name for name, on in (("attention", self.attention), ("attention_mass", self.mass)) if on]
+        return tuple(block for block in self.blocks if any(block in self.blocks_of(name) for name in names))
+
+    def blocks_of(self, array: str) -> tuple[int, ...]:
+        """Blocks of which an array is kept, by its name without the group: ``value_norm``."""
+        fewer = self.fewer_blocks_of(array)
+        return self.blocks if fewer is None else fewer
+
+    def fewer_blocks_of(self, array: str) -> tuple[int, ...] | None:
+        """Blocks of which an array is kept, where these are fewer than those of all arrays; else None."""
+        return self.tensor_blocks.get(_TENSOR_OF[array])
+
+    def fewer_roles_of(self, array: str) -> tuple[str, ...] | None:
+        """Roles of whose tokens an array is kept, where these are fewer than those of all arrays; else None."""
+        return self.tensor_roles.get(_TENSOR_OF[array])
+
+    def keeps(self, array: str, role: np.ndarray) -> np.ndarray:
+        """Which of some wanted tokens an array is kept of, (token,) bool, from their (token,) role codes."""
+        roles = self.fewer_roles_of(array)
+        return np.ones(len(role), bool) if roles is None else np.isin(role, [ROLE_CODES[name] for name in roles])
+
+
+_TENSOR_OF = {path.split("/")[1]: tensor for tensor, paths in TENSOR_ARRAYS.items() for path in paths}

@@ -1,9 +1,12 @@
-"""From options to what is captured: which tensors, and of each which layers, blocks, queries and dtype. Pure."""
+"""From options to what is captured: which tensors, and of each which layers, blocks, roles, queries and dtype. Pure."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from engine.capture.queries import DEFAULT_QUERIES, check_query_names
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
-from engine.plan import BLOCK_CAPTURES, CAPTURES, CaptureChoice, parse_blocks, parse_layers, parse_names
+from engine.plan import BLOCK_CAPTURES, CAPTURES, TOKEN_CAPTURES, CaptureChoice, parse_blocks, parse_layers, parse_names
 from engine.vocabulary import ROLES
 
 __all__ = ["choose_capture"]
@@ -39,22 +42,22 @@ def choose_capture(
             raise UsageError(f"the table [{name}] chooses what is kept of {name}, but --capture leaves {name} out.")
     if options.queries is not None and "attention" not in tensors:
         raise UsageError(f"--queries {options.queries!r} chooses rows of attention, but --capture leaves it out.")
-    if options.roles is not None and not set(tensors) - {"pooled"}:
-        raise UsageError(
-            "--roles chooses tokens of the stored tensors, but --capture has pooled states alone, which cover all."
-        )
     layers, residual_layers = _layers(options, block_count, tensors)
+    roles, blocks = _roles(options, tensors), _blocks(options, block_count, tensors)
     return CaptureChoice(
         tensors=tensors,
         layers=layers,
-        roles=parse_names("--roles", options.roles, ROLES),
+        roles=roles.together,
         share_prefix=options.share_prefix == "auto" and prompts_share_images,
         mantissa_bits=options.mantissa_bits,
         unembedding=options.unembedding,
         residual_layers=residual_layers,
-        blocks=_blocks(options, block_count) if set(tensors) & set(BLOCK_CAPTURES) else (),
+        blocks=blocks.together,
         queries=_queries(options.queries) if "attention" in tensors else (),
         dtypes=_dtypes(options, stored_dtype),
+        tensor_roles=roles.fewer,
+        tensor_blocks=blocks.fewer,
+        thumbnails=options.thumbnails,
     )
 
 
@@ -86,18 +89,51 @@ def _queries(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _blocks(options: RunOptions, block_count: int) -> tuple[int, ...]:
-    """Blocks of all tensors of blocks: these share an axis in the store, so tables that name blocks must agree."""
-    named = {name: table["blocks"] for name, table in options.tensors.items() if "blocks" in table}
-    chosen = {name: parse_blocks(f"[{name}] blocks", text, block_count) for name, text in named.items()}
-    first = next(iter(named), None)
-    for name, text in named.items():
-        if first is not None and chosen[name] != chosen[first]:
-            raise UsageError(
-                f"[{first}] blocks {named[first]!r} and [{name}] blocks {text!r} differ, but all tensors of "
-                "blocks share one axis of blocks: write the same in both, or only one of them."
-            )
-    return parse_blocks("blocks", None, block_count) if first is None else chosen[first]
+class _Roles(NamedTuple):
+    """Roles of all tensors together, None for all; and by name those of tensors that are kept of fewer."""
+
+    together: tuple[str, ...] | None
+    fewer: Mapping[str, tuple[str, ...]]
+
+
+def _roles(options: RunOptions, tensors: tuple[str, ...]) -> _Roles:
+    """Roles of each tensor of tokens: its table's, else those of ``--roles``, else all."""
+    own = {name: options.tensors.get(name, {}).get("roles") for name in TOKEN_CAPTURES if name in tensors}
+    if options.roles is not None and not own:
+        raise UsageError(
+            "--roles chooses tokens of the stored tensors, but --capture has pooled states alone, which cover all."
+        )
+    if options.roles is not None and None not in own.values():
+        raise UsageError(
+            f"--roles {options.roles!r} chooses for nothing: every tensor of --capture has roles in its own table; "
+            "leave --roles out, or the roles of one table."
+        )
+    common = parse_names("--roles", options.roles, ROLES)
+    chosen = {
+        name: common if text is None else parse_names(f"[{name}] roles", text, ROLES) for name, text in own.items()
+    }
+    named = {name: roles for name, roles in chosen.items() if roles is not None}
+    some = bool(named) and len(named) == len(chosen)
+    together = tuple(role for role in ROLES if any(role in roles for roles in named.values())) if some else None
+    return _Roles(together, {name: roles for name, roles in named.items() if roles != together})
+
+
+class _Blocks(NamedTuple):
+    """Blocks of all tensors together, and by name those of tensors that are kept of fewer."""
+
+    together: tuple[int, ...]
+    fewer: Mapping[str, tuple[int, ...]]
+
+
+def _blocks(options: RunOptions, block_count: int, tensors: tuple[str, ...]) -> _Blocks:
+    """Blocks of each tensor of blocks: its table's, else all."""
+    chosen = {
+        name: parse_blocks(f"[{name}] blocks", options.tensors.get(name, {}).get("blocks"), block_count)
+        for name in BLOCK_CAPTURES
+        if name in tensors
+    }
+    together = tuple(sorted({block for blocks in chosen.values() for block in blocks}))
+    return _Blocks(together, {name: blocks for name, blocks in chosen.items() if blocks != together})
 
 
 def _dtypes(options: RunOptions, stored_dtype: str) -> dict[str, str]:

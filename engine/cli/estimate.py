@@ -9,7 +9,7 @@ from engine.cli.console import stdout_console
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.prediction import WRITTEN_PER_SECOND, Prediction, predict
-from engine.cli.sizes import format_bytes, format_count, format_duration
+from engine.cli.sizes import format_bytes, format_count, format_dims, format_duration
 
 __all__ = ["command"]
 
@@ -48,6 +48,8 @@ def command(**values: Any) -> None:
         f"host memory beside the model: up to {format_bytes(prediction.host_memory)} "
         "(the part that fills, the part that is written, one batch)\n" + _time(planned, prediction, values["tflops"])
     )
+    if planned.capture.thumbnails:
+        click.echo("thumbnails are not counted: one JPEG per image, of a size that depends on what it shows")
 
 
 def _array_table(prediction: Prediction) -> Table:
@@ -57,7 +59,7 @@ def _array_table(prediction: Prediction) -> Table:
     for item in (*prediction.arrays, *prediction.model_arrays):
         array = item.array
         if len(array.shape) > 1:
-            dims = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
+            dims = format_dims(array.dims, array.shape, array.kept_shape)
             table.add_row(array.path, dims, array.dtype, format_bytes(array.raw_bytes), format_bytes(item.on_disk))
     small = sum(item.raw_bytes for item in prediction.model_arrays if len(item.array.shape) == 1)
     table.add_row("coordinates and norm", "", "", format_bytes(prediction.coordinate_bytes + small), "")

@@ -88,15 +88,17 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     checkpoint = planned.checkpoint
     first = _first_readable(planned, Preparer(checkpoint, (*planned.plan.prompts, FURTHER_PROMPT), share_prefix=False))
     check_image_rows(loaded, first, checkpoint.family)
+    # The checks look at tokens of their own.
+    probe = extraction.probe._replace(tensor_roles={})
     check_prompt_dependence(
         loaded,
         first,
-        extraction.probe,
+        probe,
         depends=checkpoint.family.image_states_depend_on_prompt,
         pad_id=checkpoint.pad_id,
     )
-    if extraction.probe.attention or extraction.probe.mass:
-        check_attention(loaded, first, extraction.probe, pad_id=checkpoint.pad_id)
+    if probe.attended_blocks:
+        check_attention(loaded, first, probe._replace(blocks=probe.attended_blocks), pad_id=checkpoint.pad_id)
     if not exists:
         tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
         create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())

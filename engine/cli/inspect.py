@@ -8,8 +8,8 @@ import click
 from rich.table import Table
 
 from engine.cli.console import stdout_console
-from engine.cli.sizes import format_bytes
-from engine.store import StoreSummary, open_store, summarise
+from engine.cli.sizes import format_bytes, format_dims
+from engine.store import ArraySummary, StoreSummary, open_store, summarise
 
 __all__ = ["command"]
 
@@ -23,6 +23,9 @@ def command(store: str, bad: bool) -> None:
     click.echo(_describe(summary))
     if summary.arrays:
         stdout_console().print(_array_table(summary))
+    for array in summary.arrays:
+        if array.blocks is not None or array.roles is not None:
+            click.echo(_describe_kept(array))
     for sample in summary.bad_samples if bad else ():
         click.echo(f"bad: {sample['sample_id']}: {sample['reason']}")
 
@@ -39,7 +42,9 @@ def _describe(summary: StoreSummary) -> str:
         f"source   {source.get('kind', 'unknown')}, {source.get('images', 'unknown number of')} images",
         f"prompts  {', '.join(prompt['prompt_id'] for prompt in record.get('prompts', ())) or 'unknown'}",
         f"capture  {', '.join(capture.get('tensors', ()))}; layers {_numbers(capture['layers'])}; "
-        f"shared prefix {'stored once' if capture.get('share_prefix') else 'not used'}",
+        f"shared prefix {'stored once' if capture.get('share_prefix') else 'not used'}"
+        + "; thumbnails"
+        * bool(capture.get("thumbnails")),
         *_describe_choices(capture),
         f"parts    {summary.committed_parts} of {summary.planned_parts}, {state}; "
         f"{summary.samples} of {summary.planned_samples} samples, {summary.tokens:,} tokens, "
@@ -55,9 +60,17 @@ def _describe_choices(capture: Mapping[str, Any]) -> list[str]:
     states = f"hidden states of layers {_numbers(capture['residual_layers'])}" if capture.get("residual_layers") else ""
     blocks = f"blocks {_numbers(capture['blocks'])}" if capture.get("blocks") else ""
     queries = f"attention of {', '.join(capture['queries'])}" if capture.get("queries") else ""
+    roles = f"tokens of {', '.join(capture['roles'])}" if capture.get("roles") else ""
     dtypes = ", ".join(f"{name} as {dtype}" for name, dtype in capture.get("dtypes", {}).items())
-    said = "; ".join(filter(None, (states, blocks, queries, dtypes)))
+    said = "; ".join(filter(None, (states, blocks, roles, queries, dtypes)))
     return [f"         {said}"] if said else []
+
+
+def _describe_kept(array: ArraySummary) -> str:
+    """Say what an array keeps that has room for more."""
+    blocks = f"blocks {_numbers(list(array.blocks))}" if array.blocks is not None else ""
+    roles = f"tokens of {', '.join(array.roles)}" if array.roles is not None else ""
+    return f"{array.path} keeps {' and '.join(filter(None, (blocks, roles)))}; the rest is NaN"
 
 
 def _numbers(numbers: list[int]) -> str:
@@ -74,7 +87,7 @@ def _array_table(summary: StoreSummary) -> Table:
     for array in summary.arrays:
         if len(array.dims) < 2:
             continue
-        dims = " × ".join(f"{name} {length:,}" for name, length in zip(array.dims, array.shape, strict=True))
+        dims = format_dims(array.dims, array.shape, array.kept)
         sizes = (format_bytes(array.raw_bytes), format_bytes(array.stored_bytes), f"{array.ratio:.2f}")
         table.add_row(array.path, dims, array.dtype, array.captured_dtype, *sizes, str(array.files))
     return table

@@ -41,6 +41,7 @@ class RunOptions:
     roles: str | None
     share_prefix: str
     mantissa_bits: int | None
+    thumbnails: bool
     dtype: str
     device: str | None
     batch_size: int
@@ -115,6 +116,11 @@ def _in_notation(value: Any) -> Any:
 
 def _read_table(path: Path, name: str, table: dict[str, Any]) -> dict[str, str]:
     """Check the names of one table; their values are looked at with the model."""
+    if name == "pooled":
+        raise UsageError(
+            f"{path} has a table [pooled], but pooled states always cover every role and all of the layers; options "
+            "stand at the top of the file."
+        )
     if name not in _TABLES:
         raise UsageError(
             f"{path} has a table [{name}]; options stand at the top of the file, as {name} = …, and tables choose "
@@ -129,11 +135,11 @@ def _read_table(path: Path, name: str, table: dict[str, Any]) -> dict[str, str]:
     return {key: str(_in_notation(value)) for key, value in table.items()}
 
 
-# What may differ from one tensor to the next. Roles may not: tokens are stored with all tensors or with none.
-_OF_BLOCKS = ("blocks", "dtype")
+# What may differ from one tensor to the next.
+_OF_BLOCKS = ("blocks", "roles", "dtype")
 _TABLES: dict[str, tuple[str, ...]] = {
-    "residual": ("layers", "dtype"),
-    "attention": ("blocks", "queries", "dtype"),
+    "residual": ("layers", "roles", "dtype"),
+    "attention": ("blocks", "roles", "queries", "dtype"),
     **{name: _OF_BLOCKS for name in BLOCK_CAPTURES if name != "attention"},
 }
 
@@ -145,7 +151,8 @@ _OPTIONS = (
         is_eager=True,
         callback=_load_config,
         help="TOML file with any of these options (names without the dashes); the command line wins. Tables choose "
-        'finer for one tensor: [residual] with layers, dtype; [attention] with blocks = "1:33", queries, dtype.',
+        'finer for one tensor: [residual] with layers, roles, dtype; [attention] with blocks = "1:33", queries, roles '
+        "(of the norms of values), dtype; [attention-mass] and the outputs with blocks, roles, dtype.",
     ),
     click.option("--model", required=True, help="Hub id or local folder of a VLLM (safetensors only)."),
     click.option("--revision", help="Commit, tag or branch of a hub id; the commit it means is recorded."),
@@ -186,7 +193,11 @@ _OPTIONS = (
         "template:-1.  [default: last_text,last_image]",
     ),
     click.option("--layers", help="Layers to keep, 0 (embeddings) to L: 0,8,16:32 (the end excluded). Default: all."),
-    click.option("--roles", help="Roles whose tokens are stored, such as image,instruction. Default: all."),
+    click.option(
+        "--roles",
+        help="Roles whose tokens are stored, such as image,instruction, of every tensor whose table in --config names "
+        "none. Default: all.",
+    ),
     click.option(
         "--share-prefix",
         type=click.Choice(["auto", "off"]),
@@ -195,6 +206,12 @@ _OPTIONS = (
         help="Store the tokens that all prompts of an image share once, where the model allows it.",
     ),
     click.option("--mantissa-bits", type=click.IntRange(min=1), help="Round stored states to this many mantissa bits."),
+    click.option(
+        "--thumbnails",
+        is_flag=True,
+        help="Store a small JPEG of every image (longest side at most 448 pixels), so that figures can draw over it "
+        "without the data set. Whoever gets the store gets the images: leave it off where they may not be shared.",
+    ),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float16", "bfloat16", "float32"]),

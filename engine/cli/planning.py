@@ -1,6 +1,6 @@
 """From options to a plan: reads configuration, processor, annotations and prompts, but no weights and no pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from engine.capture.part_slabs import STORED_DTYPES
@@ -8,12 +8,12 @@ from engine.cli.capturing import choose_capture
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
 from engine.models.checkpoint import Checkpoint, open_checkpoint, template_notes
-from engine.models.prepare import Preparer
+from engine.models.prepare import PreparedImage, Preparer
 from engine.models.vocabulary import TokenizerVocabulary
-from engine.plan import CaptureChoice, Plan, images_per_part, make_plan
+from engine.plan import TOKEN_CAPTURES, CaptureChoice, Plan, images_per_part, make_plan
 from engine.prompts import read_prompts
 from engine.sources import ImageReader, choose, read_source
-from engine.store import ArrayShape, BlockTensors, part_arrays
+from engine.store import ArrayShape, BlockTensors, KeptOf, part_arrays
 from engine.vocabulary import ROLES
 
 __all__ = ["Planned", "plan_run"]
@@ -34,6 +34,8 @@ class Planned(NamedTuple):
         What the model will run in.
     tokens
         Tokens that one image of nominal size stores, with all its prompts.
+    tensor_tokens
+        The same of tensors that are kept of fewer roles, by name.
     sequences
         Tokens of each of its samples, one per prompt.
     warnings
@@ -47,6 +49,7 @@ class Planned(NamedTuple):
     images: ImageReader
     dtype: str
     tokens: int
+    tensor_tokens: Mapping[str, int]
     sequences: tuple[int, ...]
     warnings: tuple[str, ...]
 
@@ -62,9 +65,17 @@ class Planned(NamedTuple):
 
     def part_arrays(self, images: int) -> tuple[ArrayShape, ...]:
         """Arrays of a part of so many images."""
-        return _part_arrays(self.checkpoint, self.capture, self.dtype)(
-            images * self.tokens, images * sum(self.sequences), images * len(self.plan.prompts)
-        )
+        counts = _Counts(self.tokens, self.tensor_tokens, sum(self.sequences), len(self.plan.prompts))
+        return _part_arrays(self.checkpoint, self.capture, self.dtype, counts, images)
+
+
+class _Counts(NamedTuple):
+    """What one image of nominal size adds to a part: see :class:`Planned`; positions of all sequences, and samples."""
+
+    tokens: int
+    tensor_tokens: Mapping[str, int]
+    positions: int
+    samples: int
 
 
 def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> Planned:
@@ -100,11 +111,10 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
     )
     preparer = Preparer(checkpoint, prompts, share_prefix=capture.share_prefix)
     nominal = preparer.prepare_nominal()
-    tokens = nominal.stored_tokens(capture.roles)
-    if capture.roles is not None and not tokens:
-        raise UsageError(f"--roles {options.roles}: no prompt of this run has a token of such a role; choose others.")
+    tokens, tensor_tokens = _stored_tokens(nominal, capture, options)
     sequences = tuple(map(len, nominal.layouts))
-    shapes = _part_arrays(checkpoint, capture, dtype)(tokens, sum(sequences), len(prompts))
+    counts = _Counts(tokens, tensor_tokens, sum(sequences), len(prompts))
+    shapes = _part_arrays(checkpoint, capture, dtype, counts, images=1)
     plan = make_plan(
         model={
             "id": checkpoint.model_id,
@@ -140,42 +150,59 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         images=source.images,
         dtype=dtype,
         tokens=tokens,
+        tensor_tokens=tensor_tokens,
         capture=capture,
         sequences=sequences,
         warnings=(*source.warnings, *template_notes(checkpoint)),
     )
 
 
+def _stored_tokens(nominal: PreparedImage, capture: CaptureChoice, options: RunOptions) -> tuple[int, dict[str, int]]:
+    """Tokens that an image stores, and those of each tensor that is kept of fewer roles.
+
+    Raises
+    ------
+    UsageError
+        Where a choice of roles leaves none.
+    """
+    tokens = nominal.stored_tokens(capture.roles)
+    tensor_tokens = {name: nominal.stored_tokens(roles) for name, roles in capture.tensor_roles.items()}
+    for name in TOKEN_CAPTURES:
+        if name in capture.tensors and not tensor_tokens.get(name, tokens):
+            own = options.tensors.get(name, {}).get("roles")
+            choice = f"--roles {options.roles}" if own is None else f"[{name}] roles {own!r}"
+            raise UsageError(f"{choice}: no prompt of this run has a token of such a role; choose others.")
+    return tokens, tensor_tokens
+
+
 def _part_arrays(
-    checkpoint: Checkpoint, capture: CaptureChoice, dtype: str
-) -> Callable[[int, int, int], tuple[ArrayShape, ...]]:
-    """Give the arrays of a part by its numbers of stored tokens, positions of all sequences, and samples."""
+    checkpoint: Checkpoint, capture: CaptureChoice, dtype: str, counts: _Counts, images: int
+) -> tuple[ArrayShape, ...]:
+    """Give the arrays of a part of so many images."""
     tensors = capture.tensors
-
-    def arrays(tokens: int, positions: int, samples: int) -> tuple[ArrayShape, ...]:
-        attention = "attention" in tensors
-        return part_arrays(
-            tokens=tokens,
-            samples=samples,
-            layers=len(capture.layers),
-            dim=checkpoint.dim,
-            roles=len(ROLES),
-            dtype=STORED_DTYPES[dtype],
-            residual="residual" in tensors,
-            pooled="pooled" in tensors,
-            state_layers=len(capture.stored_layers),
-            last_layer=checkpoint.block_count in capture.layers,
-            blocks=BlockTensors(
-                blocks=len(capture.blocks),
-                heads=checkpoint.heads,
-                attention=attention,
-                queries=len(capture.queries),
-                keys=positions if attention else 0,
-                mass="attention-mass" in tensors,
-                attention_output="attention-output" in tensors,
-                mlp_output="mlp-output" in tensors,
-            ),
-            dtypes=capture.dtypes,
-        )
-
-    return arrays
+    blocks = {name: len(chosen) for name, chosen in capture.tensor_blocks.items()}
+    tokens = {name: images * count for name, count in counts.tensor_tokens.items()}
+    return part_arrays(
+        tokens=images * counts.tokens,
+        samples=images * counts.samples,
+        layers=len(capture.layers),
+        dim=checkpoint.dim,
+        roles=len(ROLES),
+        dtype=STORED_DTYPES[dtype],
+        residual="residual" in tensors,
+        pooled="pooled" in tensors,
+        state_layers=len(capture.stored_layers),
+        last_layer=checkpoint.block_count in capture.layers,
+        blocks=BlockTensors(
+            blocks=len(capture.blocks),
+            heads=checkpoint.heads,
+            attention="attention" in tensors,
+            queries=len(capture.queries),
+            keys=images * counts.positions if "attention" in tensors else 0,
+            mass="attention-mass" in tensors,
+            attention_output="attention-output" in tensors,
+            mlp_output="mlp-output" in tensors,
+        ),
+        dtypes=capture.dtypes,
+        kept={name: KeptOf(blocks.get(name), tokens.get(name)) for name in (*blocks, *tokens)},
+    )

@@ -1,11 +1,13 @@
 """What a planned run will write and take, from shapes alone; ``strata estimate`` prints it.
 
 Bytes before compression, parts and files are exact where every image makes as many tokens as one of common size, which
-is so for models that resize images. Bytes on disk and time rest on measured shares and an assumed speed, and say so.
+is so for models that resize images; the NaN of what an array does not keep (``ArrayShape.kept``) counts for nothing.
+Bytes on disk and time rest on measured shares and an assumed speed, and say so.
 """
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from engine.cli.planning import Planned
@@ -31,14 +33,14 @@ _COMMON_FILES = 3
 
 
 class ArrayPrediction(NamedTuple):
-    """One array over all parts, or of the model's tables: raw bytes, and about how many on disk."""
+    """One array over all parts, or of the model's tables: raw bytes of what it keeps, and about how many on disk."""
 
     array: ArrayShape
     on_disk: float
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of the values before compression."""
+        """Bytes of the kept values before compression."""
         return self.array.raw_bytes
 
 
@@ -134,10 +136,16 @@ def _over_parts(parts: list[tuple[tuple[ArrayShape, ...], int]]) -> list[ArraySh
     for same in zip(*(arrays for arrays, _ in parts), strict=True):
         counts = [count for _, count in parts]
         axis = same[0].part_axis or 0
-        length = sum(array.shape[axis] * count for array, count in zip(same, counts, strict=True))
-        shape = same[0].shape
-        joined.append(same[0]._replace(shape=(*shape[:axis], length, *shape[axis + 1 :])))
+        shapes, kept = ([getattr(array, name) for array in same] for name in ("shape", "kept_shape"))
+        shape, kept_shape = (_summed(lengths, counts, axis) for lengths in (shapes, kept))
+        joined.append(same[0]._replace(shape=shape, kept=None if kept_shape == shape else kept_shape))
     return joined
+
+
+def _summed(shapes: Sequence[tuple[int, ...]], counts: Sequence[int], axis: int) -> tuple[int, ...]:
+    """Put so many arrays of each shape one after the other along an axis."""
+    length = sum(shape[axis] * count for shape, count in zip(shapes, counts, strict=True))
+    return (*shapes[0][:axis], length, *shapes[0][axis + 1 :])
 
 
 def _on_disk(planned: Planned, array: ArrayShape) -> float:
@@ -147,7 +155,7 @@ def _on_disk(planned: Planned, array: ArrayShape) -> float:
         return float(array.raw_bytes)
     # A bfloat16 that was widened to float32 compresses to less than its own 16 bits.
     held = planned.dtype if _is_widened(planned, array) else array.dtype
-    return math.prod(array.shape) * CAPTURED_ITEMSIZE[held] * _KEPT[held]
+    return math.prod(array.kept_shape) * CAPTURED_ITEMSIZE[held] * _KEPT[held]
 
 
 def _is_widened(planned: Planned, array: ArrayShape) -> bool:
@@ -162,21 +170,23 @@ def _is_state(array: ArrayShape) -> bool:
 def _captured_bytes(planned: Planned, array: ArrayShape) -> int:
     if len(array.shape) == 1 or array.path.startswith("sample/"):
         return array.raw_bytes
-    return math.prod(array.shape) * CAPTURED_ITEMSIZE[planned.dtype if _is_state(array) else "float32"]
+    return math.prod(array.kept_shape) * CAPTURED_ITEMSIZE[planned.dtype if _is_state(array) else "float32"]
 
 
 def _bytes_per_position(planned: Planned, array: ArrayShape) -> int:
     assert array.part_axis is not None
-    return _captured_bytes(planned, array) // max(array.shape[array.part_axis], 1)
+    return _captured_bytes(planned, array) // max(array.kept_shape[array.part_axis], 1)
 
 
 def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
     """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch; what the writer compresses.
 
+    A layer is laid out whole, with NaN where it is not kept; captured is only what is kept.
+
     Blocks that are freed here and asked for there leave holes, for which the allocator keeps half as much again.
     """
     part = sum(_captured_bytes(planned, array) for array in arrays)
     along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
-    slab = sum(array.raw_bytes // array.shape[0] for array in along)
+    slab = sum(array.slab_bytes for array in along)
     batch = batch_size * planned.sequence * sum(_bytes_per_position(planned, array) for array in along)
     return int(_ALLOCATED * (2 * part + slab + batch)) + compression_bytes()

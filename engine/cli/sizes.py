@@ -1,6 +1,8 @@
 """Counts, bytes and seconds in words."""
 
-__all__ = ["format_bytes", "format_count", "format_duration"]
+from collections.abc import Sequence
+
+__all__ = ["format_bytes", "format_count", "format_dims", "format_duration"]
 
 
 def format_bytes(count: float) -> str:
@@ -26,3 +28,9 @@ def format_duration(seconds: float) -> str:
 def format_count(count: int, noun: str) -> str:
     """``1 part``, ``2 parts``."""
     return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def format_dims(dims: Sequence[str], shape: Sequence[int], kept: Sequence[int]) -> str:
+    """``block 2 of 4 × token 1,234``: dimensions, and how much of them is kept where that is less."""
+    lengths = zip(dims, shape, kept, strict=True)
+    return " × ".join(f"{dim} {own:,}" + f" of {length:,}" * (own != length) for dim, length, own in lengths)

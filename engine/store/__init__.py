@@ -17,8 +17,12 @@ from engine.store.content import (
 )
 from engine.store.dtypes import round_mantissa, widen_bfloat16
 from engine.store.layout import (
+    KEY_COORDINATES,
+    TENSOR_ARRAYS,
+    TOKEN_COORDINATES,
     ArrayShape,
     BlockTensors,
+    KeptOf,
     PartSize,
     model_arrays,
     part_arrays,
@@ -31,7 +35,7 @@ from engine.store.model_view import ModelTables
 from engine.store.part import Part, open_part
 from engine.store.reader import Store, open_store
 from engine.store.record import committed_parts, create_store, is_same_store
-from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, VOCABULARY_SCHEMA
+from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA, VOCABULARY_SCHEMA
 from engine.store.shards import compression_bytes
 from engine.store.stream import Chunk, stream_bytes, stream_chunks
 from engine.store.summary import ArraySummary, StoreSummary, summarise
@@ -40,9 +44,13 @@ from engine.store.verify import Problem, Verification, verify
 from engine.store.writer import write_part
 
 __all__ = [
+    "KEY_COORDINATES",
     "MODEL_ATTRIBUTES",
     "PART_SAMPLES_SCHEMA",
     "PLAN_SCHEMA",
+    "TENSOR_ARRAYS",
+    "THUMBNAIL_SAMPLES_SCHEMA",
+    "TOKEN_COORDINATES",
     "VOCABULARY_SCHEMA",
     "ArrayShape",
     "ArraySummary",
@@ -50,6 +58,7 @@ __all__ = [
     "BlockTensors",
     "Chunk",
     "Coordinate",
+    "KeptOf",
     "ModelMatrix",
     "ModelTables",
     "Part",

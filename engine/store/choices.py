@@ -1,4 +1,4 @@
-"""What a reader asks for by name, checked against what a store keeps: layers, roles and queries."""
+"""What a reader asks for by name, checked against what a store keeps of each tensor: layers, roles and queries."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,13 +8,19 @@ import numpy as np
 from engine.errors import UsageError
 from engine.vocabulary import ROLE_CODES, ROLES
 
-__all__ = ["layer_indices", "query_code", "role_codes", "state_layers"]
+__all__ = ["kept_roles", "layer_indices", "query_code", "role_codes", "state_layers"]
 
 
 def state_layers(capture: Mapping[str, Any]) -> list[int]:
     """Layer numbers of hidden states, from ``capture`` of ``store.json``."""
     chosen = capture.get("residual_layers")
     return list(capture["layers"] if chosen is None else chosen)
+
+
+def kept_roles(capture: Mapping[str, Any], tensor: str) -> tuple[str, ...] | None:
+    """Names of the roles of whose tokens a tensor is kept, from ``capture`` of ``store.json``; None means all."""
+    chosen = capture.get("tensor_roles", {}).get(tensor, capture.get("roles"))
+    return None if chosen is None else tuple(chosen)
 
 
 def layer_indices(stored: Sequence[int], asked: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -40,12 +40,15 @@ class PartArray:
         ``slab(i)`` is the array at leading index ``i``: shape ``shape[1:]``, in ``dtype``, C-contiguous. Called once
         per index, in order, and its result is not used after the next call, so a buffer may be reused.
     attributes
-        JSON values: units, long_name, captured_dtype, …
+        JSON values: units, long_name, captured_dtype, …; ``roles`` and ``blocks`` where only tokens of some roles, or
+        some of the blocks, are kept and all others are NaN.
     mantissa_bits
         When given, values are rounded to that many mantissa bits and the measured error joins the attributes.
     slab_dtype
         What ``slab`` returns where that is not ``dtype``: values are then rounded to ``dtype``, and the measured error
         joins the attributes.
+    kept
+        How much of each dimension is kept, where that is less than ``shape``; None where everything is.
     """
 
     path: str
@@ -56,11 +59,12 @@ class PartArray:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     mantissa_bits: int | None = None
     slab_dtype: str | None = None
+    kept: tuple[int, ...] | None = None
 
     @property
     def layout(self) -> ArrayShape:
-        """Path, dims, shape and dtype alone."""
-        return ArrayShape(self.path, self.dims, self.shape, self.dtype)
+        """Path, dims, shape, dtype and how much is kept alone."""
+        return ArrayShape(self.path, self.dims, self.shape, self.dtype, self.kept)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class PartContent:
     arrays, coordinates
         Data and coordinates; their axes may have length 0 when every sample is bad.
     samples
-        Table of ``PART_SAMPLES_SCHEMA``.
+        Table of ``PART_SAMPLES_SCHEMA``, or of ``THUMBNAIL_SAMPLES_SCHEMA``.
     bad_samples
         Planned samples that are not in ``samples``.
     run

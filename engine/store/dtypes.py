@@ -55,7 +55,7 @@ def round_mantissa(values: np.ndarray, bits: int) -> Rounding:
     Parameters
     ----------
     values
-        float16 or float32, any shape, finite.
+        float16 or float32, any shape; NaN stays NaN.
     bits
         Explicit mantissa bits to keep, at least 1; as many as the dtype has or more changes nothing.
 
@@ -73,7 +73,7 @@ def round_mantissa(values: np.ndarray, bits: int) -> Rounding:
         return Rounding(np.ascontiguousarray(values), 0.0, 0.0)
     codec = BitRound(keepbits=bits)
     rounded = np.asarray(codec.decode(codec.encode(np.array(values)))).view(values.dtype).reshape(values.shape)
-    if not np.isfinite(rounded).all():
+    if np.isinf(rounded).any():
         raise StrataError(
             f"rounding {values.dtype} states to {bits} mantissa bits overflows to infinity: "
             "keep more bits or leave --mantissa-bits out"

@@ -11,9 +11,10 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from engine.store.layout import KEY_COORDINATES
 from engine.store.part import Part
 
-__all__ = ["join_parts", "key_coordinates", "open_keys"]
+__all__ = ["join_parts", "key_coordinates", "on_blocks", "open_keys"]
 
 _LENGTHS = {"token": "tokens", "key": "keys", "sample": "samples"}
 
@@ -46,6 +47,8 @@ def join_parts(parts: Sequence[Part], axis: str, name: str) -> xr.DataArray | No
     if "head" in dims:
         coordinates["head"] = np.arange(array.shape[dims.index("head")], dtype=np.int32)
     for along in holding[0].coordinates(axis):
+        if any(along not in part.manifest["arrays"] for part in holding):  # of an earlier format
+            continue
         pieces = [part.variable(along) for part in holding]
         # In memory, unlike the states: selecting by role or position needs the values, and they are few.
         values = np.concatenate(da.compute(*(piece.data for piece in pieces)))
@@ -82,9 +85,24 @@ def _key_places(parts: Sequence[Part], holding: Sequence[Part], token: xr.Variab
 
 
 def open_keys(part: Part, row: Mapping[str, Any]) -> xr.Dataset:
-    """One sample's rows of attention; keys are its positions, which say more than places on the part's token axis."""
+    """One sample's rows of attention; keys are its positions, which say more than places on the part's token axis.
+
+    What else is said of keys is called ``key_role``, …, beside the ``role`` of tokens.
+    """
     keys = part.open("key", slice(int(row["key_start"]), int(row["key_stop"]))).drop_vars("token")
-    return keys.assign_coords(key_coordinates(row))
+    names = {name: f"key_{name}" for name in KEY_COORDINATES if name in keys.coords}
+    return keys.rename_vars(names).assign_coords(key_coordinates(row))
+
+
+def on_blocks(keys: xr.Dataset, block: xr.DataArray) -> xr.Dataset:
+    """Lay arrays of keys, which have blocks of their own, on those of tokens: NaN in the others, and they say so."""
+    own = keys["block"].to_numpy()
+    if np.array_equal(own, block):
+        return keys
+    laid = keys.reindex(block=block.to_numpy())
+    for array in laid.data_vars.values():
+        array.attrs["blocks"] = own.tolist()
+    return laid
 
 
 def key_coordinates(row: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]]:

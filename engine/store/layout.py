@@ -16,6 +16,7 @@ import numpy as np
 __all__ = [
     "FORMAT_VERSION",
     "INNER_CHUNK_BYTES",
+    "KEY_COORDINATES",
     "MODEL_GROUP",
     "PARTS_FOLDER",
     "PLAN_FILE",
@@ -23,10 +24,12 @@ __all__ = [
     "STAGING_FOLDER",
     "STORE_FILE",
     "TENSOR_ARRAYS",
+    "TOKEN_COORDINATES",
     "VOCABULARY_FILE",
     "ArrayShape",
     "BlockTensors",
     "ChunkPlan",
+    "KeptOf",
     "PartSize",
     "model_arrays",
     "part_arrays",
@@ -36,7 +39,7 @@ __all__ = [
     "predict_size",
 ]
 
-FORMAT_VERSION = "0.3"
+FORMAT_VERSION = "0.4"
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.parquet"
 VOCABULARY_FILE = "vocab.parquet"
@@ -50,6 +53,8 @@ SHARD_BYTES = 32 * 2**20
 LEADING_DIMS = ("layer", "block")
 PART_DIMS = ("token", "key", "sample")
 TOKEN_COORDINATES = ("token_id", "role", "position", "grid", "patch_row", "patch_col")
+KEY_COORDINATES = ("role", "grid", "patch_row", "patch_col")
+"""What is said of keys on their own axis, because the tokens of some may not be stored."""
 
 
 TENSOR_ARRAYS: dict[str, tuple[str, ...]] = {
@@ -59,7 +64,7 @@ TENSOR_ARRAYS: dict[str, tuple[str, ...]] = {
     "attention-output": ("token/attention_output",),
     "mlp-output": ("token/mlp_output",),
 }
-"""Paths of the arrays of each tensor whose dtype can be chosen."""
+"""Paths of the arrays of each tensor whose dtype, roles and layers or blocks can be chosen."""
 
 
 def part_name(number: int) -> str:
@@ -145,17 +150,37 @@ def plan_row_blocks(shape: tuple[int, ...], itemsize: int) -> ChunkPlan:
 
 
 class ArrayShape(NamedTuple):
-    """One array of a part before it exists: path in the part, dimension names, shape, stored dtype."""
+    """One array of a part before it exists.
+
+    Attributes
+    ----------
+    path, dims, shape, dtype
+        Path in the part, dimension names, lengths, stored dtype.
+    kept
+        How much of each dimension is kept, where that is less than ``shape``: an array may be of fewer blocks or tokens
+        than its axes hold, and is NaN in the others. None where everything is.
+    """
 
     path: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
+    kept: tuple[int, ...] | None = None
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """``kept``, or ``shape`` where everything is."""
+        return self.shape if self.kept is None else self.kept
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of the values before compression."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        """Bytes of the kept values before compression; the NaN of what is not kept counts for nothing."""
+        return math.prod(self.kept_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of one leading index as it is laid out for writing, NaN included."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @property
     def part_axis(self) -> int | None:
@@ -173,13 +198,20 @@ class ArrayShape(NamedTuple):
         return plan_chunks(self.dims, self.shape, itemsize)
 
 
+class KeptOf(NamedTuple):
+    """How much a tensor keeps, where that is less than the axes of its part hold: blocks, tokens; None for all."""
+
+    blocks: int | None = None
+    tokens: int | None = None
+
+
 class BlockTensors(NamedTuple):
     """What a part keeps of its blocks, and how much there is of it.
 
     Attributes
     ----------
     blocks, heads
-        Captured blocks; query heads of each.
+        Captured blocks, of all tensors together; query heads of each.
     attention
         Rows of the kept queries with their norms, and norms of values.
     queries, keys
@@ -212,6 +244,7 @@ def part_arrays(
     state_layers: int | None = None,
     blocks: BlockTensors | None = None,
     dtypes: Mapping[str, str] = MappingProxyType({}),
+    kept: Mapping[str, KeptOf] = MappingProxyType({}),
 ) -> tuple[ArrayShape, ...]:
     """List the arrays of one part from its counts alone.
 
@@ -231,6 +264,8 @@ def part_arrays(
         What is captured of the blocks; None where nothing is.
     dtypes
         Stored dtype of tensors of ``TENSOR_ARRAYS`` that are not stored in their usual one.
+    kept
+        By tensor of ``TENSOR_ARRAYS``, those of which fewer blocks or tokens are kept.
     """
     arrays = [ArrayShape(f"token/{name}", ("token",), (tokens,), "int32") for name in TOKEN_COORDINATES]
     if residual:
@@ -249,24 +284,47 @@ def part_arrays(
     if pooled and last_layer:
         arrays.append(ArrayShape("sample/normed_unit_mean", pooled_dims[1:], pooled_shape[1:], "float32"))
     if blocks is not None:
+        own_blocks = kept.get("attention", KeptOf()).blocks
+        arrays += _key_arrays(blocks, blocks.blocks if own_blocks is None else own_blocks)
         arrays += _block_arrays(blocks, tokens=tokens, dim=dim, roles=roles, dtype=dtype)
     chosen = {path: dtypes[tensor] for tensor in dtypes for path in TENSOR_ARRAYS[tensor]}
-    return tuple(array._replace(dtype=chosen.get(array.path, array.dtype)) for array in arrays)
+    fewer = {path: kept[tensor] for tensor in kept for path in TENSOR_ARRAYS[tensor] if path.startswith("token/")}
+    return tuple(
+        array._replace(
+            dtype=chosen.get(array.path, array.dtype),
+            kept=_kept_lengths(array, fewer[array.path]) if array.path in fewer else None,
+        )
+        for array in arrays
+    )
+
+
+def _kept_lengths(array: ArrayShape, kept: KeptOf) -> tuple[int, ...] | None:
+    fewer = {dim: count for dim, count in (("block", kept.blocks), ("token", kept.tokens)) if count is not None}
+    chosen = tuple(fewer.get(dim, length) for dim, length in zip(array.dims, array.shape, strict=True))
+    return None if chosen == array.shape else chosen
+
+
+def _key_arrays(tensors: BlockTensors, blocks: int) -> list[ArrayShape]:
+    """List the arrays of the key axis, of attention's own blocks."""
+    if not tensors.attention:
+        return []
+    heads, keys, queries = tensors.heads, tensors.keys, tensors.queries
+    return [
+        ArrayShape("key/attention", ("block", "query", "head", "key"), (blocks, queries, heads, keys), "float32"),
+        ArrayShape("key/attention_norm", ("block", "query", "key"), (blocks, queries, keys), "float32"),
+        ArrayShape("key/token", ("key",), (keys,), "int32"),
+        *(ArrayShape(f"key/{name}", ("key",), (keys,), "int32") for name in KEY_COORDINATES),
+        ArrayShape("key/block", ("block",), (blocks,), "int32"),
+        ArrayShape("key/query", ("query",), (queries,), "int32"),
+    ]
 
 
 def _block_arrays(tensors: BlockTensors, *, tokens: int, dim: int, roles: int, dtype: str) -> list[ArrayShape]:
-    """List the arrays whose leading axis is the block, and the coordinates that they bring."""
-    blocks, heads, keys, queries = tensors.blocks, tensors.heads, tensors.keys, tensors.queries
+    """List the arrays of the token axis whose leading axis is the block, and the coordinates that they bring."""
+    blocks, heads = tensors.blocks, tensors.heads
     arrays = []
     if tensors.attention:
-        arrays += [
-            ArrayShape("key/attention", ("block", "query", "head", "key"), (blocks, queries, heads, keys), "float32"),
-            ArrayShape("key/attention_norm", ("block", "query", "key"), (blocks, queries, keys), "float32"),
-            ArrayShape("token/value_norm", ("block", "head", "token"), (blocks, heads, tokens), "float32"),
-            ArrayShape("key/token", ("key",), (keys,), "int32"),
-            ArrayShape("key/block", ("block",), (blocks,), "int32"),
-            ArrayShape("key/query", ("query",), (queries,), "int32"),
-        ]
+        arrays.append(ArrayShape("token/value_norm", ("block", "head", "token"), (blocks, heads, tokens), "float32"))
     if tensors.mass:
         mass_dims, mass_shape = ("block", "head", "token", "source_role"), (blocks, heads, tokens, roles)
         arrays.append(ArrayShape("token/attention_mass", mass_dims, mass_shape, "float32"))
@@ -298,7 +356,7 @@ def model_arrays(*, vocab: int, dim: int, dtype: str, bias: bool) -> tuple[Array
 
 
 class PartSize(NamedTuple):
-    """What a part will take: raw bytes per array path, data files, and metadata files beside them."""
+    """What a part will take: raw bytes of kept values per array path, data files, and metadata files beside them."""
 
     raw_bytes: dict[str, int]
     data_files: int

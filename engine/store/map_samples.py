@@ -15,9 +15,10 @@ import xarray as xr
 
 from engine.errors import StrataError, UsageError
 from engine.store.joined import key_coordinates
-from engine.store.layout import ArrayShape
+from engine.store.layout import KEY_COORDINATES, ArrayShape
 from engine.store.part import Part, open_part
 from engine.store.sample_windows import SampleWindow, plan_windows
+from engine.vocabulary import ROLE_CODES, ROLES
 
 __all__ = ["SampleFunction", "map_samples", "sample_attributes"]
 
@@ -127,6 +128,8 @@ class _PartSamples:
         paths = _paths(part)
         self._paths = {name: paths[name] for name in task.arrays}
         self._has_keys = any(_axis(path) == "key" for path in self._paths.values())
+        self._roles = self._kept_roles()
+        self._blocks = self._kept_blocks()
         self._coordinates = self._read_coordinates()
 
     def results(self) -> list[dict[str, Any]]:
@@ -141,7 +144,7 @@ class _PartSamples:
         """Read a window and call the function; the window is gone before the next one is read."""
         spans = {"token": slice(window.start, window.stop), "key": self._key_span(window.rows)}
         arrays = {
-            name: _read(self._part, path, spans[_axis(path)], self._task.layers) for name, path in self._paths.items()
+            name: _read(self._part, path, spans[_axis(path)], self._leading(path)) for name, path in self._paths.items()
         }
         results = []
         for row in window.rows:
@@ -154,6 +157,8 @@ class _PartSamples:
             )
             if self._has_keys:
                 sample = sample.assign_coords(key_coordinates(self._rows[row]))
+            if self._roles is not None:
+                sample = sample.isel(token=np.isin(sample["role"], self._roles))
             results.append(_call(self._task.function, sample))
         return results
 
@@ -164,20 +169,51 @@ class _PartSamples:
         chosen = [self._rows[row] for row in rows]
         return slice(min(int(row["key_start"]) for row in chosen), max(int(row["key_stop"]) for row in chosen))
 
+    def _kept_roles(self) -> list[int] | None:
+        """Codes of the roles of whose tokens any of the arrays holds values; None where of all."""
+        entries = self._part.manifest["arrays"]
+        said = [entries[path]["attributes"].get("roles") for path in self._paths.values() if _axis(path) == "token"]
+        if not said or None in said:
+            return None
+        return [ROLE_CODES[name] for name in ROLES if any(name in roles for roles in said)]
+
+    def _kept_blocks(self) -> np.ndarray:
+        """Blocks of which any of the arrays holds values, ascending int32."""
+        entries = self._part.manifest["arrays"]
+        paths = [path for path in self._paths.values() if entries[path]["dims"][0] == "block"]
+        said = [entries[path]["attributes"].get("blocks", self._blocks_of(path)) for path in paths]
+        return np.unique(np.concatenate([np.zeros(0, np.int32), *said])).astype(np.int32)
+
+    def _blocks_of(self, path: str) -> np.ndarray:
+        """Blocks of the axis of an array."""
+        return self._part.variable(f"{_axis(path)}/block").to_numpy()
+
+    def _leading(self, path: str) -> Sequence[int | None]:
+        """Places along an array's leading axis to read, layers or blocks; None for a block that its axis lacks."""
+        if self._part.manifest["arrays"][path]["dims"][0] != "block":
+            return self._task.layers
+        places = {int(block): place for place, block in enumerate(self._blocks_of(path))}
+        return [places.get(int(block)) for block in self._blocks]
+
     def _read_coordinates(self) -> dict[str, xr.Variable]:
         """Coordinates of the token axis, whole, and of the other dimensions that the chosen arrays have."""
         entries = self._part.manifest["arrays"]
         dims = {f"{_axis(path)}/{dim}" for path in self._paths.values() for dim in entries[path]["dims"]}
-        others = [path for path in dims - {"key/token"} if path in entries]
+        named = {path: path.split("/")[1] for path in [*self._part.coordinates("token"), *dims - {"key/token"}]}
+        if self._has_keys:
+            named |= {f"key/{name}": f"key_{name}" for name in KEY_COORDINATES}
         read = {
-            path: self._part.variable(path).compute(scheduler="sync")
-            for path in [*self._part.coordinates("token"), *others]
+            path: (name, self._part.variable(path).compute(scheduler="sync"))
+            for path, name in named.items()
+            if path in entries
         }
-        layers = list(self._task.layers)
-        return {
-            path.split("/")[1]: variable[layers] if path == "token/layer" else variable
-            for path, variable in read.items()
-        }
+        return {name: self._narrowed(path, variable) for path, (name, variable) in read.items()}
+
+    def _narrowed(self, path: str, variable: xr.Variable) -> xr.Variable:
+        """Cut a coordinate to the layers and blocks that the function gets."""
+        if path == "token/layer":
+            return variable[list(self._task.layers)]
+        return xr.Variable(("block",), self._blocks, variable.attrs) if path.endswith("/block") else variable
 
 
 def _chunk_tokens(part: Part, paths: Iterable[str]) -> int:
@@ -195,17 +231,20 @@ def _moved(run: slice, start: int) -> slice:
     return slice(run.start - start, run.stop - start)
 
 
-def _read(part: Part, path: str, span: slice, layers: Sequence[int]) -> xr.Variable:
-    """One array's window in memory; layer by layer, so that no more than a layer is decoded beside the result."""
+def _read(part: Part, path: str, span: slice, leading: Sequence[int | None]) -> xr.Variable:
+    """One array's window in memory, at places of its leading axis (NaN where there is none).
+
+    Layer by layer, or block by block, so that no more than one is decoded beside the result.
+    """
     entry = part.manifest["arrays"][path]
-    dims = entry["dims"]
+    dims, attributes = entry["dims"], dict(entry["attributes"])
     stored = part.stored(path).window(dims.index(_axis(path)), span.start, span.stop)
-    if dims[0] != "layer":
-        return xr.Variable(dims, stored[...], entry["attributes"])
-    values = np.empty((len(layers), *stored.shape[1:]), stored.dtype)
-    for place, layer in enumerate(layers):
-        values[place] = stored[(layer, *[slice(None)] * (stored.ndim - 1))]
-    return xr.Variable(dims, values, entry["attributes"])
+    values = np.empty((len(leading), *stored.shape[1:]), stored.dtype)
+    for place, index in enumerate(leading):
+        values[place] = np.nan if index is None else stored[(index, *[slice(None)] * (stored.ndim - 1))]
+    if None in leading:
+        attributes["blocks"] = part.variable(f"{_axis(path)}/block").to_numpy().tolist()
+    return xr.Variable(dims, values, attributes)
 
 
 def _assembled(variable: xr.Variable, runs: Mapping[str, Sequence[slice]]) -> xr.Variable:

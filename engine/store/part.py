@@ -1,11 +1,14 @@
 """One committed part, opened for reading."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xarray as xr
 import zarr
 
@@ -64,13 +67,30 @@ class Part:
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row per sample, columns of ``PART_SAMPLES_SCHEMA``; segments count on this part's token axis."""
-        samples = pd.read_parquet(BytesIO(self.location.read(f"{PARTS_FOLDER}/{self.name}.parquet")))
+        with self._table() as table:
+            # Images would stay in memory with the table, and are read when asked for.
+            samples = table.read([name for name in table.schema_arrow.names if name != "thumbnail"]).to_pandas()
         if "item_id" not in samples:  # format 0.1
             samples.insert(2, "item_id", samples["image_id"])
         for column in ("key_start", "key_stop", "query_positions"):
             if column not in samples:  # formats 0.1 and 0.2
                 samples[column] = pd.Series(None, samples.index, object)
         return samples
+
+    def thumbnail(self, image_id: str) -> bytes | None:
+        """Read the JPEG of an image; None where the part has none."""
+        with self._table() as table:
+            if "thumbnail" not in table.schema_arrow.names:
+                return None
+            read = table.read(["image_id", "thumbnail"])
+        found = read.filter(pc.equal(read["image_id"], image_id))["thumbnail"].drop_null()
+        return bytes(found[0].as_py()) if len(found) else None
+
+    @contextmanager
+    def _table(self) -> Iterator[pq.ParquetFile]:
+        """Open the part's sample table."""
+        with self.location.opened(f"{PARTS_FOLDER}/{self.name}.parquet") as file:
+            yield pq.ParquetFile(file)
 
     def group(self, axis: str) -> zarr.Group:
         """Open the Zarr group of one axis (``token``, ``key`` or ``sample``) for reading."""

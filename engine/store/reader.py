@@ -15,9 +15,10 @@ import pandas as pd
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
-from engine.store.choices import layer_indices, query_code, state_layers
+from engine.store.arrays import JoinedArrays
+from engine.store.choices import kept_roles, layer_indices, query_code, state_layers
 from engine.store.differences import list_differences
-from engine.store.joined import join_parts, open_keys
+from engine.store.joined import on_blocks, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
 from engine.store.location import Location
 from engine.store.map_samples import SampleFunction, map_samples, sample_attributes
@@ -25,11 +26,20 @@ from engine.store.model_view import ModelTables
 from engine.store.part import Part, parse_manifest
 from engine.store.record import parse_record
 from engine.store.tokens import TokenBatch, iterate_tokens
+from engine.vocabulary import ROLES
 
 __all__ = ["Store", "open_store"]
 
 # What a capture of an earlier format says by saying nothing.
-_UNSAID: Mapping[str, Any] = {"residual_layers": None, "blocks": [], "queries": [], "dtypes": {}}
+_UNSAID: Mapping[str, Any] = {
+    "residual_layers": None,
+    "blocks": [],
+    "queries": [],
+    "dtypes": {},
+    "tensor_roles": {},
+    "tensor_blocks": {},
+    "thumbnails": False,
+}
 
 
 def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Store":
@@ -80,7 +90,12 @@ def _parts(location: Location, plan_sha256: str) -> list[Part]:
     ]
 
 
-class Store:
+def _hint(asked: str, known: Sequence[str], column: str) -> str:
+    close = difflib.get_close_matches(asked, known, n=3, cutoff=0.4)
+    return f"did you mean {', '.join(close)}?" if close else f"see the column {column} of Store.samples"
+
+
+class Store(JoinedArrays):
     """Committed parts of one or several stores; made by ``open_store``.
 
     Attributes
@@ -89,14 +104,17 @@ class Store:
         ``store.json`` (of the first store).
     parts
         Committed parts, in order.
+    url
+        Address of the (first) store.
     model
         Unembedding, final norm and vocabulary.
     """
 
     def __init__(self, locations: list[Location], records: list[dict[str, Any]]) -> None:
         self._locations = locations
+        self.url = locations[0].url
         self.record = records[0]
-        self.parts: tuple[Part, ...] = tuple(
+        self.parts = tuple(
             part
             for location, record in zip(locations, records, strict=True)
             for part in _parts(location, record["plan_sha256"])
@@ -112,11 +130,6 @@ class Store:
         )
 
     @property
-    def url(self) -> str:
-        """Address of the (first) store."""
-        return self._locations[0].url
-
-    @property
     def layers(self) -> np.ndarray:
         """Captured layer numbers, int32, ascending: those of pooled states."""
         return np.asarray(self.record["capture"]["layers"], np.int32)
@@ -130,6 +143,11 @@ class Store:
     def queries(self) -> tuple[str, ...]:
         """Names of the queries whose attention is kept, in the order of their codes."""
         return tuple(self.record["capture"].get("queries", ()))
+
+    def kept_roles(self, tensor: str) -> tuple[str, ...]:
+        """Roles of whose tokens a tensor is kept, by its name in ``--capture``: ``store.kept_roles("residual")``."""
+        roles = kept_roles(self.record["capture"], tensor)
+        return ROLES if roles is None else roles
 
     def query_code(self, name: str) -> int:
         """Find the code of a query: ``store.attention.sel(query=store.query_code("last_text"))``.
@@ -172,66 +190,6 @@ class Store:
         committed = {(part.url, part.number) for part in self.parts}
         return all(pair in committed for pair in zip(self.plan["store"], self.plan["part"], strict=True))
 
-    @property
-    def hidden_states(self) -> xr.DataArray:
-        """(layer, token, dim), float16 or float32, over all parts; one Dask chunk per shard."""
-        return self._joined("token", "hidden_states")
-
-    @property
-    def unit_mean(self) -> xr.DataArray:
-        """(layer, role, sample, dim) float32: mean of unit vectors; NaN where ``token_count`` is 0."""
-        return self._joined("sample", "unit_mean")
-
-    @property
-    def mean(self) -> xr.DataArray:
-        """(layer, role, sample, dim) float32: mean of states; NaN where ``token_count`` is 0."""
-        return self._joined("sample", "mean")
-
-    @property
-    def normed_unit_mean(self) -> xr.DataArray:
-        """(role, sample, dim) float32: mean of unit vectors of the last layer after the final norm."""
-        return self._joined("sample", "normed_unit_mean")
-
-    @property
-    def token_count(self) -> xr.DataArray:
-        """(role, sample) int32."""
-        return self._joined("sample", "token_count")
-
-    @property
-    def attention(self) -> xr.DataArray:
-        """(block, query, head, key) float32: what each query's position gives to each key; its sum over keys is 1.
-
-        Keys of all samples, one after the other; the coordinate ``sample`` is the row of `samples`, ``position`` counts
-        within it, ``token`` is the place on the token axis (of `hidden_states`), -1 where that token is not stored. NaN
-        where a sample does not have the query.
-        """
-        return self._joined("key", "attention")
-
-    @property
-    def attention_norm(self) -> xr.DataArray:
-        """(block, query, key) float32: norm of what a key's value adds to the query's position, summed over heads."""
-        return self._joined("key", "attention_norm")
-
-    @property
-    def value_norm(self) -> xr.DataArray:
-        """(block, head, token) float32: norm of a token's value after the head's part of the output projection."""
-        return self._joined("token", "value_norm")
-
-    @property
-    def attention_mass(self) -> xr.DataArray:
-        """(block, head, token, source_role) float32: how much of a token's attention goes to each role."""
-        return self._joined("token", "attention_mass")
-
-    @property
-    def attention_output(self) -> xr.DataArray:
-        """(block, token, dim), float16 or float32: output of each block's attention."""
-        return self._joined("token", "attention_output")
-
-    @property
-    def mlp_output(self) -> xr.DataArray:
-        """(block, token, dim), float16 or float32: output of each block's MLP."""
-        return self._joined("token", "mlp_output")
-
     def sample(self, sample_id: str) -> xr.Dataset:
         """One sample's sequence, assembled from its segments.
 
@@ -244,9 +202,12 @@ class Store:
         -------
         xr.Dataset
             The arrays of the ``token`` group with the sample's own tokens, in order, Dask-backed, and, where attention
-            is kept, its arrays: ``key`` are the positions 0..n-1 of the sample's sequence, stored tokens or not, and
-            ``query_position`` says where each query stands (-1 where the sample has none). Attributes: sample_id,
-            image_id, item_id, prompt_id, prompt_kind, prompt (text) and references (list of text).
+            is kept, its arrays: ``key`` are the positions 0..n-1 of the sample's sequence, stored tokens or not,
+            ``key_role``, ``key_grid``, ``key_patch_row`` and ``key_patch_col`` (from format 0.4 on) say what they are,
+            and ``query_position`` where each query stands (-1 where the sample has none). An array that was chosen for
+            fewer roles or blocks than others is NaN elsewhere, and its attributes ``roles`` and ``blocks`` say what it
+            keeps. Attributes of the sample: sample_id, image_id, item_id, prompt_id, prompt_kind, prompt (text) and
+            references (list of text).
 
         Raises
         ------
@@ -262,8 +223,26 @@ class Store:
         pieces = [part.open("token", run) for run in runs]
         joined = xr.concat(pieces, "token", data_vars="minimal", coords="minimal", compat="override", join="override")
         if pd.notna(row["key_start"]):
-            joined = joined.merge(open_keys(part, row), compat="override", join="override")
+            joined = joined.merge(on_blocks(open_keys(part, row), joined["block"]), compat="override", join="exact")
         return joined.assign_attrs(sample_attributes(row))
+
+    def thumbnail(self, image_id: str) -> bytes | None:
+        """Read a small JPEG of an image, upright and in RGB; None where the store was extracted without thumbnails.
+
+        Raises
+        ------
+        UsageError
+            When no committed sample is of this image.
+        """
+        rows = self.samples[self.samples["image_id"] == image_id]
+        if rows.empty:
+            known = list(dict.fromkeys(self.samples["image_id"]))
+            raise UsageError(
+                f"no committed sample of {self.url} is of image {image_id!r}: {_hint(image_id, known, 'image_id')}"
+            )
+        names = set(zip(rows["store"], rows["part"], strict=True))
+        parts = (part for part in self.parts if (part.url, part.number) in names)
+        return next(filter(None, (part.thumbnail(image_id) for part in parts)), None)
 
     def map_samples(
         self,
@@ -282,7 +261,9 @@ class Store:
         ----------
         function
             Gets a sample as `sample` gives it, but in memory and its own: ``hidden_states`` (layer, token, dim), the
-            coordinates of tokens, the sample's ids, prompt and references as attributes. Returns a mapping, each entry
+            coordinates of tokens, the sample's ids, prompt and references as attributes. Of tokens and blocks it gets
+            those that any of ``arrays`` keeps: one array alone holds no NaN for what was not chosen; of several, each
+            says in its attributes ``roles`` and ``blocks`` what it keeps. Returns a mapping, each entry
             a column; or anything else, the column ``value``. What has no dimension (of NumPy, xarray, torch) becomes a
             scalar; an array is kept as a NumPy array in its cell.
         arrays
@@ -330,7 +311,7 @@ class Store:
         memory: int = 2**30,
         drop_last: bool = False,
     ) -> Iterator[TokenBatch]:
-        """Iterate once over the states of all stored tokens, in batches: for probes and sparse autoencoders.
+        """Iterate once over all stored states of tokens, in batches: for probes and sparse autoencoders.
 
         Each stored token comes once; a prefix that several samples share comes once. ``torch.from_numpy`` takes the
         states as they are.
@@ -340,7 +321,7 @@ class Store:
         layer
             A stored layer number: states are (token, dim). Several: (token, layer, dim), in their order.
         roles
-            Only tokens of this role, or of these; all when None.
+            Only tokens of this role, or of these; all whose states are stored when None.
         batch
             Tokens in a batch; the last one may be shorter.
         shuffle
@@ -381,16 +362,4 @@ class Store:
         if found:
             return f"{found} of these stores hold sample {sample_id!r}: open one of them alone"
         known = list(self.samples["sample_id"])
-        close = difflib.get_close_matches(sample_id, known, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(close)}?" if close else "see the column sample_id of Store.samples"
-        return f"no committed sample of {self.url} is called {sample_id!r}: {hint}"
-
-    def _joined(self, axis: str, name: str) -> xr.DataArray:
-        """One array over all parts, with the axis's coordinates and the part number."""
-        array = join_parts(self.parts, axis, name)
-        if array is None:
-            raise StrataError(
-                f"no committed part of {self.url} holds {axis}/{name}: "
-                f"captured was {self.record['capture'].get('tensors', 'something else')}"
-            )
-        return array
+        return f"no committed sample of {self.url} is called {sample_id!r}: {_hint(sample_id, known, 'sample_id')}"

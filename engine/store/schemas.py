@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-__all__ = ["PART_SAMPLES_SCHEMA", "PLAN_SCHEMA", "VOCABULARY_SCHEMA"]
+__all__ = ["PART_SAMPLES_SCHEMA", "PLAN_SCHEMA", "THUMBNAIL_SAMPLES_SCHEMA", "VOCABULARY_SCHEMA"]
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -62,3 +62,6 @@ PART_SAMPLES_SCHEMA = pa.schema(
 Segments count on the part's own token axis, keys on its key axis. ``query_positions`` are in the sample's own sequence,
 -1 where it has no such query. The last three are null where no attention is kept.
 """
+
+THUMBNAIL_SAMPLES_SCHEMA = PART_SAMPLES_SCHEMA.append(pa.field("thumbnail", pa.binary()))
+"""The same with thumbnails: a JPEG in the first sample of each image in the part, null in its others."""

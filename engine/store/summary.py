@@ -1,6 +1,7 @@
 """What is inside a store, in numbers, from its record and manifests alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,24 @@ class ArraySummary:
     ----------
     path, dims, shape
         Group and name, dimension names, lengths (summed over parts along the parts' axis).
+    kept
+        How much of each dimension is kept; ``shape`` where everything is.
+    blocks, roles
+        Blocks and roles that are kept, where these are fewer than those of the axes; else None.
     dtype, captured_dtype
         As stored, and as the model held it.
     files
         Data and metadata files.
     stored_bytes, raw_bytes
-        Bytes on disk, and bytes of the values in ``captured_dtype``.
+        Bytes on disk, and bytes of the kept values in ``captured_dtype``.
     """
 
     path: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
+    kept: tuple[int, ...]
+    blocks: tuple[int, ...] | None
+    roles: tuple[str, ...] | None
     dtype: str
     captured_dtype: str
     files: int
@@ -90,12 +98,11 @@ def summarise(store: Store) -> StoreSummary:
 def _summarise_array(path: str, parts: tuple[Part, ...]) -> ArraySummary:
     entries = [part.manifest["arrays"][path] for part in parts if path in part.manifest["arrays"]]
     dims = tuple(entries[0]["dims"])
-    shape = tuple(
-        sum(entry["shape"][axis] for entry in entries) if dim in PART_DIMS else entries[0]["shape"][axis]
-        for axis, dim in enumerate(dims)
-    )
-    dtype = entries[0]["dtype"]
-    captured = entries[0]["attributes"].get("captured_dtype", dtype)
+    shape = _joined(dims, [entry["shape"] for entry in entries])
+    kept = _joined(dims, [entry.get("kept", entry["shape"]) for entry in entries])
+    dtype, attributes = entries[0]["dtype"], entries[0]["attributes"]
+    captured = attributes.get("captured_dtype", dtype)
+    blocks, roles = (tuple(attributes[name]) if name in attributes else None for name in ("blocks", "roles"))
     prefixes = [f"{part.name}.zarr/{path}/" for part in parts]
     files = [
         entry
@@ -107,9 +114,19 @@ def _summarise_array(path: str, parts: tuple[Part, ...]) -> ArraySummary:
         path=path,
         dims=dims,
         shape=shape,
+        kept=kept,
+        blocks=blocks,
+        roles=roles,
         dtype=dtype,
         captured_dtype=captured,
         files=len(files),
         stored_bytes=sum(entry["bytes"] for entry in files),
-        raw_bytes=math.prod(shape) * _CAPTURED_BYTES[captured],
+        raw_bytes=math.prod(kept) * _CAPTURED_BYTES[captured],
+    )
+
+
+def _joined(dims: tuple[str, ...], shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Lengths of one array over all parts: summed along the parts' axis."""
+    return tuple(
+        sum(shape[axis] for shape in shapes) if dim in PART_DIMS else shapes[0][axis] for axis, dim in enumerate(dims)
     )

@@ -1,11 +1,10 @@
 """Batches of token states over all parts, in stored order or shuffled, in bounded memory.
 
-Every stored token comes once per pass: a prefix that several prompts share is stored once and comes once. Nothing grows
-with the store but the list of its parts.
+Every token whose states are stored comes once per pass: a prefix that several prompts share is stored once and comes
+once. Nothing grows with the store but the list of its parts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import zarr
 
 from engine.errors import StrataError, UsageError
-from engine.store.choices import layer_indices, role_codes, state_layers
+from engine.store.choices import kept_roles, layer_indices, role_codes, state_layers
 from engine.store.layout import PARTS_FOLDER, ArrayShape
 from engine.store.part import Part
 from engine.store.token_plan import PartTokens, PassPlan, Window, mixed_order, plan_pass, stored_order
@@ -79,7 +78,8 @@ def iterate_tokens(
     if batch < 1:
         raise UsageError(f"batch={batch}: at least 1 token is needed")
     layers = layer_indices(state_layers(capture), layer)
-    codes = role_codes(capture.get("roles"), roles)
+    stored_roles = kept_roles(capture, "residual")
+    codes = role_codes(stored_roles, stored_roles if roles is None else roles)
     generator = _generator(shuffle)
     shapes = [_numbers(part) for part in parts]
     plan = plan_pass(shapes, layers=len(layers), batch=batch, memory=memory, shuffled=generator is not None)
@@ -224,8 +224,8 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:
 def _first_samples(part: Part) -> np.ndarray:
     """Row in the part's sample table of the first sample that each token belongs to, (token) int64."""
     # Of the table only this column, and not kept: a pass over many parts would keep all captions in memory.
-    content = part.location.read(f"{PARTS_FOLDER}/{part.name}.parquet")
-    segments = pq.read_table(BytesIO(content), columns=["segments"])["segments"].combine_chunks()
+    with part.location.opened(f"{PARTS_FOLDER}/{part.name}.parquet") as file:
+        segments = pq.read_table(file, columns=["segments"])["segments"].combine_chunks()
     runs = segments.flatten()
     owners = pc.list_parent_indices(segments).to_numpy()
     first = np.full(part.tokens, -1, np.int64)

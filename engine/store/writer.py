@@ -32,7 +32,7 @@ from engine.store.dtypes import Rounding, round_mantissa, round_to_dtype
 from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
 from engine.store.memory import keep_freed_chunks
-from engine.store.schemas import PART_SAMPLES_SCHEMA
+from engine.store.schemas import PART_SAMPLES_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA
 from engine.store.shards import compression_threads, write_shards
 
 __all__ = ["write_part"]
@@ -65,8 +65,11 @@ def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[s
     """
     store, name = Path(store), part_name(content.number)
     refuse_committed(store, name)
-    if not content.samples.schema.equals(PART_SAMPLES_SCHEMA):
-        raise ValueError(f"samples of part {name} have the schema\n{content.samples.schema}\nnot PART_SAMPLES_SCHEMA")
+    if content.samples.schema not in (PART_SAMPLES_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA):
+        raise ValueError(
+            f"samples of part {name} have the schema\n{content.samples.schema}\nneither PART_SAMPLES_SCHEMA nor "
+            "THUMBNAIL_SAMPLES_SCHEMA"
+        )
     keep_freed_chunks()
     try:
         with staging_folder(store, name, alone=True) as staged:
@@ -215,6 +218,7 @@ def _manifest(content: PartContent, plan_sha256: str, root: Path, files: dict[st
                 "dims": list(layout.dims),
                 "shard": list(layout.chunk_plan.shard or layout.chunk_plan.inner),
                 "coordinate": layout.path in coordinates,
+                **({} if layout.kept is None else {"kept": list(layout.kept)}),
                 "attributes": dict(part[layout.path].attrs),
             }
             for layout in layouts

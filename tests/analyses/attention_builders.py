@@ -108,7 +108,11 @@ def write_attention(
         )
         cells = np.array([cell for spec, _ in own for cell in spec.cells], np.int32).reshape(-1, 3)
         names = ("grid", "patch_row", "patch_col")
-        places = [Coordinate(f"token/{name}", ("token",), cells[:, k].copy()) for k, name in enumerate(names)]
+        places = [
+            Coordinate(f"{axis}/{name}", (axis,), cells[:, k].copy())
+            for axis in ("token", "key")  # no prefix is shared, so both have the same entries
+            for k, name in enumerate(names)
+        ]
         others = [one for one in content.coordinates if one.path not in {place.path for place in places}]
         table = content.samples
         for name, values in (

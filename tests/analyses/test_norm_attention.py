@@ -254,9 +254,28 @@ def test_stores_of_other_blocks_queries_and_grids_stack(tmp_path: Path) -> None:
     assert dataset["patch_map"].isel(curve=1, patch_row=1).isnull().all()
 
 
-def test_keys_of_unknown_role_are_refused(tmp_path: Path) -> None:
-    tiny = tiny_store(tmp_path / "store", capture=("attention",), roles=("image",))
-    with pytest.raises(StrataError, match=r"does not say the role of \d+ of its \d+ keys.*without --roles"):
+@pytest.mark.parametrize("roles", [("image",), ("instruction", "template")])
+def test_a_store_of_some_roles_gives_what_a_store_of_all_gives(tmp_path: Path, roles: tuple[str, ...]) -> None:
+    found = []
+    for name, kept in (("whole", None), ("some", roles)):
+        tiny = tiny_store(tmp_path / name / "store", capture=("attention",), roles=kept)
+        found.append(analyse([tiny.path], tmp_path / name))
+    pd.testing.assert_frame_equal(found[0][0], found[1][0])
+    xr.testing.assert_identical(found[0][1], found[1][1])
+
+
+def test_before_format_0_4_roles_of_keys_are_those_of_their_tokens(tmp_path: Path) -> None:
+    found = []
+    for name in ("new", "old"):
+        tiny = tiny_store(tmp_path / name / "store", capture=("attention",), key_places=name == "new")
+        found.append(analyse([tiny.path], tmp_path / name))
+    pd.testing.assert_frame_equal(found[0][0], found[1][0])
+    xr.testing.assert_identical(found[0][1], found[1][1])
+
+
+def test_before_format_0_4_keys_of_unknown_role_are_refused(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", capture=("attention",), roles=("image",), key_places=False)
+    with pytest.raises(StrataError, match=r"does not say the role of \d+ of its \d+ keys.*extract the store again"):
         analyse([tiny.path], tmp_path)
 
 

@@ -12,6 +12,7 @@ import zarr
 from click.testing import CliRunner
 
 from engine.cli.main import main
+from engine.vocabulary import ROLE_CODES
 from tests.engine.audit.conftest import BLOCKS, Extracted, ExtractOnce
 
 STATES = "token/hidden_states"
@@ -205,6 +206,74 @@ def test_tensors_of_blocks_are_audited_and_one_other_weight_is_named(
     assert place in audit.line("key/attention ")
     assert " WRONG " in audit.line("key/attention ")
     assert " ok " in audit.line("key/attention_norm")
+
+
+FEWER = """
+[residual]
+roles = "image,instruction"
+[attention]
+roles = "instruction"
+[mlp-output]
+blocks = "2:"
+roles = "special,template"
+"""
+
+
+@pytest.fixture
+def fewer(extract: ExtractOnce, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Extracted:
+    """A copy of a store whose tensors keep roles and blocks of their own, to be spoilt."""
+    config = tmp_path_factory.getbasetemp() / "fewer.toml"
+    config.write_text(FEWER)
+    return extract("--capture", "residual,attention,mlp-output", "--config", str(config)).copy(tmp_path / "store")
+
+
+@pytest.mark.parametrize("family", ["llava", "instructblip"])
+def test_tensors_of_their_own_roles_and_blocks_pass(extract: ExtractOnce, tmp_path: Path, family: str) -> None:
+    (tmp_path / "run.toml").write_text(FEWER)
+    options = ("--capture", "residual,attention,mlp-output", "--config", str(tmp_path / "run.toml"))
+    audit = extract(*options, family=family).audit(*ALL)
+    assert audit.exit_code == 0, audit.text
+    for tensor in (STATES, "token/value_norm", "token/mlp_output", LOGITS):
+        assert " ok " in audit.line(tensor)
+
+
+@pytest.mark.parametrize(
+    ("path", "kept", "role", "block"),
+    [
+        (STATES, True, "instruction", 2),
+        (STATES, False, "template", 2),
+        ("token/mlp_output", False, "template", 0),
+        ("token/mlp_output", True, "template", 1),
+        ("token/value_norm", False, "image", 1),
+        ("token/value_norm", True, "instruction", 1),
+    ],
+)
+def test_a_missing_value_and_one_too_many_are_caught(
+    fewer: Extracted, path: str, kept: bool, role: str, block: int
+) -> None:
+    roles = fewer.store.parts[0].open("token")["role"].values
+    token = int(np.flatnonzero(roles == ROLE_CODES[role])[0])
+
+    def spoil(values: np.ndarray) -> np.ndarray:
+        vectors = values if path != "token/value_norm" else values.swapaxes(1, 2)
+        assert np.isfinite(vectors[block, token]).all() == kept
+        vectors[block, token, 1] = np.nan if kept else 0.5
+        return values
+
+    fewer.change(path, spoil)
+    audit = fewer.audit(*ALL)
+    assert audit.exit_code == 1
+    assert re.search(rf"WRONG +inf .*position \d+ \({role}\)", audit.line(path))
+
+
+def test_attributes_that_claim_more_than_was_chosen_are_named(fewer: Extracted) -> None:
+    for path in (fewer.path / "parts").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        del manifest["arrays"]["token/mlp_output"]["attributes"]["blocks"]
+        path.write_bytes(_sealed(manifest))
+    audit = fewer.audit(*ALL)
+    assert audit.exit_code == 1
+    assert "token/mlp_output: its attributes say that it keeps blocks all, store.json says [2, 3]" in audit.text
 
 
 def test_rounding_is_allowed_as_far_as_it_went_and_no_further(extract: ExtractOnce, tmp_path: Path) -> None:

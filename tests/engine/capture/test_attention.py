@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.capture.attention_rows import AttentionCall
+from engine.capture.block_capture import BlockCollector
 from engine.capture.forward import capture_batch
 from engine.capture.probe import Probe
 from engine.capture.queries import query_positions
@@ -177,6 +179,48 @@ def test_only_chosen_blocks_tensors_and_roles_are_kept() -> None:
         assert torch.equal(captured.key["attention"][index], whole.key["attention"][block - 1])
         for name in captured.token:
             assert torch.equal(captured.token[name][index], whole.token[name][block - 1][torch.from_numpy(image)])
+
+
+def test_rows_that_a_tensor_does_not_keep_never_reach_the_host() -> None:
+    loaded = loaded_model()
+    items = one_image(4, 7)
+    chosen = EVERYTHING._replace(
+        tensor_roles={"residual": ("instruction",), "attention": ("special",), "mlp-output": ("image", "instruction")},
+        tensor_blocks={"attention": (2,), "attention-output": (1, 4), "mlp-output": ()},
+    )
+    captured, whole = (capture_batch(loaded, items, probe, pad_id=0) for probe in (chosen, EVERYTHING))
+    assert captured.block_rows is not None
+    assert whole.block_rows is not None
+    stored = zip(items, whole.kept, strict=True)
+    role = torch.from_numpy(np.concatenate([item.layout.role[kept] for item, kept in stored]))
+    for one, other in zip(captured.states, whole.states, strict=True):
+        assert torch.equal(one, other[role == ROLE_CODES["instruction"]])
+    for name, rows, blocks in (
+        ("value_norm", role == ROLE_CODES["special"], (2,)),
+        ("attention_mass", role >= 0, EVERYTHING.blocks),
+        ("attention_output", role >= 0, (1, 4)),
+        ("mlp_output", role >= 0, ()),
+    ):
+        own = captured.block_rows.token[name]
+        assert len(own) == len(blocks)
+        for values, block in zip(own, blocks, strict=True):
+            assert torch.equal(values, whole.block_rows.token[name][block - 1][rows])
+    for name, values in captured.block_rows.key.items():
+        assert torch.equal(*values, whole.block_rows.key[name][1])
+
+
+def test_blocks_are_listened_to_only_for_what_is_kept_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    attended: list[int] = []
+
+    def listen(self: BlockCollector, call: AttentionCall) -> None:
+        attended.append(call.block)
+        attend(self, call)
+
+    attend = BlockCollector._attend
+    monkeypatch.setattr(BlockCollector, "_attend", listen)
+    probe = EVERYTHING._replace(tensor_blocks={"attention": (2,), "attention-mass": (2, 4)})
+    assert capture_batch(loaded_model(), [make_item(0, 5)], probe, pad_id=0).problems == (None,)
+    assert (attended, probe.attended_blocks) == ([2, 4], (2, 4))
 
 
 @pytest.mark.parametrize("where", ["attention", "attention_mass", "attention_output", "mlp_output"])

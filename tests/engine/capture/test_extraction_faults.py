@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import xarray as xr
@@ -16,6 +17,7 @@ from transformers import LlavaProcessor
 from engine.cli.main import main
 from engine.models.checkpoint import open_checkpoint
 from engine.store import Store, open_store
+from engine.vocabulary import ROLE_CODES
 from tests.engine.capture.conftest import PROMPTS, SIZES, Extract, sequences
 
 POOLED = {"unit_mean": 2, "mean": 2, "normed_unit_mean": 1, "token_count": 1}  # the sample axis of each
@@ -111,6 +113,27 @@ def spoiled(checkpoints: dict[str, Path], tmp_path: Path) -> tuple[Path, int]:
     next(values for name, values in weights.items() if name.endswith("embed_tokens.weight"))[token, 0] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder, position
+
+
+@pytest.mark.parametrize("batch_size", ["1", "4"])
+def test_the_first_usable_sample_of_an_image_brings_prefix_and_thumbnail(
+    extract: Extract, spoiled: tuple[Path, int], tmp_path: Path, batch_size: str
+) -> None:
+    (tmp_path / "prompts.json").write_text(json.dumps({name: PROMPTS[name] for name in ("long", "short", "other")}))
+    (tmp_path / "run.toml").write_text("[residual]\nroles = 'image'\n[attention]\nroles = 'instruction'\n")
+    options = ("--thumbnails", "--capture", "residual,attention", "--config", str(tmp_path / "run.toml"))
+    prompts = ("--prompts", str(tmp_path / "prompts.json"), "--batch-size", batch_size, "--skip-bad-samples")
+    run = extract(*options, *prompts, model=spoiled[0])
+    assert run.exit_code == 0, run.output
+    assert {name.split("/")[1] for name in bad_samples(run.store)} == {"long"}
+    with_thumbnail = pq.read_table(run.path / "parts" / "00000000.parquet").to_pandas().dropna(subset="thumbnail")
+    assert with_thumbnail["sample_id"].tolist() == [f"{image}/short" for image in run.store.samples["image_id"][::2]]
+    for sequence in sequences(run.store).values():
+        image = sequence["role"].values == ROLE_CODES["image"]
+        assert image.sum() == 16
+        assert np.isfinite(sequence["hidden_states"].values[:, image]).all()
+        assert np.isnan(sequence["hidden_states"].values[:, ~image]).all()
+        assert np.isfinite(sequence["value_norm"].values[..., ~image]).all()
 
 
 @pytest.mark.parametrize("batch_size", ["1", "4"])

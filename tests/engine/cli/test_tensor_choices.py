@@ -16,6 +16,7 @@ from tests.engine.cli.conftest import Dataset
 
 Strata = Callable[..., Result]
 
+OF_BLOCKS = ("attention", "mlp-output")
 TABLES = """
 capture = ["residual", "attention", "mlp-output"]
 queries = "last_image"
@@ -127,8 +128,17 @@ def test_layers_of_the_command_line_are_for_every_tensor(strata: Strata, dataset
     ("tables", "message"),
     [
         ("[lens]\ntopk = 1", "has a table [lens]; options stand at the top of the file"),
-        ("[attention]\nroles = 1", "sets 'roles' in [attention], which takes blocks, queries, dtype"),
-        ("[mlp-output]\nqueries = 1", "sets 'queries' in [mlp-output], which takes blocks, dtype"),
+        ("[attention]\nlayers = 1", "sets 'layers' in [attention], which takes blocks, roles, queries, dtype"),
+        ("[mlp-output]\nqueries = 1", "sets 'queries' in [mlp-output], which takes blocks, roles, dtype"),
+        ("[pooled]\nroles = 'image'", "has a table [pooled], but pooled states always cover every role"),
+        ("[residual]\nroles = 'nose'", "[residual] roles 'nose': 'nose' is unknown; choose from special, preamble"),
+        ("[attention]\nroles = []", "[attention] roles '': no name is given"),
+        ("[mlp-output]\nroles = 'target'", "[mlp-output] roles 'target': no prompt of this run has a token of such a"),
+        ("[attention-mass]\nroles = 'image'", "table [attention-mass] chooses what is kept of attention-mass, but --"),
+        (
+            "roles = 'image'\n" + "".join(f"[{name}]\nroles = 'image'\n" for name in ("residual", *OF_BLOCKS)),
+            "--roles 'image' chooses for nothing: every tensor of --capture has roles in its own table",
+        ),
         (
             "[attention-mass]\nblocks = 1",
             "table [attention-mass] chooses what is kept of attention-mass, but --capture",
@@ -136,10 +146,6 @@ def test_layers_of_the_command_line_are_for_every_tensor(strata: Strata, dataset
         ("[attention]\nblocks = 5", "[attention] blocks '5': block 5 does not exist; this model has blocks 1 to 4"),
         ("[attention]\nblocks = []", "[attention] blocks '': '' is neither a block nor a range"),
         ("[attention]\ndtype = 'int8'", "[attention] dtype 'int8': tensors are stored as float16 or float32"),
-        (
-            "[attention]\nblocks = 1\n[mlp-output]\nblocks = 2",
-            "[attention] blocks '1' and [mlp-output] blocks '2' differ",
-        ),
         ("[attention]\nqueries = 'nose:1'", "query 'nose:1' is unknown"),
     ],
 )

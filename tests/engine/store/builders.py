@@ -107,13 +107,15 @@ def tiny_store(
     queries: Sequence[str] = QUERIES,
     heads: int = 2,
     roles: Sequence[str] | None = None,
+    key_places: bool = True,
 ) -> TinyStore:
     """Write a store of random states that share a direction (so that cosines are not all near 0).
 
     ``layers`` is a number (0..n-1 of n-1 blocks) or the stored layer numbers. ``empty_parts`` adds parts whose samples
     are all bad. ``written`` names the parts to write (all when None). ``capture`` names what to store of the blocks
     (``attention``, ``attention-mass``, ``attention-output``, ``mlp-output``; values in ``TinySample.blocks``), for all
-    blocks, with these ``queries``. ``roles`` names those whose tokens are stored (all when None).
+    blocks, with these ``queries``. ``roles`` names those whose tokens are stored (all when None). Without
+    ``key_places`` keys have no role of their own, as before format 0.4.
     """
     rng, block_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     numbers = tuple(range(layers)) if isinstance(layers, int) else tuple(layers)
@@ -202,6 +204,7 @@ def tiny_store(
             mantissa_bits=mantissa_bits,
             capture=capture,
             like=samples[0].blocks,
+            key_places=key_places,
         )
         if roles is not None:
             content = keep_roles(content, roles)
@@ -230,10 +233,12 @@ def tiny_part(
     mantissa_bits: int | None = None,
     capture: Sequence[str] = (),
     like: TinyBlocks | None = None,
+    key_places: bool = True,
 ) -> PartContent:
     """Lay samples of known states on one token axis, prefixes shared or not.
 
-    ``capture`` is what to store of their blocks, ``like`` any sample's blocks (a part may have no samples).
+    ``capture`` is what to store of their blocks, ``like`` any sample's blocks (a part may have no samples). Without
+    ``key_places`` keys have no role of their own, as before format 0.4.
     """
     stored = "float16" if dtype == "float16" else "float32"
     prefix = len(PREFIX_ROLES)
@@ -309,6 +314,8 @@ def tiny_part(
         )
         arrays += more_arrays
         coordinates += more_coordinates
+        if "attention" in capture and key_places:
+            coordinates += places_of_keys(coordinates)
     keys = key_columns([sample.blocks if "attention" in capture else None for sample in samples])
     table = pa.Table.from_pylist(
         [
@@ -334,6 +341,14 @@ def tiny_part(
     )
     run = {"versions": {"strata": "0"}, "attention": "sdpa", "dtype": dtype, "batch_size": 2, "padding_side": "left"}
     return PartContent(number, tuple(arrays), tuple(coordinates), table, tuple(bad), run, 1.5)
+
+
+def places_of_keys(coordinates: Sequence[Coordinate]) -> list[Coordinate]:
+    """Roles and patches on the key axis, looked up on a token axis that has every key."""
+    by_path = {coordinate.path: coordinate for coordinate in coordinates}
+    token = by_path["key/token"].values
+    named = [(name, by_path[f"token/{name}"]) for name in ("role", "grid", "patch_row", "patch_col")]
+    return [Coordinate(f"key/{name}", ("key",), entry.values[token], entry.attributes) for name, entry in named]
 
 
 def pooled_arrays(samples: Sequence[TinySample], layers: int, dim: int, norm_weight: np.ndarray) -> list[PartArray]:

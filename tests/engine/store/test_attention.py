@@ -111,7 +111,7 @@ def test_every_reader_of_zarr_opens_the_groups(tiny: TinyStore) -> None:
     folder = tiny.path / "parts" / "00000000.zarr"
     keys = xr.open_zarr(folder, group="key")
     assert set(keys.data_vars) == set(KEY_DIMS)
-    assert set(keys.coords) == {"block", "query", "token"}
+    assert set(keys.coords) == {"block", "query", "token", "role", "grid", "patch_row", "patch_col"}
     assert {"block", "token_id"} <= set(xr.open_zarr(folder, group="token").coords)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from engine.errors import UsageError
-from engine.store.choices import layer_indices, role_codes
+from engine.store.choices import kept_roles, layer_indices, role_codes
 from engine.vocabulary import ROLES
 
 
@@ -25,6 +25,17 @@ def test_layers_are_found_by_number_in_the_order_asked() -> None:
 def test_other_layers_are_refused_with_those_there_are(stored: list[int], asked: object, message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         layer_indices(stored, asked)
+
+
+def test_a_tensor_without_a_choice_of_its_own_has_that_of_all() -> None:
+    capture = {
+        "roles": ["image", "template"],
+        "tensor_roles": {"residual": ["image"]},
+    }
+    assert kept_roles(capture, "residual") == ("image",)
+    assert kept_roles(capture, "attention") == ("image", "template")
+    assert kept_roles({"roles": None}, "residual") is None
+    assert kept_roles({}, "residual") is None
 
 
 def test_roles_are_found_by_name() -> None:

@@ -44,6 +44,17 @@ def test_widening_refuses_other_types(raw: np.ndarray) -> None:
         widen_bfloat16(raw)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("bits", [1, 4, 9])
+def test_rounding_leaves_what_is_not_there(dtype: str, bits: int) -> None:
+    values = np.array([np.nan, 1.2345, -np.nan, 0.1], dtype)
+    rounded = round_mantissa(values, bits)
+    there = round_mantissa(values[1::2].copy(), bits)
+    np.testing.assert_array_equal(rounded.values[1::2], there.values)
+    assert np.isnan(rounded.values[::2]).all()
+    assert rounded[1:] == there[1:]
+
+
 @settings(max_examples=60)
 @given(
     hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.integers(1, 22)
