@@ -37,7 +37,10 @@ def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray
     result = np.empty(raw.shape, np.float32) if out is None else out
     if raw.dtype != np.uint16 or result.dtype != np.float32:
         raise ValueError(f"widening takes uint16 bit patterns to float32, not {raw.dtype} to {result.dtype}")
-    np.left_shift(raw, np.uint32(16), out=result.view(np.uint32), dtype=np.uint32)
+    bits = result.view(np.uint32)
+    # Casting within the shift would take twice as long.
+    bits[...] = raw
+    bits <<= np.uint32(16)
     return result
 
 
