@@ -60,6 +60,8 @@ class Extraction:
         The model and what prepares its inputs.
     batch_size
         Samples per forward pass; does not change values.
+    padding
+        Positions of padding before the longest sample of a pass; does not change values either.
     """
 
     store: Path
@@ -69,6 +71,7 @@ class Extraction:
     loaded: LoadedModel
     preparer: Preparer
     batch_size: int
+    padding: int = 0
 
     @property
     def probe(self) -> Probe:
@@ -175,6 +178,7 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
                 extraction.probe,
                 pad_id=extraction.checkpoint.pad_id,
                 images_kept=collector.images_kept,
+                padding=extraction.padding,
             )
         except torch.OutOfMemoryError as error:
             raise StrataError(

@@ -95,8 +95,17 @@ class BatchCapture:
     problems: tuple[str | None, ...]
 
 
-def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tensor]:
+def collate(items: Sequence[BatchItem], *, pad_id: int, padding: int = 0) -> dict[str, torch.Tensor]:
     """Pad a batch.
+
+    Parameters
+    ----------
+    items
+        The samples.
+    pad_id
+        Token id of padding.
+    padding
+        Positions of padding before the longest sample too.
 
     Returns
     -------
@@ -104,7 +113,7 @@ def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tenso
         input_ids, attention_mask, position_ids (sample, position), left-padded; pixel_values; the inputs of a side
         encoder (sample, side position), right-padded with zeros.
     """
-    length = max(len(item.layout) for item in items)
+    length = padding + max(len(item.layout) for item in items)
     input_ids = torch.full((len(items), length), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(items), length), dtype=torch.long)
     for row, item in enumerate(items):
@@ -134,6 +143,7 @@ def capture_batch(
     *,
     pad_id: int,
     images_kept: Collection[int] = frozenset(),
+    padding: int = 0,
 ) -> BatchCapture:
     """Run the model once over a batch and keep what the probe asks for.
 
@@ -149,8 +159,10 @@ def capture_batch(
         Token id of padding; its states are never looked at.
     images_kept
         Images whose shared prefix an earlier batch has kept.
+    padding
+        Positions of padding before the longest sample too.
     """
-    inputs = collate(items, pad_id=pad_id)
+    inputs = collate(items, pad_id=pad_id, padding=padding)
     collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
