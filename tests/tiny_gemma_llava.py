@@ -13,7 +13,7 @@ from tests.tiny_llava import TinyShape, build_processor, build_tokenizer
 __all__ = ["save_checkpoint"]
 
 
-def build_model(shape: TinyShape = TinyShape(), *, seed: int = 0) -> LlavaForConditionalGeneration:
+def build_model(shape: TinyShape, *, seed: int = 0, softcap: float = 5.0) -> LlavaForConditionalGeneration:
     """A random model in float32; norm weights are random, and Gemma adds 1 to them."""
     torch.manual_seed(seed)
     config = LlavaConfig(
@@ -37,7 +37,7 @@ def build_model(shape: TinyShape = TinyShape(), *, seed: int = 0) -> LlavaForCon
             query_pre_attn_scalar=shape.dim // shape.heads,
             max_position_embeddings=512,
             initializer_range=0.3,
-            attn_logit_softcapping=5.0,
+            attn_logit_softcapping=softcap,
             sliding_window=12,
         ),
         image_token_index=build_tokenizer().convert_tokens_to_ids("<image>"),
@@ -54,9 +54,14 @@ def build_model(shape: TinyShape = TinyShape(), *, seed: int = 0) -> LlavaForCon
 
 
 def save_checkpoint(
-    folder: Path, shape: TinyShape = TinyShape(), *, dtype: torch.dtype = torch.float32, seed: int = 0
+    folder: Path,
+    shape: TinyShape,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    softcap: float = 5.0,
 ) -> Path:
     """Write model and processor as a local checkpoint folder and return it."""
-    build_model(shape, seed=seed).to(dtype).save_pretrained(folder)
+    build_model(shape, seed=seed, softcap=softcap).to(dtype).save_pretrained(folder)
     build_processor(shape).save_pretrained(folder)
     return folder

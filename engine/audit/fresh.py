@@ -20,18 +20,18 @@ from engine.prompts import Prompt
 from engine.sources import ImageReader, ImageRecord
 from engine.store import PartContent
 
-__all__ = ["LAYOUTS", "FreshPass", "FreshPasses"]
+__all__ = ["FreshPass", "FreshPasses"]
 
 
-class Layout(NamedTuple):
+class _Layout(NamedTuple):
     """How often a sample stands in its batch, and behind how many positions of padding."""
 
     copies: int
     padding: int
 
 
-_ALONE = Layout(1, 0)
-LAYOUTS = (Layout(2, 7), Layout(1, 1))
+_ALONE = _Layout(1, 0)
+_BATCH = _Layout(2, 7)
 
 
 class FreshPass(NamedTuple):
@@ -81,7 +81,10 @@ class FreshPasses:
         return first.name, other.name
 
     def all(self, image: ImageRecord, prompt: Prompt, positions: np.ndarray) -> tuple[FreshPass, ...]:
-        """Run a sample as extraction runs it, then under another attention kernel, then behind padding.
+        """Run a sample alone, then alone under another attention kernel, then twice in a padded batch.
+
+        The second copy and the padding change the sizes of all products, of the vision tower too, as a batch of
+        extraction does: without them the noise of a store's padded batches would be missing from the floor.
 
         Parameters
         ----------
@@ -96,8 +99,8 @@ class FreshPasses:
             Where the fresh states are unusable.
         """
         first, other = self._kernels
-        layouts = ((first, _ALONE), (other, _ALONE), *((first, layout) for layout in LAYOUTS))
-        return tuple(self._run(image, prompt, positions, kernel, layout) for kernel, layout in layouts)
+        passes = ((first, _ALONE), (other, _ALONE), (first, _BATCH))
+        return tuple(self._run(image, prompt, positions, kernel, layout) for kernel, layout in passes)
 
     @property
     def _kernels(self) -> tuple[Kernel, Kernel]:
@@ -105,7 +108,7 @@ class FreshPasses:
         return kernel_pair(self.loaded.language, listened=probe.attention or probe.mass)
 
     def _run(
-        self, image: ImageRecord, prompt: Prompt, positions: np.ndarray, kernel: Kernel, layout: Layout
+        self, image: ImageRecord, prompt: Prompt, positions: np.ndarray, kernel: Kernel, layout: _Layout
     ) -> FreshPass:
         extraction = self._extraction((image,) * layout.copies, (prompt,), layout)
         with kernel.chosen(), _logits_at(self.loaded.model, positions + layout.padding) as logits:
@@ -119,7 +122,7 @@ class FreshPasses:
         return FreshPass(content, logits[0])
 
     def _extraction(
-        self, images: tuple[ImageRecord, ...], prompts: tuple[Prompt, ...], layout: Layout = _ALONE
+        self, images: tuple[ImageRecord, ...], prompts: tuple[Prompt, ...], layout: _Layout = _ALONE
     ) -> Extraction:
         return Extraction(
             store=Path(),

@@ -194,9 +194,7 @@ def _attend(  # noqa: PLR0917 - as transformers calls it
 def _own_kernel(arguments: _Arguments) -> Result:
     """Attend as the model does without strata."""
     listener, call = _LISTENER.get(), arguments.call
-    function = (
-        _eager_function(call.module) if listener.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[listener.kernel]
-    )
+    function = _eager_function(call.module) if listener.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[listener.kernel]
     # Flash attention reads the name from the configuration to know which library to load.
     listener.config._attn_implementation = listener.kernel
     try:

@@ -118,7 +118,7 @@ def _headline(store: Store, passes: FreshPasses, count: int) -> str:
     return (
         f"{count} of {len(store.samples)} samples of {store.url} ({parts} part{'s' if parts > 1 else ''}) against "
         f"{model['id']} in {model['dtype']} on {passes.loaded.device}, batch 1, attention kernel {own} and, for the "
-        f"floor, {other}, a padded batch of copies, and padding alone"
+        f"floor, {other} and a padded batch of two"
     )
 
 
