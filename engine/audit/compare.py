@@ -1,10 +1,11 @@
-"""How far stored vectors are from those of a fresh forward pass, and how far two fresh passes are from each other.
+"""How far stored vectors are from those of a fresh forward pass, and how far fresh passes are from each other.
 
 Pure. A vector is what belongs to one token (or one query, role, …): a state, a row of attention. Differences are in
 units of the fresh vector's length, because some tokens of a language model have states a hundred times longer than the
 others: in absolute numbers their noise alone would hide any error of the rest.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Deviations(NamedTuple):
         Largest difference between stored and fresh components beyond what rounding explains, per length of the fresh
         vector; infinite where one of the two is not finite.
     floor
-        The same between two fresh passes.
+        The largest such difference between the fresh pass and its repetitions.
     angle
         1 − cosine between stored and fresh vector.
     stretch
@@ -41,15 +42,16 @@ class Deviations(NamedTuple):
 
 
 def compare_vectors(
-    stored: Floats, fresh: Floats, other: Floats, allowance: NDArray[np.floating] | float = 0.0
+    stored: Floats, fresh: Floats, others: Sequence[Floats], allowance: NDArray[np.floating] | float = 0.0
 ) -> Deviations:
     """Compare vectors along the last axis.
 
     Parameters
     ----------
-    stored, fresh, other
-        (..., component): stored values, those of a fresh pass, and of a fresh pass with another attention kernel. NaN
-        in both of ``stored`` and ``fresh`` is agreement: there is no such value.
+    stored, fresh
+        (..., component): stored values, those of a fresh pass. NaN in both is agreement: there is no such value.
+    others
+        Those of fresh passes that differ from it by noise alone; at least one.
     allowance
         What each component may be off because it was rounded for storing, absolute; taken off every difference.
     """
@@ -59,7 +61,7 @@ def compare_vectors(
     offset = np.where(known & ~broken, stored, fresh) - fresh
     # Made from the magnitude of the values, the allowance is NaN where they are.
     offset = np.sign(offset) * np.maximum(np.abs(offset) - np.where(known, allowance, 0.0), 0.0)
-    noise = np.where(known & np.isfinite(other), other, fresh) - fresh
+    noise = np.max([np.abs(np.where(known & np.isfinite(other), other, fresh) - fresh) for other in others], axis=0)
 
     length = np.linalg.norm(fresh, axis=-1)
     unit = np.where(length > 0, length, 1.0)
@@ -67,7 +69,7 @@ def compare_vectors(
     angle, stretch = _turn(fresh, fresh + offset, length)
     return Deviations(
         difference=difference.max(axis=-1, initial=0.0).astype(np.float32),
-        floor=(np.abs(noise).max(axis=-1, initial=0.0) / unit).astype(np.float32),
+        floor=(noise.max(axis=-1, initial=0.0) / unit).astype(np.float32),
         angle=np.where(broken.any(axis=-1), np.inf, angle).astype(np.float32),
         stretch=stretch.astype(np.float32),
         at=(difference.argmax(axis=-1) if difference.shape[-1] else np.zeros(length.shape)).astype(np.int32),

@@ -1,15 +1,15 @@
-"""Fresh forward passes at batch 1, through the very code that extracts, under two attention kernels."""
+"""Fresh forward passes at batch 1, through the very code that extracts, in several ways that differ by noise alone."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from engine.audit.kernels import Kernel, kernel_pair
 from engine.capture.extraction import Extraction, extract_part
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
@@ -21,6 +21,17 @@ from engine.sources import ImageReader, ImageRecord
 from engine.store import PartContent
 
 __all__ = ["FreshPass", "FreshPasses"]
+
+
+class _Layout(NamedTuple):
+    """How often a sample stands in its batch, and behind how many positions of padding."""
+
+    copies: int
+    padding: int
+
+
+_ALONE = _Layout(1, 0)
+_BATCH = _Layout(2, 7)
 
 
 class FreshPass(NamedTuple):
@@ -63,8 +74,17 @@ class FreshPasses:
         """How these passes compute, as it stands in manifests."""
         return self._extraction((), ()).run
 
-    def both(self, image: ImageRecord, prompt: Prompt, positions: np.ndarray) -> tuple[FreshPass, FreshPass]:
-        """Run a sample under the attention kernel that is the default here, then under the plain one (SDPA's math).
+    @property
+    def kernels(self) -> tuple[str, str]:
+        """Names of the kernel that extraction runs and of the one that the floor is measured with."""
+        first, other = self._kernels
+        return first.name, other.name
+
+    def all(self, image: ImageRecord, prompt: Prompt, positions: np.ndarray) -> tuple[FreshPass, ...]:
+        """Run a sample alone, then alone under another attention kernel, then twice in a padded batch.
+
+        The second copy and the padding change the sizes of all products, of the vision tower too, as a batch of
+        extraction does: without them the noise of a store's padded batches would be missing from the floor.
 
         Parameters
         ----------
@@ -78,12 +98,21 @@ class FreshPasses:
         StrataError
             Where the fresh states are unusable.
         """
-        return self._run(image, prompt, positions, math=False), self._run(image, prompt, positions, math=True)
+        first, other = self._kernels
+        passes = ((first, _ALONE), (other, _ALONE), (first, _BATCH))
+        return tuple(self._run(image, prompt, positions, kernel, layout) for kernel, layout in passes)
 
-    def _run(self, image: ImageRecord, prompt: Prompt, positions: np.ndarray, *, math: bool) -> FreshPass:
-        kernel = _plain_kernel(self.loaded.language.config) if math else nullcontext()
-        with kernel, _logits_at(self.loaded.model, positions) as logits:
-            content = extract_part(self._extraction((image,), (prompt,)), PlannedPart(0, 0, 1), _Silence())
+    @property
+    def _kernels(self) -> tuple[Kernel, Kernel]:
+        probe = self._extraction((), ()).probe
+        return kernel_pair(self.loaded.language, listened=probe.attention or probe.mass)
+
+    def _run(
+        self, image: ImageRecord, prompt: Prompt, positions: np.ndarray, kernel: Kernel, layout: _Layout
+    ) -> FreshPass:
+        extraction = self._extraction((image,) * layout.copies, (prompt,), layout)
+        with kernel.chosen(), _logits_at(self.loaded.model, positions + layout.padding) as logits:
+            content = extract_part(extraction, PlannedPart(0, 0, layout.copies), _Silence())
         if content.bad_samples:
             bad = content.bad_samples[0]
             raise StrataError(
@@ -92,7 +121,9 @@ class FreshPasses:
             )
         return FreshPass(content, logits[0])
 
-    def _extraction(self, images: tuple[ImageRecord, ...], prompts: tuple[Prompt, ...]) -> Extraction:
+    def _extraction(
+        self, images: tuple[ImageRecord, ...], prompts: tuple[Prompt, ...], layout: _Layout = _ALONE
+    ) -> Extraction:
         return Extraction(
             store=Path(),
             plan=Plan(self.record, images, prompts, images_per_part=1),
@@ -100,7 +131,8 @@ class FreshPasses:
             checkpoint=self.checkpoint,
             loaded=self.loaded,
             preparer=self._preparer(prompts),
-            batch_size=1,
+            batch_size=layout.copies,
+            padding=layout.padding,
         )
 
     def _preparer(self, prompts: tuple[Prompt, ...]) -> Preparer:
@@ -108,19 +140,6 @@ class FreshPasses:
         if key not in self._preparers:
             self._preparers[key] = Preparer(self.checkpoint, prompts, share_prefix=False)
         return self._preparers[key]
-
-
-@contextmanager
-def _plain_kernel(config: Any) -> Iterator[None]:
-    """Attend by SDPA's math, also where the model runs eager or flash attention: the same kernel twice has no noise."""
-    kernel = config._attn_implementation
-    if getattr(config, "attn_logit_softcapping", None) is None:  # SDPA knows no softcap
-        config._attn_implementation = "sdpa"
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        config._attn_implementation = kernel
 
 
 @contextmanager

@@ -129,10 +129,10 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         entry = prompts[row["prompt_id"]]
         chosen = _logit_rows(sample, store.kept_roles("residual"))
         at = sample.coordinate("token/position")[chosen]
-        fresh, other = passes.both(image_record(row), Prompt(row["prompt_id"], entry["kind"], entry["text"]), at)
-        found = compare_sample(sample, fresh.content, other.content)
+        fresh, *others = passes.all(image_record(row), Prompt(row["prompt_id"], entry["kind"], entry["text"]), at)
+        found = compare_sample(sample, fresh.content, [other.content for other in others])
         if found.same_tokens and not unread:
-            logits[row["sample_id"]] = _logit_deviations(store, sample, chosen, fresh, other)
+            logits[row["sample_id"]] = _logit_deviations(store, sample, chosen, fresh, others)
             positions[row["sample_id"]] = at
         compared.append(found)
         done()
@@ -184,14 +184,15 @@ def _logit_rows(sample: StoredSample, roles: Sequence[str]) -> np.ndarray:
 
 
 def _logit_deviations(
-    store: Store, sample: StoredSample, chosen: np.ndarray, fresh: FreshPass, other: FreshPass
+    store: Store, sample: StoredSample, chosen: np.ndarray, fresh: FreshPass, others: Sequence[FreshPass]
 ) -> Deviations:
     states = sample.slab(_STATES, int(np.flatnonzero(store.state_layers == store.block_count)[0]))[chosen]
     found = stored_logits(store.model, states)
     attributes = sample.arrays[_STATES]["attributes"]
     relative = float(attributes.get("rounding_max_relative_error", 0.0))
-    one, two, three = (values.astype(np.float64)[None] for values in (found.values, fresh.logits, other.logits))
-    return compare_vectors(one, two, three, 2 * relative * found.leverage)
+    values = (found.values, *(one.logits for one in (fresh, *others)))
+    held, anew, *again = (logits.astype(np.float64)[None] for logits in values)
+    return compare_vectors(held, anew, again, 2 * relative * found.leverage)
 
 
 def _logit_verdict(

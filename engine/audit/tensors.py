@@ -1,9 +1,9 @@
-"""One sample's stored tensors against two fresh passes: vectors by their deviations, integers exactly.
+"""One sample's stored tensors against fresh passes: vectors by their deviations, integers exactly.
 
 Which axis makes a vector is decided by the names of dimensions, so a further tensor of the format needs nothing here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,15 +45,17 @@ class ComparedSample(NamedTuple):
     coordinates: dict[str, tuple[np.ndarray, Mapping[str, Any]]]
 
 
-def compare_sample(stored: StoredSample, fresh: PartContent, other: PartContent) -> ComparedSample:
+def compare_sample(stored: StoredSample, fresh: PartContent, others: Sequence[PartContent]) -> ComparedSample:
     """Compare everything that is stored of a sample.
 
     Parameters
     ----------
     stored
         The sample in its part.
-    fresh, other
-        A part of this sample alone from a fresh pass, and from one under another attention kernel; used up.
+    fresh
+        A part of this sample alone from a fresh pass; used up.
+    others
+        The same from passes that differ from it by noise alone; used up.
     """
     mismatches = list(_table_mismatches(stored, fresh))
     unequal = set()
@@ -77,7 +79,7 @@ def compare_sample(stored: StoredSample, fresh: PartContent, other: PartContent)
     deviations, dims = {}, {}
     for one in fresh.arrays:
         mismatches += _kept_mismatches(stored, one)
-    for one, two in zip(fresh.arrays, other.arrays, strict=True):
+    for one, *again in zip(fresh.arrays, *(other.arrays for other in others), strict=True):
         wrong = _wrong_shape(stored, one, unequal)
         if wrong:
             mismatches += [f"{one.path}: {wrong}"] if wrong not in unequal else []
@@ -85,7 +87,7 @@ def compare_sample(stored: StoredSample, fresh: PartContent, other: PartContent)
             mismatches += _integer_mismatches(stored, one)
         else:
             dims[one.path] = _dims(one)
-            deviations[one.path] = _deviations(stored, one, two)
+            deviations[one.path] = _deviations(stored, one, again)
     coordinates = {entry.path: (entry.values, entry.attributes) for entry in fresh.coordinates}
     same_tokens = not any(text.startswith("token/token_id") for text in mismatches)
     return ComparedSample(deviations, dims, tuple(mismatches), same_tokens, coordinates)
@@ -143,14 +145,17 @@ def _dims(array: PartArray) -> tuple[str, ...]:
     return (*(dim for dim in array.dims if dim != vector), vector)
 
 
-def _deviations(stored: StoredSample, fresh: PartArray, other: PartArray) -> Deviations:
+def _deviations(stored: StoredSample, fresh: PartArray, others: Sequence[PartArray]) -> Deviations:
     axis = fresh.dims.index(_dims(fresh)[-1]) - 1
     attributes = stored.arrays[fresh.path]["attributes"]
     slabs = []
     for index in range(fresh.shape[0]):
-        values = (stored.slab(fresh.path, index), fresh.slab(index), other.slab(index))
-        one, two, three = (np.moveaxis(np.asarray(slab, dtype=np.float64), axis, -1) for slab in values)
-        slabs.append(compare_vectors(one, two, three, rounding_allowance(attributes, np.abs(two))))
+        one = fresh.slab(index)
+        # Of a batch of copies the first one counts.
+        copies = (other.slab(index)[tuple(map(slice, one.shape))] for other in others)
+        values = (stored.slab(fresh.path, index), one, *copies)
+        held, anew, *again = (np.moveaxis(np.asarray(slab, dtype=np.float64), axis, -1) for slab in values)
+        slabs.append(compare_vectors(held, anew, again, rounding_allowance(attributes, np.abs(anew))))
     return Deviations(*(np.stack(part) for part in zip(*slabs, strict=True)))
 
 

@@ -5,13 +5,14 @@ chosen blocks to a listener, and the mask function for the one that belongs to t
 would pass no mask at all, and padded batches would be silently wrong. Vision towers and side encoders keep their own.
 
 SDPA and flash run as the model would run them. Eager attention, and SDPA under a softcap, which it does not know, run
-in blocks of queries, so that no matrix of tokens × tokens is made; their softmax is float32, as eager's is.
+in blocks of queries, so that no matrix of tokens × tokens is made; their softmax is float32, as eager's is. Only checks
+and the audit ask for transformers' own eager attention, to have something else to compare with.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,18 +24,31 @@ from engine.capture.attention_rows import AttentionCall, blocked_attention
 from engine.errors import StrataError
 from engine.models.load import LanguageModel
 
-__all__ = ["attention_calls"]
+__all__ = ["attention_calls", "attention_in_float32", "full_eager_attention", "runs_in_blocks"]
 
 Receive = Callable[[AttentionCall], None]
+ReceiveOutput = Callable[[AttentionCall, torch.Tensor], None]
+Result = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class _Listener(NamedTuple):
     config: Any
+    kernel: str
+    name: str  # that the kernel is registered under meanwhile
     number_of: dict[int, int]
-    receive: Receive
+    attend: Callable[["_Arguments"], Result]
+
+
+class _Arguments(NamedTuple):
+    """What transformers passes to an attention function, and the same as a call."""
+
+    call: AttentionCall
+    scaling: float | None
+    others: dict[str, Any]
 
 
 _LISTENER: ContextVar[_Listener] = ContextVar("attention listener")
+_FULL_EAGER: ContextVar[bool] = ContextVar("eager attention as transformers does it", default=False)
 
 
 @contextmanager
@@ -55,6 +69,69 @@ def attention_calls(language: LanguageModel, blocks: Sequence[int], receive: Rec
     StrataError
         Where the model's attention implementation is none whose rows can be recomputed.
     """
+    full = _FULL_EAGER.get()
+
+    def attend(arguments: _Arguments) -> Result:
+        call = arguments.call
+        in_blocks = not full and runs_in_blocks(_LISTENER.get().kernel, call.softcap)
+        result = (blocked_attention(call), None) if in_blocks else _own_kernel(arguments)
+        if call.block:
+            receive(call)
+        return result
+
+    with _wrapped(language, blocks, attend, full_eager=full):
+        yield
+
+
+@contextmanager
+def attention_in_float32(language: LanguageModel, blocks: Sequence[int], receive: ReceiveOutput) -> Iterator[None]:
+    """Run the model's own attention in float32, and show its calls with what came out: a small batch for a check.
+
+    The model's own queries, keys and values are widened before the kernel and its output is narrowed after it, so that
+    what differs from the kernel is an error of arithmetic, and not of 16 bits. Eager attention is transformers' own.
+    Flash attention knows no float32 and stays in the dtype of the model.
+
+    Parameters
+    ----------
+    language, blocks
+        As in :func:`attention_calls`.
+    receive
+        Gets the call, in float32, and the kernel's output (sample, position, head, head_dim) before it is narrowed.
+    """
+
+    def attend(arguments: _Arguments) -> Result:
+        narrow = arguments.call.query.dtype
+        if "flash" not in _LISTENER.get().kernel:
+            arguments = arguments._replace(call=_widened(arguments.call))
+        output, weights = _own_kernel(arguments)
+        if arguments.call.block:
+            receive(arguments.call, output)
+        return output.to(narrow), weights
+
+    with _wrapped(language, blocks, attend, full_eager=True):
+        yield
+
+
+@contextmanager
+def full_eager_attention() -> Iterator[None]:
+    """Let listening inside the context leave eager attention to transformers, which makes all its rows at a time."""
+    token = _FULL_EAGER.set(True)
+    try:
+        yield
+    finally:
+        _FULL_EAGER.reset(token)
+
+
+def runs_in_blocks(kernel: str, softcap: float | None) -> bool:
+    """Tell whether attention that is listened to runs in blocks of queries in place of the model's own kernel."""
+    return kernel == "eager" or (kernel == "sdpa" and softcap is not None)
+
+
+@contextmanager
+def _wrapped(
+    language: LanguageModel, blocks: Sequence[int], attend: Callable[[_Arguments], Result], *, full_eager: bool
+) -> Iterator[None]:
+    """Attend by ``attend`` inside the context."""
     config = language.config
     kernel = config._attn_implementation
     if not _can_be_wrapped(kernel):
@@ -65,11 +142,12 @@ def attention_calls(language: LanguageModel, blocks: Sequence[int], receive: Rec
         )
     # transformers asks whether a name contains "flash", so the wrapped name keeps the kernel's.
     name = f"strata_{kernel}"
-    AttentionInterface.register(name, partial(_attend, kernel, name))
+    AttentionInterface.register(name, _attend)
     # The mask of SDPA serves the blocked attention too: it is none at all for a causal sequence without padding.
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if kernel == "eager" else kernel])
+    mask = "sdpa" if kernel == "eager" and not full_eager else kernel
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[mask])
     number_of = {id(module): number for number in blocks for module in language.blocks[number - 1].modules()}
-    token = _LISTENER.set(_Listener(config, number_of, receive))
+    token = _LISTENER.set(_Listener(config, kernel, name, number_of, attend))
     config._attn_implementation = name
     try:
         yield
@@ -86,8 +164,6 @@ def _can_be_wrapped(kernel: str | None) -> bool:
 
 
 def _attend(  # noqa: PLR0917 - as transformers calls it
-    kernel: str,
-    name: str,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -95,8 +171,8 @@ def _attend(  # noqa: PLR0917 - as transformers calls it
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     **others: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend as the kernel does, and show the call; ``name`` is what the kernel is registered under."""
+) -> Result:
+    """Attend as the listener wants it."""
     listener = _LISTENER.get()
     causal = others.get("is_causal")
     call = AttentionCall(
@@ -110,20 +186,41 @@ def _attend(  # noqa: PLR0917 - as transformers calls it
         softcap=others.get("softcap"),
         causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
         # Other kernels get their window within the mask.
-        window=others.get("sliding_window") if "flash" in kernel else None,
+        window=others.get("sliding_window") if "flash" in listener.kernel else None,
     )
-    weights = None
-    if kernel == "eager" or (kernel == "sdpa" and call.softcap is not None):
-        output = blocked_attention(call)
-    else:
-        # Flash attention reads the name from the configuration to know which library to load.
-        listener.config._attn_implementation = kernel
-        try:
-            output, weights = ALL_ATTENTION_FUNCTIONS[kernel](
-                module, query, key, value, attention_mask, scaling=scaling, **others
-            )
-        finally:
-            listener.config._attn_implementation = name
-    if call.block:
-        listener.receive(call)
-    return output, weights
+    return listener.attend(_Arguments(call, scaling, others))
+
+
+def _own_kernel(arguments: _Arguments) -> Result:
+    """Attend as the model does without strata."""
+    listener, call = _LISTENER.get(), arguments.call
+    function = _eager_function(call.module) if listener.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[listener.kernel]
+    # Flash attention reads the name from the configuration to know which library to load.
+    listener.config._attn_implementation = listener.kernel
+    try:
+        result: Result = function(
+            call.module, call.query, call.key, call.value, call.mask, scaling=arguments.scaling, **arguments.others
+        )
+    finally:
+        listener.config._attn_implementation = listener.name
+    return result
+
+
+def _eager_function(module: torch.nn.Module) -> Callable[..., Result]:
+    """Find eager attention where transformers keeps it: beside the class of the attention module, not in a registry."""
+    for kind in type(module).__mro__:
+        function = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+        if function is not None:
+            found: Callable[..., Result] = function
+            return found
+    raise StrataError(
+        f"{type(module).__name__} has no eager_attention_forward beside it, so its eager attention cannot be checked: "
+        "load the checkpoint with attn_implementation sdpa in its config.json, or leave attention out of --capture."
+    )
+
+
+def _widened(call: AttentionCall) -> AttentionCall:
+    mask = call.mask
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    return call._replace(query=call.query.float(), key=call.key.float(), value=call.value.float(), mask=mask)

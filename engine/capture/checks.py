@@ -13,10 +13,16 @@ from engine.models.prepare import PreparedImage
 from engine.prompts import Prompt
 from engine.vocabulary import ROLE_CODES
 
-__all__ = ["FURTHER_PROMPT", "check_image_rows", "check_item", "check_prompt_dependence"]
+__all__ = ["FURTHER_PROMPTS", "check_image_rows", "check_item", "check_prompt_dependence"]
 
-FURTHER_PROMPT = Prompt("check", "custom", "List every object that can be seen, and its colour.")
-"""Added to the prompts of a run for the checks alone, because a run with one prompt has nothing to compare it with."""
+FURTHER_PROMPTS = (
+    Prompt("check-short", "custom", "Colours?"),
+    Prompt("check", "custom", "List every object that can be seen, and its colour."),
+)
+"""Added to the prompts of a run for the checks alone, because a run with one prompt has nothing to compare it with.
+
+They differ in length: whatever the run's first prompt is, one of them makes a padded batch with it.
+"""
 
 # Two runs differ by kernel noise: measured in 16 bits after 32 blocks, 1e-4 in the mean over tokens and ten times that
 # in the worst token. A prompt that reaches the image moves all of them, by 0.1 and more.

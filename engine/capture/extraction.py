@@ -67,6 +67,8 @@ class Extraction:
         The model and what prepares its inputs.
     batch_size
         Samples per forward pass; does not change values.
+    padding
+        Positions of padding before the longest sample of a pass; does not change values either.
     """
 
     store: Path
@@ -76,6 +78,7 @@ class Extraction:
     loaded: LoadedModel
     preparer: Preparer
     batch_size: int
+    padding: int = 0
 
     @property
     def probe(self) -> Probe:
@@ -196,6 +199,7 @@ def _extract(
                 pad_id=extraction.checkpoint.pad_id,
                 images_kept=collector.images_kept,
                 to_host=copies.bring,
+                padding=extraction.padding,
             )
         except torch.OutOfMemoryError as error:
             raise StrataError(

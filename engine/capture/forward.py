@@ -97,8 +97,17 @@ class BatchCapture:
     problems: tuple[str | None, ...]
 
 
-def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tensor]:
+def collate(items: Sequence[BatchItem], *, pad_id: int, padding: int = 0) -> dict[str, torch.Tensor]:
     """Pad a batch.
+
+    Parameters
+    ----------
+    items
+        The samples.
+    pad_id
+        Token id of padding.
+    padding
+        Positions of padding before the longest sample too.
 
     Returns
     -------
@@ -106,7 +115,7 @@ def collate(items: Sequence[BatchItem], *, pad_id: int) -> dict[str, torch.Tenso
         input_ids, attention_mask, position_ids (sample, position), left-padded; pixel_values; the inputs of a side
         encoder (sample, side position), right-padded with zeros.
     """
-    length = max(len(item.layout) for item in items)
+    length = padding + max(len(item.layout) for item in items)
     input_ids = torch.full((len(items), length), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(items), length), dtype=torch.long)
     for row, item in enumerate(items):
@@ -137,6 +146,7 @@ def capture_batch(
     pad_id: int,
     images_kept: Collection[int] = frozenset(),
     to_host: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
+    padding: int = 0,
 ) -> BatchCapture:
     """Run the model once over a batch and keep what the probe asks for.
 
@@ -154,8 +164,10 @@ def capture_batch(
         Images whose shared prefix an earlier batch has kept.
     to_host
         Brings kept rows to the host; may return before their values are there.
+    padding
+        Positions of padding before the longest sample too.
     """
-    inputs = collate(items, pad_id=pad_id)
+    inputs = collate(items, pad_id=pad_id, padding=padding)
     collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))

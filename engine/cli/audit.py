@@ -114,10 +114,11 @@ def _images(source: Mapping[str, Any], *, annotations: Path | None, images: Path
 def _headline(store: Store, passes: FreshPasses, count: int) -> str:
     model = store.record["model"]
     parts = len(store.parts)
+    own, other = passes.kernels
     return (
         f"{count} of {len(store.samples)} samples of {store.url} ({parts} part{'s' if parts > 1 else ''}) against "
-        f"{model['id']} in {model['dtype']} on {passes.loaded.device}, batch 1, attention kernel "
-        f"{passes.loaded.attention_kernel} and, for the floor, SDPA's math"
+        f"{model['id']} in {model['dtype']} on {passes.loaded.device}, batch 1, attention kernel {own} and, for the "
+        f"floor, {other} and a padded batch of two"
     )
 
 

@@ -10,7 +10,7 @@ import click
 from transformers.utils.logging import disable_progress_bar
 
 from engine.capture.attention_checks import check_attention
-from engine.capture.checks import FURTHER_PROMPT, check_image_rows, check_prompt_dependence
+from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
@@ -86,7 +86,8 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
         store, planned.plan, planned.images, planned.checkpoint, loaded, planned.preparer, options.batch_size
     )
     checkpoint = planned.checkpoint
-    first = _first_readable(planned, Preparer(checkpoint, (*planned.plan.prompts, FURTHER_PROMPT), share_prefix=False))
+    asked = (*planned.plan.prompts, *FURTHER_PROMPTS)
+    first = _first_readable(planned, Preparer(checkpoint, asked, share_prefix=False))
     check_image_rows(loaded, first, checkpoint.family)
     # The checks look at tokens of their own.
     probe = extraction.probe._replace(tensor_roles={})

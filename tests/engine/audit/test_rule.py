@@ -16,11 +16,11 @@ VALUES = st.floats(-100, 100, allow_nan=False).map(lambda value: round(value, 3)
 VECTORS = arrays(np.float64, (3, 4), elements=VALUES)
 
 
-@given(VECTORS, VECTORS, VECTORS, st.sampled_from([0.0, 0.25]))
+@given(VECTORS, VECTORS, VECTORS, VECTORS, st.sampled_from([0.0, 0.25]))
 def test_deviations_are_those_of_loops(
-    stored: np.ndarray, fresh: np.ndarray, other: np.ndarray, allowance: float
+    stored: np.ndarray, fresh: np.ndarray, other: np.ndarray, third: np.ndarray, allowance: float
 ) -> None:
-    found = compare_vectors(stored, fresh, other, allowance)
+    found = compare_vectors(stored, fresh, [other, fresh, third], allowance)
     for row in range(3):
         length = math.sqrt(sum(value**2 for value in fresh[row])) or 1.0
         offsets = []
@@ -29,7 +29,7 @@ def test_deviations_are_those_of_loops(
             offsets.append(math.copysign(size, one - two))
         assert found.difference[row] == pytest.approx(max(map(abs, offsets)) / length, rel=1e-5, abs=1e-12)
         assert abs(offsets[found.at[row]]) == pytest.approx(max(map(abs, offsets)))
-        noise = max(abs(one - two) for one, two in zip(other[row], fresh[row], strict=True))
+        noise = max(abs(one - two) for again in (other, third) for one, two in zip(again[row], fresh[row], strict=True))
         assert found.floor[row] == pytest.approx(noise / length, rel=1e-5, abs=1e-12)
         explained = fresh[row] + offsets
         lengths = np.linalg.norm(explained), np.linalg.norm(fresh[row])
@@ -43,7 +43,7 @@ def test_values_that_both_lack_agree_and_one_that_one_lacks_does_not() -> None:
     nan = math.nan
     fresh = np.array([[nan, nan], [1.0, 2.0], [nan, 2.0], [3.0, 4.0]])
     stored = np.array([[nan, nan], [nan, 2.0], [1.0, 2.0], [math.inf, 4.0]])
-    found = compare_vectors(stored, fresh, fresh)
+    found = compare_vectors(stored, fresh, [fresh])
     assert found.difference.tolist() == [0.0, math.inf, math.inf, math.inf]
     assert found.angle.tolist() == [0.0, math.inf, math.inf, math.inf]
     worst = find_worst([Deviations(*(values[None] for values in found))], 1e-4)
@@ -54,7 +54,7 @@ def test_values_that_both_lack_agree_and_one_that_one_lacks_does_not() -> None:
 def test_values_that_both_lack_agree_where_the_others_were_rounded_too() -> None:
     fresh = np.array([[np.nan, np.nan], [1.0, 2.0]])
     stored = np.array([[np.nan, np.nan], [1.1, 2.0]])
-    found = compare_vectors(stored, fresh, fresh, 0.125 * np.abs(fresh))
+    found = compare_vectors(stored, fresh, [fresh], 0.125 * np.abs(fresh))
     assert found.difference.tolist() == found.angle.tolist() == [0.0, 0.0]
     worst = find_worst([Deviations(*(values[np.newaxis] for values in found))], 1e-6)
     assert worst is not None
@@ -63,9 +63,9 @@ def test_values_that_both_lack_agree_where_the_others_were_rounded_too() -> None
 
 def test_zero_vectors_agree_with_each_other_alone() -> None:
     zero, one = np.zeros((1, 3)), np.ones((1, 3))
-    assert compare_vectors(zero, zero, zero)[:4] == (0, 0, 0, 0)
+    assert compare_vectors(zero, zero, [zero])[:4] == (0, 0, 0, 0)
     for stored, fresh in ((zero, one), (one, zero)):
-        worst = find_worst([Deviations(*(part[None] for part in compare_vectors(stored, fresh, fresh)))], 1e-4)
+        worst = find_worst([Deviations(*(part[None] for part in compare_vectors(stored, fresh, [fresh])))], 1e-4)
         assert worst is not None
         assert not worst.passed
 

@@ -61,7 +61,7 @@ def test_every_tensor_of_every_sample_agrees_with_itself(tmp_path: Path, roles: 
     store = written(tmp_path / "store", roles)
     for sample_id, stored in stored_samples(store).items():
         fresh = single(store, store.samples[sample_id], roles)
-        compared = compare_sample(stored, fresh, fresh)
+        compared = compare_sample(stored, fresh, [fresh])
         assert compared.mismatches == ()
         assert compared.same_tokens
         assert {path: compared.dims[path] for path in TENSORS} == TENSORS
@@ -105,7 +105,7 @@ def test_one_other_value_is_found_and_named(tmp_path: Path, path: str, index: tu
     store = written(tmp_path / "store")
     sample_id, stored = list(stored_samples(store).items())[1]
     fresh = single(store, store.samples[sample_id])
-    compared = compare_sample(stored, spoil(fresh, path, index), spoil(fresh, path, index))
+    compared = compare_sample(stored, spoil(fresh, path, index), [spoil(fresh, path, index)])
     assert compared.mismatches == ()
     for name, deviations in compared.deviations.items():
         worst = find_worst([deviations], 1e-6)
@@ -117,7 +117,7 @@ def test_one_other_value_is_found_and_named(tmp_path: Path, path: str, index: tu
 
 def compare_two(store: TinyStore, stored: str, fresh: str) -> ComparedSample:
     content = single(store, store.samples[fresh])
-    return compare_sample(stored_samples(store)[stored], content, content)
+    return compare_sample(stored_samples(store)[stored], content, [content])
 
 
 def test_another_sample_differs_in_tokens_queries_and_prompt(tmp_path: Path) -> None:
@@ -136,13 +136,13 @@ def test_tensors_that_only_one_side_has_are_named(tmp_path: Path) -> None:
     store = tiny_store(tmp_path / "store", dtype="float32")
     sample_id, stored = next(iter(stored_samples(store).items()))
     fresh = single(store, store.samples[sample_id])
-    said = compare_sample(stored, fresh, fresh).mismatches
+    said = compare_sample(stored, fresh, [fresh]).mismatches
     assert "key/attention: is not stored" in said
     assert "key/token is not stored" in said
     layers = replace(store, layers=store.layers[:3])
     fewer = replace(store.samples[sample_id], states=store.samples[sample_id].states[:3])
     short = single(layers, fewer)
-    said = compare_sample(stored, short, short).mismatches
+    said = compare_sample(stored, short, [short]).mismatches
     assert any(text.startswith("token/hidden_states: stored as {'layer': 5,") for text in said)
     assert "token/layer: 5 entries stored, 3 in a fresh pass" in said
 

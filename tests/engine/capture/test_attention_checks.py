@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from engine.capture.attention_checks import check_attention
-from engine.capture.checks import FURTHER_PROMPT
+from engine.capture.checks import FURTHER_PROMPTS
 from engine.capture.probe import Probe
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint, open_checkpoint
@@ -44,7 +44,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 
 def prepared(checkpoint: Checkpoint) -> PreparedImage:
     image = Image.effect_noise((30, 24), 90).convert("RGB")
-    prompts = (Prompt("a", "custom", "What is it?"), FURTHER_PROMPT)
+    prompts = (Prompt("a", "custom", "What is it?"), *FURTHER_PROMPTS)
     return Preparer(checkpoint, prompts, share_prefix=False).prepare(image)
 
 
@@ -74,11 +74,11 @@ def test_models_that_attend_by_softmax_pass(
 def test_attention_that_is_changed_before_its_projection_is_refused_with_block_and_numbers(
     checkpoints: dict[str, Checkpoint], dtype: str
 ) -> None:
-    """A gate between attention and projection, as some models have: rows alone do not give the output."""
+    """A gate between attention and projection, as some models have: what is multiplied is not what rows give."""
     loaded = load(checkpoints["llava"], dtype)
     gate = loaded.language.blocks[1].self_attn.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * 0.7,))
     with pytest.raises(
-        StrataError, match=r"do not give the output of the model's attention \(block 2: relative difference .*at most"
+        StrataError, match=r"does not get what the model's attention puts out \(block 2: relative difference 3.00e-01"
     ):
         check_attention(loaded, prepared(checkpoints["llava"]), PROBE, pad_id=0)
     check_attention(loaded, prepared(checkpoints["llava"]), PROBE._replace(blocks=(1, 3)), pad_id=0)
@@ -97,6 +97,41 @@ def test_a_bias_of_the_projection_is_no_difference_and_a_silent_attention_neithe
         for attention in each_attention(loaded):
             attention.o_proj.weight.zero_()
     check_attention(loaded, prepared(checkpoints["llava"]), PROBE, pad_id=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_projection_that_does_more_than_a_product_is_refused(checkpoints: dict[str, Checkpoint], dtype: str) -> None:
+    loaded = load(checkpoints["llava"], dtype)
+    loaded.language.blocks[2].self_attn.o_proj.register_forward_hook(lambda _m, _a, output: output * 1.05)
+    with pytest.raises(
+        StrataError, match=r"does not multiply with its weight \(block 3: relative difference [45].*at most"
+    ):
+        check_attention(loaded, prepared(checkpoints["llava"]), PROBE, pad_id=0)
+
+
+def test_one_prompt_is_padded_even_where_those_of_the_run_are_equally_long(checkpoints: dict[str, Checkpoint]) -> None:
+    loaded = load(checkpoints["llava"])
+    equally_long = (Prompt("a", "custom", "What is it?"), Prompt("b", "custom", "What is red?"))
+    image = Image.effect_noise((30, 24), 90).convert("RGB")
+    both = Preparer(checkpoints["llava"], (*equally_long, *FURTHER_PROMPTS), share_prefix=False).prepare(image)
+    padding: list[int] = []
+    loaded.model.register_forward_pre_hook(
+        lambda _module, _arguments, keywords: padding.append(int((keywords["attention_mask"] == 0).sum())),
+        with_kwargs=True,
+    )
+    check_attention(loaded, both, PROBE, pad_id=0)
+    assert padding
+    assert min(padding) > 0
+
+
+@pytest.mark.parametrize("prompts", [(), (Prompt("a", "custom", "Colours?"),)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_prompts_of_the_checks_differ_in_length(
+    checkpoints: dict[str, Checkpoint], family: str, prompts: tuple[Prompt, ...]
+) -> None:
+    image = Image.effect_noise((30, 24), 90).convert("RGB")
+    ready = Preparer(checkpoints[family], (*prompts, *FURTHER_PROMPTS), share_prefix=False).prepare(image)
+    assert len({len(layout) for layout in ready.layouts}) == 2
 
 
 def test_logits_that_change_while_listening_are_refused(checkpoints: dict[str, Checkpoint]) -> None:
