@@ -18,6 +18,7 @@ from analyses.kept_parts import KeptParts
 from analyses.kept_runs import Arrays, PartWork, run_parts
 from analyses.norm_attention_plan import plan_tasks, plan_workers
 from analyses.part_attention import MapSums, PartAttention, part_attention
+from analyses.part_keys import query_names
 from analyses.resources import Resources
 from engine.store import Store
 from engine.vocabulary import ROLES
@@ -99,10 +100,9 @@ def analyze_store(store: Store, *, without_sinks: bool, resources: Resources, ke
         maps.append(part.maps)
     count = np.concatenate(keys)
     present = np.flatnonzero(count.any(axis=0))
-    arrays = store.parts[0].manifest["arrays"]
     return NormAttention(
         samples=store.samples[list(SAMPLE_COLUMNS)],
-        queries=tuple(arrays["key/query"]["attributes"]["flag_meanings"].split()),
+        queries=query_names(store.parts[0]),
         blocks=store.parts[0].variable("key/block").to_numpy(),
         block_count=store.block_count,
         roles=tuple(ROLES[code] for code in present),

@@ -10,13 +10,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colorbar import Colorbar
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analyses.attention_maps import PlaceMap
 from analyses.figure_style import NOTE, STYLE, TEXT_INCHES
+from analyses.heat_style import heat_colours, label_heat, positive
 from analyses.key_places import SEGMENTS
 from analyses.norm_attention_panels import IDENTITY_NOTE, Panel, panels
 from analyses.norm_attention_results import StoreAttention
@@ -26,7 +25,6 @@ __all__ = ["draw_patches", "draw_positions"]
 
 _MEASURE = MAP_MEASURES.index("attention_norm_share")
 _SHARE = "share of the row's norms"
-_DECADES = 4
 _MOST_BLOCKS = 6
 _TEXT_PART = 0.7  # of the width of the image, which text tokens take together at most
 _WIDEST = 0.04  # of the same, one text token
@@ -52,19 +50,19 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
         figure = Figure(figsize=(TEXT_INCHES, 1.75 * len(jobs) + 0.25 + 0.1 * len(notes)), layout="constrained")
         axes: list[Axes] = list(figure.subplots(len(jobs), 1, squeeze=False).ravel())
         values = [job.item.result.maps.places.mean[_MEASURE, job.number, job.query] for job in jobs]
-        colours = _colours(values)
+        colours = heat_colours(values)
         for ax, job, own in zip(axes, jobs, values, strict=True):
             places = job.item.result.maps.places
             seen = places.samples[job.number].max(axis=0) > 0
             edges = _edges(places, seen)
             blocks = job.item.result.blocks
-            mesh = ax.pcolormesh(edges, _block_edges(blocks), _positive(own[:, seen]), **colours)
+            mesh = ax.pcolormesh(edges, _block_edges(blocks), positive(own[:, seen]), **colours)
             _label_positions(ax, places, seen, edges)
             ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
             ax.set_ylabel("block")
             ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
         bar = figure.colorbar(mesh, ax=axes, label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
-        _label_colours(bar, 5)
+        label_heat(bar, 5)
         figure.supxlabel("\n".join(notes), **NOTE)
     return figure
 
@@ -87,30 +85,6 @@ def _notes(results: Sequence[StoreAttention], first: list[str], left_out: bool) 
         *([_SINKS_NOTE] if results[0].result.without_sinks else []),
         *([IDENTITY_NOTE] if left_out else []),
     ]
-
-
-def _positive(values: NDArray[np.float64]) -> np.ma.MaskedArray:
-    """Mask what a logarithm cannot show, so that it is drawn grey."""
-    return np.ma.masked_where(~(values > 0), values)
-
-
-def _colours(values: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
-    """One scale for all: up to the largest value, down over some decades where values reach so far."""
-    positive = np.concatenate([own[own > 0].ravel() for own in values])
-    highest = float(positive.max(initial=1e-9))
-    lowest = max(float(positive.min(initial=highest)), highest * 10.0**-_DECADES)
-    scale = mpl.colormaps["viridis"].with_extremes(bad="0.88")
-    return {"cmap": scale, "norm": LogNorm(min(lowest, highest / 2), highest), "rasterized": True}
-
-
-def _label_colours(bar: Colorbar, count: int) -> None:
-    """Label the ends and what lies between; a scale of less than two decades has no powers of ten to label."""
-    low, high = bar.norm.vmin, bar.norm.vmax
-    assert low is not None
-    assert high is not None
-    ticks = np.geomspace(low, high, count).tolist()
-    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
-    bar.minorticks_off()
 
 
 def _edges(places: PlaceMap, seen: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -149,15 +123,15 @@ def _draw_grid_row(part: Any, job: Panel) -> None:
     assert grid is not None
     maps = grid.mean[_MEASURE, job.number, job.query]
     chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _MOST_BLOCKS)).round().astype(int))
-    colours = _colours([maps[chosen]])
+    colours = heat_colours([maps[chosen]])
     axes = part.subplots(1, _MOST_BLOCKS, squeeze=False).ravel()
     for ax, block in zip(axes, chosen, strict=False):
-        image = ax.imshow(_positive(maps[block]), interpolation="nearest", **colours)
+        image = ax.imshow(positive(maps[block]), interpolation="nearest", **colours)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
         ax.set_xlabel(f"block {result.blocks[block]}", labelpad=2)
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
-    _label_colours(part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label="share"), 3)
+    label_heat(part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label="share"), 3)
     part.suptitle(f"{job.title} ({grid.samples[job.number, job.query]} samples)", x=0.01, ha="left", fontsize=7)

@@ -43,8 +43,12 @@ class Panel(NamedTuple):
     title: str
 
 
+def _words(query: str) -> str:
+    return f"the {QUERY_NAMES[query]}" if query in QUERY_NAMES else f"token {query}"
+
+
 def panels(results: Sequence[StoreAttention]) -> tuple[list[Panel], bool]:
-    """List the panels.
+    """List the panels; a query that no sample of a group has gets none.
 
     Returns
     -------
@@ -59,9 +63,11 @@ def panels(results: Sequence[StoreAttention]) -> tuple[list[Panel], bool]:
         blind = item.identity.image_states_depend_on_prompt is False
         for number, (group, chosen) in enumerate(prompt_groups(item.result.samples)):
             for query, name in enumerate(item.result.queries):
+                if np.isnan(item.result.values["attention"][chosen, query]).all():
+                    continue
                 if blind and number and name.startswith(_IMAGE_QUERIES):
                     left_out = True
                     continue
-                title = f"{store}{short_label(group.title, 24)}, from the {QUERY_NAMES.get(name, name)}"
+                title = f"{store}{short_label(group.title, 24)}, from {_words(name)}"
                 found.append(Panel(item, group, number, chosen, query, title))
     return found, left_out

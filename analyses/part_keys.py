@@ -13,7 +13,7 @@ from analyses.prompt_groups import PromptGroup, prompt_groups
 from engine.errors import StrataError
 from engine.store import KEY_COORDINATES, Part
 
-__all__ = ["PLACES", "Bins", "PartKeys", "read_keys"]
+__all__ = ["PLACES", "Bins", "PartKeys", "query_names", "read_keys", "read_places", "whole_image_grid"]
 
 PLACES = "places"
 """Name of the bins of `key_places`; grids are called ``24x24``."""
@@ -69,7 +69,7 @@ def read_keys(part: Part, task: AttentionTask) -> PartKeys:
     StrataError
         A store before format 0.4 left tokens out, so that the roles of their keys are unknown.
     """
-    places = _read_places(part)
+    places = read_places(part)
     role = places["role"]
     samples = part.samples
     starts, stops = (samples[name].to_numpy(np.int64) for name in ("key_start", "key_stop"))
@@ -89,8 +89,19 @@ def read_keys(part: Part, task: AttentionTask) -> PartKeys:
     )
 
 
-def _read_places(part: Part) -> dict[str, NDArray[np.int64]]:
-    """Read the `KEY_COORDINATES` of a part's keys by name, each (key) int64."""
+def query_names(part: Part) -> tuple[str, ...]:
+    """Names of the queries of a part's rows, in their order."""
+    return tuple(part.manifest["arrays"]["key/query"]["attributes"]["flag_meanings"].split())
+
+
+def read_places(part: Part) -> dict[str, NDArray[np.int64]]:
+    """Read the `KEY_COORDINATES` of a part's keys by name, each (key) int64.
+
+    Raises
+    ------
+    StrataError
+        As `read_keys`.
+    """
     if "key/role" not in part.manifest["arrays"]:
         return _read_places_before_0_4(part)
     return {name: np.asarray(open_array(part, f"key/{name}")[...], np.int64) for name in KEY_COORDINATES}

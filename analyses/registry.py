@@ -41,6 +41,8 @@ _ADJUSTMENT = Option(
     ("none", "anisotropy", "mean-centred"),
 )
 
+_IMAGE = Option("image", str, "", "image id of the picture that is drawn; the first image where empty")
+
 ANALYSES: Mapping[str, Analysis] = {
     analysis.name: analysis
     for analysis in (
@@ -70,7 +72,10 @@ ANALYSES: Mapping[str, Analysis] = {
             "norm-attention",
             "where queries look: attention weights and norms per role, block, position and patch",
             "analyses.run_norm_attention",
-            (Option("without_sinks", bool, False, "leave out position 0 and BOS, and share among the other keys"),),
+            (
+                Option("without_sinks", bool, False, "leave out position 0 and BOS, and share among the other keys"),
+                _IMAGE,
+            ),
             ("key/attention", "key/attention_norm"),
         ),
     )

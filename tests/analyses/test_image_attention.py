@@ -1,0 +1,94 @@
+"""Attention of one sample on its own image, against the rows that were written, and the figure of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from analyses.image_attention import ImageAttention, read_image_attention
+from analyses.norm_attention_image_figure import draw_image
+from analyses.opening import open_all
+from analyses.picture import Picture, show_on_grid, show_picture
+from analyses.registry import run
+from analyses.resources import Resources
+from engine.errors import UsageError
+from tests.analyses.attention_builders import Spec, attention_samples, is_sink, write_attention
+from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, words
+
+SPECS = [
+    Spec("a", "normal-1", f"sp{'i' * 12}nnt", ((3, 4, False),)),
+    Spec("b", "normal-1", f"sp{'i' * 6}nnnt", ((2, 3, False),)),
+    Spec("c", "normal-1", f"sp{'i' * 5}nt"),
+]
+
+
+def read(folder: Path, image: str, *, without_sinks: bool = False) -> ImageAttention | None:
+    samples = attention_samples(SPECS)
+    (store,), _ = open_all([str(write_attention(folder / "s", SPECS, samples))], Resources())
+    return read_image_attention(store, image, without_sinks=without_sinks)
+
+
+@pytest.mark.parametrize("without_sinks", [False, True])
+@pytest.mark.parametrize("number", [0, 1])
+def test_shares_are_those_of_the_sample_s_rows(tmp_path: Path, number: int, without_sinks: bool) -> None:
+    spec, sample = SPECS[number], attention_samples(SPECS)[number]
+    found = read(tmp_path, spec.image, without_sinks=without_sinks)
+    assert found is not None
+    assert (found.sample_id, found.prompt_id) == (spec.sample_id, spec.prompt)
+    rows, cols, _ = spec.grids[0]
+    assert found.shares.shape == (2, len(found.queries), 3, rows, cols)
+    blocks = sample.blocks
+    assert blocks is not None
+    for query, name in enumerate(found.queries):
+        for block in range(3):
+            place = blocks.queries.index(name)
+            weights = np.asarray(blocks.values["attention"][block, place], np.float64).mean(axis=0)
+            norms = np.asarray(blocks.values["attention_norm"][block, place], np.float64)
+            for measure, row in enumerate((weights, norms)):
+                counted = [0 if without_sinks and is_sink(p, spec.codes) else v for p, v in enumerate(row)]
+                patches = [value for value, letter in zip(counted, spec.roles, strict=True) if letter == "i"]
+                expected = np.reshape(patches, (rows, cols)) / np.sum(counted)
+                np.testing.assert_allclose(found.shares[measure, query, block], expected, rtol=1e-6)
+
+
+def test_the_first_sample_is_taken_where_no_image_is_named(tmp_path: Path) -> None:
+    found = read(tmp_path, "")
+    assert found is not None
+    assert found.sample_id == "a/normal-1"
+
+
+@pytest.mark.parametrize("image", ["c", "nowhere"])
+def test_no_grid_or_no_such_image(tmp_path: Path, image: str) -> None:
+    assert read(tmp_path, image) is None
+
+
+def test_an_image_of_no_store_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    store = write_attention(tmp_path / "s", SPECS, attention_samples(SPECS))
+    with pytest.raises(UsageError, match=r"--image 'z' is no image of the given stores; .* has 3, the first is 'a'"):
+        run("norm-attention", [str(store)], tmp_path / "out", memory=2**30, without_sinks=False, image="z")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+@pytest.mark.parametrize("pixels", [None, np.full((30, 40, 3), 200, np.uint8)])
+def test_the_figure_is_labelled_and_says_whether_there_is_a_picture(tmp_path: Path, pixels: np.ndarray | None) -> None:
+    samples = attention_samples(SPECS)
+    (store,), (identity,) = open_all([str(write_attention(tmp_path / "s", SPECS, samples))], Resources())
+    item = read_image_attention(store, "a", without_sinks=False)
+    assert item is not None
+    item = item._replace(picture=item.picture._replace(pixels=pixels))
+    figure = draw_image([(identity, item)], without_sinks=True)
+    assert_nothing_is_cut_or_overlaps(figure)
+    said = words(figure)
+    assert ("--thumbnails" in said) == (pixels is None)
+    assert "a/normal-1, last text token: attention weight" in said
+    assert "without position 0" in said
+
+
+def test_patches_lie_where_they_were_cut_from_the_picture() -> None:
+    """A grid on the right half of a wide picture: its left patch begins in the middle."""
+    ax = Figure().subplots()
+    show_picture(ax, Picture(np.zeros((10, 20, 3), np.uint8), 40, 20), pale=True)
+    heat = show_on_grid(ax, np.eye(2), {"x0": 20.0, "y0": 0.0, "x1": 40.0, "y1": 20.0})
+    assert list(heat.get_extent()) == [20, 40, 20, 0]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((0, 40), (20, 0))
