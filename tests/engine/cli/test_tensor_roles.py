@@ -14,7 +14,7 @@ from click.testing import Result
 from engine.cli.sizes import format_bytes, format_dims
 from engine.errors import UsageError
 from engine.plan import CAPTURES
-from engine.store import Store, open_store, verify
+from engine.store import Store, open_store, summarise, verify
 from engine.vocabulary import ROLE_CODES, ROLES
 from tests.analyses.test_norm_attention import analyse
 from tests.engine.cli.conftest import Dataset, write_images
@@ -209,6 +209,7 @@ def test_raw_bytes_are_those_of_kept_values_in_estimate_and_inspect(stores: Stor
     estimated = {line.split()[0]: line for line in estimate.splitlines() if line}
     lines = strata("inspect", fine.url).stdout.splitlines()
     inspected = {line.split()[0]: line for line in lines if " × " in line}
+    summaries = {array.path: array for array in summarise(fine).arrays}
     total = 0
     for path, entry in fine.parts[0].manifest["arrays"].items():
         itemsize = np.dtype(entry["dtype"]).itemsize
@@ -228,8 +229,8 @@ def test_raw_bytes_are_those_of_kept_values_in_estimate_and_inspect(stores: Stor
             axis = next(place for place, dim in enumerate(entry["dims"]) if dim in ("token", "key", "sample"))
             lengths = [[*one[0][:axis], sum(each[axis] for each in one), *one[0][axis + 1 :]] for one in (full, own)]
             assert f"  {format_dims(entry['dims'], *lengths)}  " in estimated[path]
-            first = format_dims(entry["dims"][:3], *(one[:3] for one in lengths))  # what fits into the line
-            assert f"  {first} " in inspected[path]
+            assert (summaries[path].shape, summaries[path].kept) == tuple(map(tuple, lengths))
+            assert (" of " in inspected[path]) == (own != full)
             assert f"  {format_bytes(counted * itemsize)}  " in estimated[path]
             captured = {"float32": 4, None: itemsize}.get(entry["attributes"].get("captured_dtype"), 2)
             assert f"  {format_bytes(counted * captured)}  " in inspected[path]
