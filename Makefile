@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(BIN)/strata extract --model data/demo/model \
 	    --source coco --annotations data/demo/captions.json --images data/demo/images \
 	    --prompts normal --prompts question --prompts noisy:3 --prompts empty \
-	    --capture residual,pooled,attention --dtype float32 --out out/demo/store
+	    --capture residual,pooled,attention --dtype float32 --thumbnails --out out/demo/store
 	$(BIN)/strata analyze all out/demo/store --out out/demo/results
 	$(BIN)/strata verify out/demo/store
 	@echo

@@ -1,6 +1,7 @@
 """What the README shows must run: its Python blocks on a store, its commands against the real options."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -106,6 +107,18 @@ def commands() -> Iterator[list[str]]:
             words = line.split("#")[0].split()
             if words and words[0] == "strata":
                 yield words[1:]
+
+
+def test_the_choices_of_single_tensors_are_read(tmp_path: Path) -> None:
+    text = block("toml", "[residual]")
+    (tmp_path / "run.toml").write_text(text)
+    main = entry_points(group="console_scripts", name="strata")["strata"].load()
+    estimate = main.get_command(click.Context(main), "estimate")
+    arguments = ["--config", str(tmp_path / "run.toml"), "--model", "any", "--source", "folder"]
+    context = estimate.make_context("estimate", arguments)
+    tables = {name: dict(entries) for name, entries in tomllib.loads(text).items()}
+    assert context.params["queries"] == tables["attention"].pop("queries")
+    assert context.params["tensors"] == tables
 
 
 def test_every_command_exists_with_the_options_shown() -> None:

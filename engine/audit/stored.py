@@ -33,6 +33,11 @@ class StoredSample:
             self._runs["key"] = [(int(self.values["key_start"]), int(self.values["key_stop"]))]
 
     @property
+    def format_version(self) -> tuple[int, ...]:
+        """Major and minor version of the part's format."""
+        return tuple(map(int, str(self._part.manifest["format_version"]).split(".")))
+
+    @property
     def arrays(self) -> Mapping[str, Mapping[str, Any]]:
         """The manifest's entry of every array of the part, by path."""
         entries: Mapping[str, Mapping[str, Any]] = self._part.manifest["arrays"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.audit.compare import Deviations, compare_vectors
 from engine.audit.stored import StoredSample
-from engine.store import PartArray, PartContent
+from engine.store import KEY_COORDINATES, PartArray, PartContent
 
 __all__ = ["ComparedSample", "compare_sample", "name_place", "rounding_allowance"]
 
@@ -18,6 +18,9 @@ _VECTOR_DIMS = ("dim", "source_role", "key", "head")
 """The first of these that a tensor has runs along its vectors: states by token, attention rows by query and head."""
 
 _TABLE_COLUMNS = ("image_sha256", "width", "height", "prompt_id", "prompt_kind", "prompt", "query_positions")
+_SINCE = {f"key/{name}": (0, 4) for name in KEY_COORDINATES}
+"""Format versions that first had a coordinate, where stores without it can be audited."""
+
 _COUNTED_ALONG = {"token": "tokens", "key": "positions"}
 
 
@@ -61,7 +64,8 @@ def compare_sample(stored: StoredSample, fresh: PartContent, others: Sequence[Pa
     unequal = set()
     for coordinate in fresh.coordinates:
         if coordinate.path not in stored.arrays:
-            mismatches.append(f"{coordinate.path} is not stored")
+            if stored.format_version >= _SINCE.get(coordinate.path, (0, 0)):
+                mismatches.append(f"{coordinate.path} is not stored")
             continue
         group = coordinate.path.split("/")[0]
         values = stored.coordinate(coordinate.path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.capture import Extraction
 from engine.cli.planning import Planned
 from engine.cli.prediction import predict
+from engine.plan import CaptureChoice
 from tests.bench.random_llava import BenchModel, build_llava, extract_all, plan_extraction, write_images
 from tests.bench.resident import reset_peak, resident
 
@@ -32,6 +33,7 @@ def main(folder: Path, dim: int, blocks: int, images: int) -> None:
             prompts=1,
             images_per_part=taken // parts,
             batch_size=BATCH_SIZE,
+            tensors=("residual", "pooled"),
         )
         for name, taken, parts in (("warm", 2 * BATCH_SIZE, 2), ("measured", images, PARTS))
     }
@@ -50,7 +52,9 @@ def _predicted(model: BenchModel, extraction: Extraction) -> int:
         preparer=extraction.preparer,
         images=extraction.images,
         dtype=model.loaded.dtype,
+        capture=CaptureChoice(**extraction.plan.record["capture"]),
         tokens=nominal.stored_tokens(None),
+        tensor_tokens={},
         sequences=tuple(map(len, nominal.layouts)),
         warnings=(),
     )

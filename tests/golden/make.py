@@ -1,18 +1,20 @@
 """Write the golden store of the current format version: ``python -m tests.golden.make`` at the repository's root.
 
-Its values follow from ``state`` and ``block_values`` below, so that a test of any later version knows what it must
-read. A store of a released version is never written again: a new format version gets a new folder beside it.
+Its values follow from ``state``, ``block_values`` and ``only_kept`` below, so that a test of any later version knows
+what it must read. A store of a released version is never written again: a new format version gets a new folder beside
+it.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from engine.store import (
-    PART_SAMPLES_SCHEMA,
     PLAN_SCHEMA,
+    THUMBNAIL_SAMPLES_SCHEMA,
     BadSample,
     Coordinate,
     ModelMatrix,
@@ -28,7 +30,7 @@ from engine.store import (
 )
 from engine.store.layout import FORMAT_VERSION
 from engine.vocabulary import ROLE_CODES, ROLES, role_flags
-from tests.engine.store.builders import PIECES, tiny_record, tiny_vocabulary
+from tests.engine.store.builders import PIECES, places_of_keys, tiny_record, tiny_vocabulary
 
 FOLDER = Path(__file__).parent / FORMAT_VERSION
 LAYERS = (0, 2, 3)
@@ -40,6 +42,10 @@ BLOCKS = (1, 3)
 HEADS = 2
 QUERIES = ("last_text", "last_image", "target:0")
 QUERY_POSITIONS = (5, 3, -1)
+KEPT_BLOCKS = (3,)
+KEPT_ROLES = ("image", "instruction")
+FEWER = "token/attention_mass"
+THUMBNAIL = b"\xff\xd8 bytes of a JPEG \xff\xd9"
 SEGMENTS = {"a/normal-1": ((0, 4), (4, 6)), "a/question-1": ((0, 4), (6, 8))}
 
 
@@ -87,6 +93,13 @@ def block_values() -> dict[str, np.ndarray]:
     return {path: np.asarray(values, np.float32) for path, values in arrays.items()}
 
 
+def only_kept(values: np.ndarray) -> np.ndarray:
+    """The values of ``FEWER`` (block, head, token, source_role): NaN but in the blocks and roles that are kept."""
+    blocks = np.isin(BLOCKS, KEPT_BLOCKS)[:, None, None, None]
+    tokens = np.isin(TOKEN_ROLES, KEPT_ROLES)[:, None]
+    return np.where(blocks & tokens, values, np.float32(np.nan))
+
+
 BLOCK_DIMS = {
     "key/attention": ("block", "query", "head", "key"),
     "key/attention_norm": ("block", "query", "key"),
@@ -104,8 +117,12 @@ def block_arrays(tokens: int, keys: int) -> tuple[PartArray, ...]:
     for path, values in block_values().items():
         dims = BLOCK_DIMS[path]
         axis = next(number for number, dim in enumerate(dims) if dim in lengths)
-        kept = np.ascontiguousarray(values.take(range(lengths[dims[axis]]), axis))
-        arrays.append(PartArray(path, dims, kept.shape, "float32", kept.__getitem__, {"units": "1"}))
+        chosen = only_kept(values) if path == FEWER else values
+        stored = np.ascontiguousarray(chosen.take(range(lengths[dims[axis]]), axis))
+        said = {"blocks": list(KEPT_BLOCKS), "roles": list(KEPT_ROLES)} if path == FEWER else {}
+        kept = (len(KEPT_BLOCKS), HEADS, int(np.isin(TOKEN_ROLES[:tokens], KEPT_ROLES).sum()), len(ROLES))
+        array = PartArray(path, dims, stored.shape, "float32", stored.__getitem__, {"units": "1", **said})
+        arrays.append(replace(array, kept=kept) if said else array)
     return tuple(arrays)
 
 
@@ -161,6 +178,7 @@ def part(number: int) -> PartContent:
         query_coordinate(QUERIES),
         Coordinate("key/token", ("key",), np.concatenate([np.zeros(0), *key_token]).astype(np.int32)),
     )
+    coordinates += tuple(places_of_keys(coordinates))
     rows = [
         {
             "sample_id": sample_id,
@@ -179,12 +197,13 @@ def part(number: int) -> PartContent:
             "key_start": 6 * number_of_sample,
             "key_stop": 6 * number_of_sample + 6,
             "query_positions": QUERY_POSITIONS,
+            "thumbnail": None if number_of_sample else THUMBNAIL,
         }
         for number_of_sample, sample_id in enumerate(samples)
     ]
     bad = () if number == 0 else (BadSample("b/normal-1", "zero bytes"), BadSample("b/question-1", "zero bytes"))
     run = {"versions": {"strata": "0.1.0"}, "attention": "sdpa", "dtype": "bfloat16", "batch_size": 1}
-    table = pa.Table.from_pylist(rows, schema=PART_SAMPLES_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=THUMBNAIL_SAMPLES_SCHEMA)
     return PartContent(number, arrays, coordinates, table, bad, run, 0.25)
 
 
@@ -203,10 +222,17 @@ def main() -> None:
         "layers": LAYERS,
         "share_prefix": True,
         "residual_layers": None,
+        "blocks": BLOCKS,
+        "queries": QUERIES,
+        "dtypes": {},
+        "roles": None,
+        "tensor_roles": {"attention-mass": KEPT_ROLES},
+        "tensor_blocks": {"attention-mass": KEPT_BLOCKS},
+        "thumbnails": True,
     }
     create_store(
         FOLDER,
-        record={**record, "capture": {**capture, "blocks": BLOCKS, "queries": QUERIES, "dtypes": {}}},
+        record={**record, "capture": capture},
         plan=pa.table(list(map(list, zip(*planned, strict=True))), schema=PLAN_SCHEMA),
         vocabulary=tiny_vocabulary(),
         unembedding=ModelMatrix(matrix.shape, "float32", lambda start, stop: matrix[start:stop]),

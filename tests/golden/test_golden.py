@@ -8,25 +8,33 @@ import pytest
 
 from engine.store import open_store, verify
 from engine.store.layout import FORMAT_VERSION
-from engine.vocabulary import ROLE_CODES
+from engine.vocabulary import ROLE_CODES, ROLES
 from tests.golden.make import (
     BLOCKS,
+    FEWER,
+    KEPT_BLOCKS,
+    KEPT_ROLES,
     LAYERS,
     QUERIES,
     QUERY_POSITIONS,
     SEGMENTS,
+    THUMBNAIL,
     TOKEN_ROLES,
     attention,
     block_values,
+    only_kept,
     state,
     unembedding,
 )
 
-ITEMS = {"0.1": "a", "0.2": "7", "0.3": "7"}
+ITEMS = {"0.1": "a", "0.2": "7", "0.3": "7", "0.4": "7"}
 """Format versions, and the item of the one image: 0.1 had no items, so each image was its own."""
 
 BEFORE_BLOCKS = {"0.1", "0.2"}
 """Format versions that knew of nothing of blocks."""
+
+BEFORE_CHOICES = {"0.1", "0.2", "0.3"}
+"""Format versions whose arrays all kept the same tokens, whose keys said no role, and that had no thumbnails."""
 
 
 @pytest.fixture(params=ITEMS)
@@ -98,10 +106,28 @@ def test_arrays_of_blocks(folder: Path) -> None:
     assert store.queries == QUERIES
     for path, values in block_values().items():
         stored = getattr(store, path.split("/")[1])
-        np.testing.assert_array_equal(stored, values)
+        fewer = path == FEWER and folder.name not in BEFORE_CHOICES
+        np.testing.assert_array_equal(stored, only_kept(values) if fewer else values)
+        assert stored.attrs.get("roles") == (list(KEPT_ROLES) if fewer else None)
+        assert stored.attrs.get("blocks") == (list(KEPT_BLOCKS) if fewer else None)
         assert stored["block"].values.tolist() == list(BLOCKS)
     assert store.attention["token"].values.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 6, 7]
     assert store.attention_mass["source_role"].attrs["flag_meanings"].split()[2] == "image"
+
+
+def test_keys_and_thumbnails(folder: Path) -> None:
+    store = open_store(folder)
+    sequence = store.sample("a/question-1")
+    if folder.name in BEFORE_CHOICES:
+        assert store.thumbnail("a") is None
+        assert "key_role" not in sequence
+        assert store.kept_roles("attention-mass") == ROLES
+        return
+    assert store.thumbnail("a") == THUMBNAIL
+    assert store.kept_roles("attention-mass") == KEPT_ROLES
+    np.testing.assert_array_equal(sequence["key_role"], sequence["role"])
+    assert store.attention["role"].attrs["flag_meanings"].split()[2] == "image"
+    np.testing.assert_array_equal(sequence["key_patch_col"], sequence["patch_col"])
 
 
 @pytest.mark.parametrize(("number", "sample_id"), list(enumerate(SEGMENTS)))

@@ -276,6 +276,25 @@ def test_attributes_that_claim_more_than_was_chosen_are_named(fewer: Extracted) 
     assert "token/mlp_output: its attributes say that it keeps blocks all, store.json says [2, 3]" in audit.text
 
 
+@pytest.mark.parametrize(("version", "sound"), [("0.3", True), ("0.4", False)])
+def test_only_stores_of_earlier_formats_may_lack_the_roles_of_keys(
+    extract: ExtractOnce, tmp_path: Path, version: str, sound: bool
+) -> None:
+    stored = extract("--capture", "residual,attention").copy(tmp_path / "store")
+    for path in (stored.path / "parts").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        for name in ("role", "grid", "patch_row", "patch_col"):
+            del manifest["arrays"][f"key/{name}"]
+        path.write_bytes(_sealed({**manifest, "format_version": version}))
+    record = json.loads((stored.path / "store.json").read_text())
+    for name in ("tensor_roles", "tensor_blocks", "thumbnails"):
+        del record["capture"][name]
+    (stored.path / "store.json").write_bytes(_sealed({**record, "format_version": version}))
+    audit = stored.audit("--samples", 2)
+    assert (audit.exit_code == 0) == sound, audit.text
+    assert ("key/role is not stored" in audit.text) != sound
+
+
 def test_rounding_is_allowed_as_far_as_it_went_and_no_further(extract: ExtractOnce, tmp_path: Path) -> None:
     rounded = extract("--mantissa-bits", "6")
     audit = rounded.audit(*ALL)

@@ -11,10 +11,10 @@ import pytest
 import xarray as xr
 from click.testing import Result
 
-from engine.cli.sizes import format_bytes
+from engine.cli.sizes import format_bytes, format_dims
 from engine.errors import UsageError
 from engine.plan import CAPTURES
-from engine.store import Store, open_store, verify
+from engine.store import Store, open_store, summarise, verify
 from engine.vocabulary import ROLE_CODES, ROLES
 from tests.analyses.test_norm_attention import analyse
 from tests.engine.cli.conftest import Dataset, write_images
@@ -209,6 +209,7 @@ def test_raw_bytes_are_those_of_kept_values_in_estimate_and_inspect(stores: Stor
     estimated = {line.split()[0]: line for line in estimate.splitlines() if line}
     lines = strata("inspect", fine.url).stdout.splitlines()
     inspected = {line.split()[0]: line for line in lines if " × " in line}
+    summaries = {array.path: array for array in summarise(fine).arrays}
     total = 0
     for path, entry in fine.parts[0].manifest["arrays"].items():
         itemsize = np.dtype(entry["dtype"]).itemsize
@@ -223,6 +224,13 @@ def test_raw_bytes_are_those_of_kept_values_in_estimate_and_inspect(stores: Stor
             counted += kept
         total += counted * itemsize
         if len(entry["shape"]) > 1:
+            entries = [part.manifest["arrays"][path] for part in fine.parts]
+            own, full = ([one.get(name, one["shape"]) for one in entries] for name in ("kept", "shape"))
+            axis = next(place for place, dim in enumerate(entry["dims"]) if dim in ("token", "key", "sample"))
+            lengths = [[*one[0][:axis], sum(each[axis] for each in one), *one[0][axis + 1 :]] for one in (full, own)]
+            assert f"  {format_dims(entry['dims'], *lengths)}  " in estimated[path]
+            assert (summaries[path].shape, summaries[path].kept) == tuple(map(tuple, lengths))
+            assert (" of " in inspected[path]) == (own != full)
             assert f"  {format_bytes(counted * itemsize)}  " in estimated[path]
             captured = {"float32": 4, None: itemsize}.get(entry["attributes"].get("captured_dtype"), 2)
             assert f"  {format_bytes(counted * captured)}  " in inspected[path]
@@ -231,6 +239,11 @@ def test_raw_bytes_are_those_of_kept_values_in_estimate_and_inspect(stores: Stor
     assert parse_bytes(" ".join(estimated["all"].split()[1:3])) == pytest.approx(total, rel=0.02)
     assert said(estimate, "stored tokens") == sum(part.tokens for part in fine.parts)
     assert said(estimate, "files") == sum(path.is_file() for path in Path(fine.url).rglob("*"))
+
+
+def test_dimensions_say_how_much_of_them_is_kept() -> None:
+    words = format_dims(("block", "head", "token"), (4, 2, 1234), (2, 2, 1000))
+    assert words == "block 2 of 4 × head 2 × token 1,000 of 1,234"
 
 
 def test_tokens_are_those_whose_states_are_kept(stores: Stores) -> None:

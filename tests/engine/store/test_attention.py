@@ -175,3 +175,24 @@ def test_a_store_of_before_attention_opens_together_with_a_later_one_that_has_no
     assert len(open_store([golden / "0.2", later]).samples) == 4
     with pytest.raises(UsageError, match=r"capture\.queries: stored .*, asked last_text"):
         open_store([golden / "0.2", golden / "0.3"])
+
+
+def test_keys_say_their_own_role_also_where_their_tokens_are_not_stored(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "s", capture=("attention",), roles=("image",))
+    store = open_store(tiny.path)
+    roles = np.concatenate([tiny.samples[sample_id].roles for sample_id in store.samples["sample_id"]])
+    np.testing.assert_array_equal(store.attention["role"], roles)
+    assert store.attention["role"].attrs["flag_meanings"].split()[2] == "image"
+    for sample_id, sample in tiny.samples.items():
+        np.testing.assert_array_equal(store.sample(sample_id)["key_role"], sample.roles)
+
+
+def test_stores_of_formats_with_and_without_roles_of_keys_open_as_one(tmp_path: Path) -> None:
+    paths = [
+        tiny_store(tmp_path / str(seed), seed=seed, capture=("attention",), key_places=seed == 0).path
+        for seed in (0, 1)
+    ]
+    both = open_store(paths)
+    assert both.attention.sizes["key"] == sum(open_store(path).attention.sizes["key"] for path in paths)
+    assert "role" not in both.attention.coords
+    assert both.attention["token"].values.max() == both.value_norm.sizes["token"] - 1

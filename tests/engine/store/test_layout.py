@@ -14,6 +14,7 @@ from engine.store.layout import (
     SHARD_BYTES,
     ArrayShape,
     BlockTensors,
+    KeptOf,
     part_arrays,
     part_name,
     plan_chunks,
@@ -180,4 +181,44 @@ def test_without_the_last_layer_nothing_is_normed() -> None:
 
 
 def test_raw_bytes_of_one_array() -> None:
-    assert ArrayShape("token/hidden_states", ("layer", "token", "dim"), (2, 3, 4), "float16").raw_bytes == 48
+    dims = ("layer", "token", "dim")
+    whole = ArrayShape("token/hidden_states", dims, (2, 3, 4), "float16")
+    assert (whole.raw_bytes, whole.slab_bytes) == (48, 24)
+    fewer = whole._replace(kept=(2, 1, 4))
+    assert (fewer.raw_bytes, fewer.slab_bytes) == (16, 24)
+    assert fewer.chunk_plan == whole.chunk_plan
+
+
+def test_what_is_kept_of_single_tensors() -> None:
+    blocks = BlockTensors(
+        blocks=4, heads=2, attention=True, queries=1, keys=9, mass=True, attention_output=True, mlp_output=True
+    )
+    kept = {
+        "residual": KeptOf(tokens=3),
+        "attention": KeptOf(blocks=2, tokens=1),
+        "attention-mass": KeptOf(blocks=1),
+        "mlp-output": KeptOf(blocks=4, tokens=5),
+    }
+    arrays = part_arrays(
+        tokens=5,
+        samples=2,
+        layers=3,
+        dim=4,
+        roles=7,
+        dtype="float16",
+        residual=True,
+        pooled=True,
+        blocks=blocks,
+        kept=kept,
+    )
+    shapes = {array.path: (array.shape, array.kept) for array in arrays if array.kept or "attention" in array.path}
+    assert shapes == {
+        "token/hidden_states": ((3, 5, 4), (3, 3, 4)),
+        "key/attention": ((2, 1, 2, 9), None),
+        "key/attention_norm": ((2, 1, 9), None),
+        "token/value_norm": ((4, 2, 5), (2, 2, 1)),
+        "token/attention_mass": ((4, 2, 5, 7), (1, 2, 5, 7)),
+        "token/attention_output": ((4, 5, 4), None),
+    }
+    lengths = {array.path: array.shape for array in arrays if len(array.shape) == 1}
+    assert (lengths["token/block"], lengths["key/block"], lengths["key/role"]) == ((4,), (2,), (9,))

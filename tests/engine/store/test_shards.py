@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numcodecs.blosc import Blosc
 
 from engine.store import layout
-from engine.store.codecs import create_array
+from engine.store.codecs import create_array, encode_chunk
 from engine.store.layout import ChunkPlan, plan_chunks
 from engine.store.manifest import hash_file
 from engine.store.shards import write_shards
@@ -118,3 +118,9 @@ def test_no_tokens_no_files(tmp_path: Path) -> None:
     values = np.zeros((2, 0, 4), np.float16)
     assert write(tmp_path / "s", plan_chunks(HIDDEN, values.shape, 2), HIDDEN, values) == {}
     assert zarr.open_array(tmp_path / "s" / "x", mode="r")[...].shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_is_not_kept_takes_a_thousandth_of_its_bytes_at_most(dtype: str) -> None:
+    chunk = np.full(layout.INNER_CHUNK_BYTES // np.dtype(dtype).itemsize, np.nan, dtype)
+    assert len(encode_chunk(chunk)) < chunk.nbytes / 1000
