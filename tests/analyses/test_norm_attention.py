@@ -29,7 +29,7 @@ WrittenStore = Callable[..., TinyStore]
 USE: dict[str, Any] = {"workers": 1, "memory": 2 * 2**30}
 NAMES = {"norm-attention.zarr", "norm-attention.parquet", "norm-attention.png", "norm-attention.svg"}
 POSITIONS = {"norm-attention-positions.png", "norm-attention-positions.svg"}
-PATCHES = {"norm-attention-patches.png", "norm-attention-patches.svg"}
+PATCHES = {f"norm-attention-{what}.{kind}" for what in ("patches", "image") for kind in ("png", "svg")}
 
 LLAVA = [
     Spec("a", "normal-1", "spiiiitnnt", ((2, 2, False),)),
