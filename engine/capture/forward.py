@@ -258,7 +258,7 @@ class _Collector:
         usable = np.array([problem is None for problem in problems])
         return BatchCapture(
             states=[to_host(select_rows(states, chosen)) for states in self._states],
-            pooled=self._pooled(usable) if self._probe.pooled else None,
+            pooled=self._pooled(usable, to_host) if self._probe.pooled else None,
             block_rows=None if self._blocks is None else self._blocks.finish(np.repeat(usable, lengths), rows, to_host),
             kept=kept,
             problems=problems,
@@ -273,19 +273,22 @@ class _Collector:
         matrix[group, torch.arange(len(group))] = 1.0
         return matrix / self._counts.flatten().clamp(min=1)[:, None]
 
-    def _pooled(self, usable: np.ndarray) -> Pooled:
-        chosen = np.flatnonzero(usable)
+    def _pooled(self, usable: np.ndarray, to_host: Callable[[torch.Tensor], torch.Tensor]) -> Pooled:
+        absent = OnDevices(self._counts == 0)
+        chosen = OnDevices(torch.from_numpy(np.flatnonzero(usable)))
 
-        def shaped(means: torch.Tensor) -> np.ndarray:
-            grouped = means.cpu().reshape(*self._counts.shape, -1)
-            grouped[self._counts == 0] = torch.nan
-            return grouped.numpy().take(chosen, axis=1)
+        def shaped(layers: Sequence[torch.Tensor]) -> np.ndarray:
+            """Lay out means (role × sample, dim) of layers as (layer, role, usable sample, dim)."""
+            device = layers[0].device
+            grouped = torch.stack([means.to(device).view(*self._counts.shape, -1) for means in layers])
+            grouped.masked_fill_(absent.at(device)[..., None], torch.nan)
+            return to_host(grouped.index_select(2, chosen.at(device))).numpy()
 
         return Pooled(
-            unit_mean=np.stack([shaped(means) for means in self._unit_means]),
-            mean=np.stack([shaped(means) for means in self._means]),
-            normed_unit_mean=None if self._normed is None else shaped(self._normed),
-            token_count=self._counts.numpy().astype(np.int32).take(chosen, axis=1),
+            unit_mean=shaped(self._unit_means),
+            mean=shaped(self._means),
+            normed_unit_mean=None if self._normed is None else shaped([self._normed])[0],
+            token_count=self._counts.numpy().astype(np.int32)[:, usable],
         )
 
     def _problem(self, norms: torch.Tensor) -> str | None:
