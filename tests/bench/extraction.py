@@ -14,10 +14,7 @@ from pathlib import Path
 import torch
 
 from engine.capture import Extraction
-from engine.capture.forward import collate
-from engine.capture.part import SampleSource, batch_item
-from engine.sources import load_image
-from tests.bench.random_llava import build_llava, extract_all, plan_extraction, write_images
+from tests.bench.random_llava import build_llava, collated_batches, extract_all, plan_extraction, write_images
 from tests.bench.rows import Row, at_most
 from tests.bench.timing import take_turns
 
@@ -44,7 +41,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
             batch_size=BATCH_SIZE,
         )
 
-    batches = _batches(plan())
+    batches = collated_batches(plan())
     rounds = 2 if quick else 4
     pending = [plan() for _ in range(1 + rounds)]
 
@@ -66,18 +63,3 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
         f"{times.best('forward')} against {times.best('extraction')}",
         at_most(1.25),
     )
-
-
-def _batches(extraction: Extraction) -> list[dict[str, torch.Tensor]]:
-    """Inputs of the forward passes of an extraction."""
-    sources = [
-        SampleSource(number, record, image, extraction.preparer.prepare(image.pixels), 0, extraction.plan.prompts[0])
-        for number, record in enumerate(extraction.plan.images)
-        for image in [load_image(record, extraction.images)]
-    ]
-    items = [batch_item(source, None) for source in sources]
-    groups = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
-    pad_id = extraction.checkpoint.processor.tokenizer.pad_token_id or 0
-    dtype = extraction.loaded.model.dtype
-    collated = [collate(group, pad_id=pad_id) for group in groups]
-    return [{**inputs, "pixel_values": inputs["pixel_values"].to(dtype)} for inputs in collated]

@@ -11,6 +11,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from engine.capture import Extraction
 from engine.capture.extraction import extract_parts
+from engine.capture.forward import collate
+from engine.capture.part import SampleSource, batch_item
 from engine.capture.queries import DEFAULT_QUERIES
 from engine.models.checkpoint import Checkpoint
 from engine.models.families import family_of
@@ -19,11 +21,20 @@ from engine.models.prepare import Preparer
 from engine.models.tables import model_tables
 from engine.plan import CaptureChoice, make_plan
 from engine.prompts import Prompt
-from engine.sources import ImageFolder, ImageRecord
+from engine.sources import ImageFolder, ImageRecord, load_image
 from engine.store import create_store
 from tests.tiny_llava import TinyShape, build_processor
 
-__all__ = ["PROMPTS", "BenchModel", "Silence", "build_llava", "extract_all", "plan_extraction", "write_images"]
+__all__ = [
+    "PROMPTS",
+    "BenchModel",
+    "Silence",
+    "build_llava",
+    "collated_batches",
+    "extract_all",
+    "plan_extraction",
+    "write_images",
+]
 
 IMAGE_SIZE, PATCH_SIZE = 140, 14
 PROMPTS = (
@@ -149,3 +160,20 @@ def plan_extraction(
 def extract_all(extraction: Extraction) -> None:
     """Extract every part of a plan."""
     extract_parts(extraction, extraction.plan.parts, Silence())
+
+
+def collated_batches(extraction: Extraction) -> list[dict[str, torch.Tensor]]:
+    """Inputs of the forward passes of an extraction of one prompt, on the model's device."""
+    sources = [
+        SampleSource(number, record, image, prepared, 0, extraction.plan.prompts[0], None)
+        for number, record in enumerate(extraction.plan.images)
+        for image in [load_image(record, extraction.images)]
+        for prepared in [extraction.preparer.prepare(image.pixels)]
+    ]
+    items = [batch_item(source, None) for source in sources]
+    groups = [items[start : start + extraction.batch_size] for start in range(0, len(items), extraction.batch_size)]
+    device, dtype = extraction.loaded.device, extraction.loaded.model.dtype
+    return [
+        {name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in batch.items()}
+        for batch in (collate(group, pad_id=extraction.checkpoint.pad_id) for group in groups)
+    ]
