@@ -1,8 +1,9 @@
 """Two attention kernels that compute the same thing in another way, so that their difference is noise.
 
 What the model runs in extraction is the first. The other one is SDPA's math, whatever the model runs, except under a
-softcap, which SDPA does not know. Then it is eager attention: transformers' own where extraction attends in blocks of
-queries (it makes a matrix of tokens × tokens, of one layer of one sample at a time), else the one in blocks.
+softcap, which SDPA does not know. Then it is eager attention over reversed keys: transformers' own where extraction
+attends in blocks of queries (it makes a matrix of tokens × tokens, of one block of one sample at a time), else the one
+in blocks. In the usual order both may agree to the bit in float32, and there would be no noise to measure.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine.capture.attention_calls import attention_calls, full_eager_attention, runs_in_blocks
+from engine.capture.attention_calls import attention_calls, eager_over_reversed_keys, runs_in_blocks
 from engine.capture.attention_rows import AttentionCall
 from engine.models.load import LanguageModel
 
@@ -53,11 +54,8 @@ def kernel_pair(language: LanguageModel, *, listened: bool) -> tuple[Kernel, Ker
     first = Kernel(_IN_BLOCKS if in_blocks else _FULL if own == "eager" else own, nullcontext)
     if softcap is None:
         return first, Kernel("SDPA's math", lambda: _sdpa_math(config))
-    if in_blocks:
-        return first, Kernel(_FULL, lambda: _eager(config, full_eager_attention))
-    # Where extraction listens, eager attention is in blocks by that.
-    blocked = nullcontext if listened else lambda: attention_calls(language, (), _ignore)
-    return first, Kernel(_IN_BLOCKS, lambda: _eager(config, blocked))
+    name = f"{_FULL if in_blocks else _IN_BLOCKS} over reversed keys"
+    return first, Kernel(name, lambda: _eager_over_reversed_keys(language, in_blocks=not in_blocks, listened=listened))
 
 
 @contextmanager
@@ -77,8 +75,12 @@ def _sdpa_math(config: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _eager(config: Any, how: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    with _implementation(config, "eager"), how():
+def _eager_over_reversed_keys(language: LanguageModel, *, in_blocks: bool, listened: bool) -> Iterator[None]:
+    with (
+        _implementation(language.config, "eager"),
+        eager_over_reversed_keys(in_blocks=in_blocks),
+        nullcontext() if listened else attention_calls(language, (), _ignore),
+    ):
         yield
 
 

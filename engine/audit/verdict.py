@@ -1,11 +1,14 @@
 """The rule: which deviations are kernel noise, and which vector of a tensor is worst.
 
-Two passes over one sample differ, so the floor of a layer is measured: the largest difference between two fresh passes
-under different attention kernels, over all vectors of the audited samples in it and the layers next to it (in a single
-layer two kernels may agree by chance where two batches do not; over all layers the noise of the last would hide errors
-of the first). A stored vector is right when its difference
-is at most three times that floor, or when it points where the fresh one points and is as long: cosine at least 1 − 1e-4
-in 16 bits, 1 − 1e-6 in float32, and a length off by no more than noise of that angle could make it.
+Two passes over one sample differ, so the floor of a layer is measured: the largest difference of a fresh pass from two
+others, one under a different attention kernel and one in a padded batch, over all vectors of the audited samples in the
+layer and those next to it. All three choices keep one sample from giving too small a floor: a kernel alone changes
+nothing before the language model, where batches do (in the vision tower, in a Q-Former); in a single layer passes may
+agree by chance where those of the store did not; and over all layers the noise of the last would hide errors of the
+first. A stored vector is right when its difference is at most three times that floor, or when it points where the
+fresh one points and is as long: cosine at least 1 − 1e-4 in 16 bits, 1 − 1e-6 in float32, and a length off by no more
+than noise of that angle could make it. So damage is found from 1.4 % of a vector's length in 16 bits (0.14 % in
+float32) and three times the floor, whichever is more.
 """
 
 import math

@@ -6,7 +6,8 @@ would pass no mask at all, and padded batches would be silently wrong. Vision to
 
 SDPA and flash run as the model would run them. Eager attention, and SDPA under a softcap, which it does not know, run
 in blocks of queries, so that no matrix of tokens × tokens is made; their softmax is float32, as eager's is. Only checks
-and the audit ask for transformers' own eager attention, to have something else to compare with.
+and the audit ask for transformers' own eager attention, and for sums in another order, to have something to compare
+with.
 """
 
 import sys
@@ -24,7 +25,7 @@ from engine.capture.attention_rows import AttentionCall, blocked_attention
 from engine.errors import StrataError
 from engine.models.load import LanguageModel
 
-__all__ = ["attention_calls", "attention_in_float32", "full_eager_attention", "runs_in_blocks"]
+__all__ = ["attention_calls", "attention_in_float32", "eager_over_reversed_keys", "runs_in_blocks"]
 
 Receive = Callable[[AttentionCall], None]
 ReceiveOutput = Callable[[AttentionCall, torch.Tensor], None]
@@ -48,7 +49,7 @@ class _Arguments(NamedTuple):
 
 
 _LISTENER: ContextVar[_Listener] = ContextVar("attention listener")
-_FULL_EAGER: ContextVar[bool] = ContextVar("eager attention as transformers does it", default=False)
+_REVERSED: ContextVar[bool | None] = ContextVar("keys reversed, and whether in blocks of queries", default=None)
 
 
 @contextmanager
@@ -69,17 +70,20 @@ def attention_calls(language: LanguageModel, blocks: Sequence[int], receive: Rec
     StrataError
         Where the model's attention implementation is none whose rows can be recomputed.
     """
-    full = _FULL_EAGER.get()
+    over_reversed = _REVERSED.get()
 
     def attend(arguments: _Arguments) -> Result:
-        call = arguments.call
-        in_blocks = not full and runs_in_blocks(_LISTENER.get().kernel, call.softcap)
-        result = (blocked_attention(call), None) if in_blocks else _own_kernel(arguments)
+        call, in_blocks = arguments.call, over_reversed
+        if over_reversed is None:
+            in_blocks = runs_in_blocks(_LISTENER.get().kernel, call.softcap)
+        else:
+            arguments = arguments._replace(call=_reversed(call))
+        result = (blocked_attention(arguments.call), None) if in_blocks else _own_kernel(arguments)
         if call.block:
             receive(call)
         return result
 
-    with _wrapped(language, blocks, attend, full_eager=full):
+    with _wrapped(language, blocks, attend, eager_mask=over_reversed is not None):
         yield
 
 
@@ -108,18 +112,26 @@ def attention_in_float32(language: LanguageModel, blocks: Sequence[int], receive
             receive(arguments.call, output)
         return output.to(narrow), weights
 
-    with _wrapped(language, blocks, attend, full_eager=True):
+    with _wrapped(language, blocks, attend, eager_mask=True):
         yield
 
 
 @contextmanager
-def full_eager_attention() -> Iterator[None]:
-    """Let listening inside the context leave eager attention to transformers, which makes all its rows at a time."""
-    token = _FULL_EAGER.set(True)
+def eager_over_reversed_keys(*, in_blocks: bool) -> Iterator[None]:
+    """Let a model with eager attention that is listened to inside the context sum over its keys from last to first.
+
+    The result is the same but for rounding, in every dtype. What listeners are shown is in the usual order.
+
+    Parameters
+    ----------
+    in_blocks
+        Attend in blocks of queries, else as transformers does, which makes all rows of a block at a time.
+    """
+    token = _REVERSED.set(in_blocks)
     try:
         yield
     finally:
-        _FULL_EAGER.reset(token)
+        _REVERSED.reset(token)
 
 
 def runs_in_blocks(kernel: str, softcap: float | None) -> bool:
@@ -129,7 +141,7 @@ def runs_in_blocks(kernel: str, softcap: float | None) -> bool:
 
 @contextmanager
 def _wrapped(
-    language: LanguageModel, blocks: Sequence[int], attend: Callable[[_Arguments], Result], *, full_eager: bool
+    language: LanguageModel, blocks: Sequence[int], attend: Callable[[_Arguments], Result], *, eager_mask: bool
 ) -> Iterator[None]:
     """Attend by ``attend`` inside the context."""
     config = language.config
@@ -144,7 +156,7 @@ def _wrapped(
     name = f"strata_{kernel}"
     AttentionInterface.register(name, _attend)
     # The mask of SDPA serves the blocked attention too: it is none at all for a causal sequence without padding.
-    mask = "sdpa" if kernel == "eager" and not full_eager else kernel
+    mask = "sdpa" if kernel == "eager" and not eager_mask else kernel
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[mask])
     number_of = {id(module): number for number in blocks for module in language.blocks[number - 1].modules()}
     token = _LISTENER.set(_Listener(config, kernel, name, number_of, attend))
@@ -217,6 +229,12 @@ def _eager_function(module: torch.nn.Module) -> Callable[..., Result]:
         f"{type(module).__name__} has no eager_attention_forward beside it, so its eager attention cannot be checked: "
         "load the checkpoint with attn_implementation sdpa in its config.json, or leave attention out of --capture."
     )
+
+
+def _reversed(call: AttentionCall) -> AttentionCall:
+    """Put keys, values and the columns of eager attention's mask, which says everything, in reverse order."""
+    mask = None if call.mask is None else call.mask.flip(-1)
+    return call._replace(key=call.key.flip(2), value=call.value.flip(2), mask=mask)
 
 
 def _widened(call: AttentionCall) -> AttentionCall:

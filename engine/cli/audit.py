@@ -54,10 +54,12 @@ def command(
     Prompts, layers and dtype come from the store; images are known by their sha256, the model by its revision. One line
     per tensor names its worst sample, layer and position. Exit code 1 where a tensor is wrong.
 
-    How close is close enough is measured: every sample runs alone under two attention kernels, and a stored vector may
-    differ by three times what these differ by, or by an angle and length that are rounding (1 − cosine up to 1e-4 in 16
-    bits, 1e-6 in float32). Two forward passes per sample; nothing is written. More samples measure the noise better: in
-    16 bits use at least the default. For damaged files use strata verify.
+    How close is close enough is measured: every sample runs alone, then under another attention kernel (SDPA's math, or
+    for a model with a softcap eager attention over reversed keys), then twice in a padded batch. The floor of a layer
+    is the largest difference among these passes, over all tokens of the audited samples, in the layer and its two
+    neighbours. A stored vector may differ by three times the floor, or by an angle and length that are rounding
+    (1 − cosine up to 1e-4 in 16 bits, 1e-6 in float32): smaller damage than both is not seen. Three forward passes per
+    sample; nothing is written. For damaged files use strata verify.
     """  # noqa: D301
     opened = open_store(store if "://" in store else Path(store))
     if not opened.parts:

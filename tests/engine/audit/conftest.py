@@ -1,5 +1,6 @@
 """Extracted stores of tiny models, audits of them, and ways to spoil a copy."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,16 @@ from click.testing import CliRunner
 
 from engine.cli.main import main
 from engine.store import Store, open_store
-from tests import tiny_instructblip, tiny_llava
+from tests import tiny_gemma_llava, tiny_instructblip, tiny_llava
 from tests.engine.cli.conftest import write_images
 
 BLOCKS = 3
-FAMILIES: dict[str, Any] = {"llava": tiny_llava, "instructblip": tiny_instructblip}
+FAMILIES: dict[str, Any] = {
+    "llava": tiny_llava,
+    "eager-llava": tiny_llava,
+    "gemma-llava": tiny_gemma_llava,
+    "instructblip": tiny_instructblip,
+}
 PROMPTS = ("--prompts", "normal:2", "--prompts", "empty")
 
 
@@ -82,6 +88,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             tiny = FAMILIES[family]
             torch_dtype = getattr(torch, dtype)
             saved[key] = tiny.save_checkpoint(folder, tiny.TinyShape(blocks=BLOCKS), dtype=torch_dtype, seed=seed)
+            if family == "eager-llava":
+                configuration = json.loads((folder / "config.json").read_text())
+                text = json.dumps({**configuration, "attn_implementation": "eager"})
+                (folder / "config.json").write_text(text)
         return saved[key]
 
     return save
@@ -92,10 +102,10 @@ def extract(tmp_path_factory: pytest.TempPathFactory, pictures: Path, checkpoint
     """Extract in padded batches that cross images, the same command once."""
     kept: dict[tuple[str, ...], Extracted] = {}
 
-    def run(*options: str, family: str = "llava", dtype: str = "float32") -> Extracted:
-        key = (family, dtype, *options)
+    def run(*options: str, family: str = "llava", dtype: str = "float32", seed: int = 0) -> Extracted:
+        key = (family, dtype, str(seed), *options)
         if key not in kept:
-            model, images = checkpoint(family, dtype), pictures / "images"
+            model, images = checkpoint(family, dtype, seed), pictures / "images"
             out = tmp_path_factory.mktemp("stores") / "store"
             source = ["--source", "coco", "--annotations", pictures / "captions.json", "--images", images]
             named = ["--model", model, *source, *PROMPTS, "--samples-per-part", 6, "--batch-size", 5, "--out", out]
