@@ -3,7 +3,8 @@
 ``python -m tests.bench.accelerator --out FILE.json`` needs a GPU with 24 GiB or more; absolute numbers, unlike
 ``make bench``. Tokens are positions of the language model. The bare rate is that of forward passes over batches that
 lie on the GPU; a captured one is from the first image read to the last row on the host, with nothing written; an
-extraction is all of it, to the last part committed. The sink's rate is that of writing such parts alone.
+extraction is all of it, to the last part committed. The sink's rate is that of writing such parts alone. Figures of one
+machine are kept beside this file.
 """
 
 import argparse
@@ -29,28 +30,20 @@ from tests.bench.full_size_llava import build_full_size_llava
 from tests.bench.random_llava import BenchModel, Silence, collated_batches, extract_all, plan_extraction, write_images
 from tests.bench.resident import reset_peak, resident
 
+CASES: dict[str, tuple[str, ...]] = {
+    "pooled": ("pooled",),
+    "residual": ("residual",),
+    "residual and attention": ("residual", "attention"),
+}
 GIB = 2**30
 
 
-class Case(NamedTuple):
-    """What is captured, and the images of a part, which is the smaller the more is kept of an image."""
-
-    tensors: tuple[str, ...]
-    images_per_part: int
-
-
-CASES = {
-    "pooled": Case(("pooled",), 64),
-    "residual": Case(("residual",), 8),
-    "residual and attention": Case(("residual", "attention"), 8),
-}
-
-
 class Settings(NamedTuple):
-    """What is run: images of one prompt each, and samples in a forward pass."""
+    """What is run: images of one prompt each, samples in a forward pass, images in a part."""
 
     images: int
     batch_size: int
+    images_per_part: int
 
 
 class Peak(NamedTuple):
@@ -82,21 +75,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.accelerator", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--images-per-part", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="two narrow blocks: shows that it runs, measures nothing")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = {"blocks": 2, "dim": 512} if arguments.quick else {}
     model = build_full_size_llava(device, arguments.dtype, **size)
-    settings = Settings(arguments.images, arguments.batch_size)
+    settings = Settings(arguments.images, arguments.batch_size, arguments.images_per_part)
     with tempfile.TemporaryDirectory(prefix="accelerator-", dir=".") as folder:
         rows = list(_rows(model, Path(folder), settings))
     figures = {
         "model": f"LLaVA-1.5-7B, real configuration, random weights, {arguments.dtype}" + " (quick)" * arguments.quick,
         "settings": settings._asdict(),
         "command": "python -m tests.bench.accelerator --out FILE.json"
-        f" --dtype {arguments.dtype} --images {settings.images} --batch-size {settings.batch_size}",
+        f" --dtype {arguments.dtype} --images {settings.images} --batch-size {settings.batch_size}"
+        f" --images-per-part {settings.images_per_part}",
         "machine": _machine(device),
         "rows": rows,
     }
@@ -107,19 +102,19 @@ def _rows(model: BenchModel, folder: Path, settings: Settings) -> Iterator[dict[
     images = write_images(folder / "images", settings.images)
     number = count()
 
-    def plan(case: Case) -> Extraction:
+    def plan(tensors: tuple[str, ...]) -> Extraction:
         return plan_extraction(
             model,
             folder / f"store-{next(number)}",
             folder / "images",
             images,
             prompts=1,
-            images_per_part=min(case.images_per_part, settings.images),
+            images_per_part=settings.images_per_part,
             batch_size=settings.batch_size,
-            tensors=case.tensors,
+            tensors=tensors,
         )
 
-    batches = collated_batches(plan(CASES["pooled"]))
+    batches = collated_batches(plan(("pooled",)))
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
 
     def forward() -> None:
@@ -130,11 +125,11 @@ def _rows(model: BenchModel, folder: Path, settings: Settings) -> Iterator[dict[
     forward()  # kernels are chosen in the first pass
     bare = measure(forward)
     yield _show({"case": "no capture", "tokens": tokens, "model": _rate(tokens, bare), **_memory(bare)})
-    for name, case in CASES.items():
+    for case, tensors in CASES.items():
         kept: list[PartContent] = []
 
-        def capture(case: Case = case, kept: list[PartContent] = kept) -> None:
-            extraction = plan(case)
+        def capture(tensors: tuple[str, ...] = tensors, kept: list[PartContent] = kept) -> None:
+            extraction = plan(tensors)
             for part in extraction.plan.parts:
                 content = extract_part(extraction, part, Silence())
                 kept[:] = [content]
@@ -143,16 +138,16 @@ def _rows(model: BenchModel, folder: Path, settings: Settings) -> Iterator[dict[
         captured = measure(capture)
         raw = sum(_captured_bytes(array) for array in kept[0].arrays)
         sink = measure(lambda kept=kept: _write(folder / "alone", kept.pop()))
-        part_tokens = tokens * min(case.images_per_part, settings.images) // settings.images
+        part_tokens = tokens * settings.images_per_part // settings.images
         shutil.rmtree(folder / "alone")
-        extraction = plan(case)
+        extraction = plan(tensors)
         whole = measure(lambda extraction=extraction: extract_all(extraction))
         on_disk = sum(file.stat().st_size for file in (extraction.store / "parts").rglob("*") if file.is_file())
         shutil.rmtree(extraction.store)
         model_rate, sink_rate = _rate(tokens, bare), part_tokens / sink.seconds
         yield _show(
             {
-                "case": name,
+                "case": case,
                 "tokens": tokens,
                 "captured": _rate(tokens, captured),
                 "extraction": _rate(tokens, whole),
