@@ -33,7 +33,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     # Of passes that take the same cores the fastest rounds count: a busy machine slows some out of proportion.
     times = take_turns({kind: passes[kind] for kind in ("bare", "captured")}, rounds=1 if quick else 6)
     against_eager = take_turns({kind: passes[kind] for kind in ("captured", "eager")}, rounds=1 if quick else 2)
-    memory = {kind: _median_rise(kind, dim, blocks, tokens, rounds=1 if quick else 5) for kind in KINDS}
+    memory = {kind: _median_rise(kind, dim, blocks, tokens, rounds=1 if quick else 3) for kind in KINDS}
     yield Row(
         "attention of two queries, time",
         times.ratio_of_best("captured", "bare"),

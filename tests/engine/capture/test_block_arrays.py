@@ -180,7 +180,7 @@ def test_attention_changes_no_state(extract: Extract, tmp_path: Path) -> None:
 def test_a_model_whose_rows_are_not_its_attention_is_refused_before_anything_is_written(
     extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(attention_checks._SAME_OUTPUT, "float32", -1.0)
+    monkeypatch.setattr(attention_checks, "_SAME_ROWS", -1.0)
     run = extract("--capture", "attention")
     assert run.exit_code == 1
     assert "recomputed attention rows do not give the output of the model's attention" in run.output
