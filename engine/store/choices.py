@@ -62,7 +62,7 @@ def layer_indices(stored: Sequence[int], asked: int | Sequence[int] | None) -> t
 def layer_places(
     capture: Mapping[str, Any], arrays: Sequence[str], asked: int | Sequence[int] | None
 ) -> tuple[int, ...]:
-    """Find the layers of some arrays of tokens along the token axis, which has those of hidden states where it has such.
+    """Find layers on the token axis, which has those of hidden states, or without such those of the lens.
 
     Parameters
     ----------
