@@ -77,7 +77,7 @@ def _time(planned: Planned, prediction: Prediction, tflops: float) -> str:
     return (
         f"time without start-up: {max((computing, took), (writing, wrote))[1]}\n"
         f"  forward passes {took}: {flops / 1e12:,.{int(flops < 1e13)}f} TFLOP at {tflops:g} TFLOP/s (--tflops)"
-        + f", {of_lens / flops:.0%} of it lens"
+        + f", {100 * of_lens / flops:.0f} % of it lens"
         * bool(of_lens)
         + "\n"
         f"  writing, meanwhile, {wrote}: {format_bytes(prediction.captured_bytes)} at {WRITTEN_PER_SECOND / 1e9:g} GB/s"
