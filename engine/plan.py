@@ -36,10 +36,11 @@ BLOCK_CAPTURES = ("attention", "attention-mass", "attention-output", "mlp-output
 """What can be captured of blocks: ``attention`` the rows of named queries with norms of values, ``attention-mass`` how
 much of every token's attention goes to each role, and what the two halves of a block put out."""
 
-CAPTURES = ("residual", "pooled", *BLOCK_CAPTURES)
-"""What can be captured: ``residual`` the hidden states, ``pooled`` their means per role, and what is of blocks."""
+CAPTURES = ("residual", "pooled", *BLOCK_CAPTURES, "lens")
+"""What can be captured: ``residual`` the hidden states, ``pooled`` their means per role, what is of blocks, and
+``lens`` the best vocabulary pieces of each state."""
 
-TOKEN_CAPTURES = ("residual", *BLOCK_CAPTURES)
+TOKEN_CAPTURES = ("residual", *BLOCK_CAPTURES, "lens")
 """Those that are of tokens, whose roles can be chosen; of attention the norms of values are."""
 
 _LAYERS = "this model has {0} blocks, so layers 0 (embeddings) to {0}"
@@ -80,6 +81,11 @@ class CaptureChoice:
         Blocks of tensors that are kept of fewer than ``blocks``, by name.
     thumbnails
         Whether a small copy of each image is stored with its first sample.
+    lens_topk
+        Vocabulary pieces that are kept of each state; None without ``lens``.
+    lens_layers
+        Layers of ``lens``, ascending, where these are fewer than those of the hidden states, or without such than
+        ``layers``; None for all.
     """
 
     tensors: tuple[str, ...]
@@ -95,11 +101,14 @@ class CaptureChoice:
     tensor_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tensor_blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     thumbnails: bool = False
+    lens_topk: int | None = None
+    lens_layers: tuple[int, ...] | None = None
 
     @property
     def stored_layers(self) -> tuple[int, ...]:
-        """Layers of the stored hidden states."""
-        return self.layers if self.residual_layers is None else self.residual_layers
+        """Layers of the token axis: of hidden states where these are stored, else of the lens."""
+        alone = self.lens_layers if "residual" not in self.tensors else None
+        return alone or (self.layers if self.residual_layers is None else self.residual_layers)
 
     def record(self) -> dict[str, Any]:
         """Write the choice as it stands in ``store.json``."""
@@ -117,6 +126,8 @@ class CaptureChoice:
             "tensor_roles": {name: list(roles) for name, roles in self.tensor_roles.items()},
             "tensor_blocks": {name: list(blocks) for name, blocks in self.tensor_blocks.items()},
             "thumbnails": self.thumbnails,
+            "lens_topk": self.lens_topk,
+            "lens_layers": None if self.lens_layers is None else list(self.lens_layers),
         }
 
 

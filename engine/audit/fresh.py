@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 
 from engine.audit.kernels import Kernel, kernel_pair
+from engine.audit.lens import FreshPieces, first_ranks, read_pieces, searched_ranks
 from engine.capture.extraction import Extraction, extract_part
+from engine.capture.lens import Lens
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
@@ -43,10 +46,13 @@ class FreshPass(NamedTuple):
         What extraction would write of it; the slabs of each array can be asked for once, in order.
     logits
         (position, vocab) float32 at the positions asked for.
+    pieces
+        Vocabulary pieces, of more ranks than ``content`` has; None where none are stored.
     """
 
     content: PartContent
     logits: np.ndarray
+    pieces: FreshPieces | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,16 @@ class FreshPasses:
                 f"the store has the sample {bad.sample_id}, but a fresh pass over it is unusable: {bad.reason}. "
                 f"Audit it on the device that extracted it, or look for what differs with strata inspect."
             )
-        return FreshPass(content, logits[0])
+        pieces = read_pieces(content.arrays)
+        if pieces is not None:
+            topk = int(self.record["capture"]["lens_topk"])
+            content = replace(content, arrays=first_ranks(content.arrays, pieces, topk))
+        return FreshPass(content, logits[0], pieces)
+
+    @cached_property
+    def _lens(self) -> Lens | None:
+        topk = self.record["capture"].get("lens_topk")
+        return None if topk is None else Lens.of(self.checkpoint, self.loaded, searched_ranks(topk))
 
     def _extraction(
         self, images: tuple[ImageRecord, ...], prompts: tuple[Prompt, ...], layout: _Layout = _ALONE
@@ -133,6 +148,7 @@ class FreshPasses:
             preparer=self._preparer(prompts),
             batch_size=layout.copies,
             padding=layout.padding,
+            lens=self._lens,
         )
 
     def _preparer(self, prompts: tuple[Prompt, ...]) -> Preparer:

@@ -130,7 +130,8 @@ def audit_store(store: Store, rows: pd.DataFrame, passes: FreshPasses, done: Cal
         chosen = _logit_rows(sample, store.kept_roles("residual"))
         at = sample.coordinate("token/position")[chosen]
         fresh, *others = passes.all(image_record(row), Prompt(row["prompt_id"], entry["kind"], entry["text"]), at)
-        found = compare_sample(sample, fresh.content, [other.content for other in others])
+        pieces = [one.pieces for one in (fresh, *others) if one.pieces is not None]
+        found = compare_sample(sample, fresh.content, [other.content for other in others], pieces)
         if found.same_tokens and not unread:
             logits[row["sample_id"]] = _logit_deviations(store, sample, chosen, fresh, others)
             positions[row["sample_id"]] = at

@@ -1,4 +1,4 @@
-"""One sample's stored tensors against fresh passes: vectors by their deviations, integers exactly.
+"""One sample's stored tensors against fresh passes: vectors by their deviations, integers exactly but ids by logits.
 
 Which axis makes a vector is decided by the names of dimensions, so a further tensor of the format needs nothing here.
 """
@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.audit.compare import Deviations, compare_vectors
+from engine.audit.lens import LENS_ID, FreshPieces, compare_ids
 from engine.audit.stored import StoredSample
 from engine.store import KEY_COORDINATES, PartArray, PartContent
 
 __all__ = ["ComparedSample", "compare_sample", "name_place", "rounding_allowance"]
 
-_VECTOR_DIMS = ("dim", "source_role", "key", "head")
+_VECTOR_DIMS = ("dim", "source_role", "key", "head", "rank")
 """The first of these that a tensor has runs along its vectors: states by token, attention rows by query and head."""
 
 _TABLE_COLUMNS = ("image_sha256", "width", "height", "prompt_id", "prompt_kind", "prompt", "query_positions")
@@ -48,7 +49,9 @@ class ComparedSample(NamedTuple):
     coordinates: dict[str, tuple[np.ndarray, Mapping[str, Any]]]
 
 
-def compare_sample(stored: StoredSample, fresh: PartContent, others: Sequence[PartContent]) -> ComparedSample:
+def compare_sample(
+    stored: StoredSample, fresh: PartContent, others: Sequence[PartContent], pieces: Sequence[FreshPieces] = ()
+) -> ComparedSample:
     """Compare everything that is stored of a sample.
 
     Parameters
@@ -59,6 +62,8 @@ def compare_sample(stored: StoredSample, fresh: PartContent, others: Sequence[Pa
         A part of this sample alone from a fresh pass; used up.
     others
         The same from passes that differ from it by noise alone; used up.
+    pieces
+        Vocabulary pieces of all these passes, in this order, where there are such: of more ranks than are stored.
     """
     mismatches = list(_table_mismatches(stored, fresh))
     unequal = set()
@@ -87,6 +92,9 @@ def compare_sample(stored: StoredSample, fresh: PartContent, others: Sequence[Pa
         wrong = _wrong_shape(stored, one, unequal)
         if wrong:
             mismatches += [f"{one.path}: {wrong}"] if wrong not in unequal else []
+        elif one.path == LENS_ID:
+            dims[one.path] = _dims(one)
+            deviations[one.path] = compare_ids(stored, pieces[0], pieces[1:])
         elif np.issubdtype(np.dtype(one.dtype), np.integer):
             mismatches += _integer_mismatches(stored, one)
         else:
@@ -107,9 +115,9 @@ def _table_mismatches(stored: StoredSample, fresh: PartContent) -> Iterator[str]
 
 
 def _kept_mismatches(stored: StoredSample, fresh: PartArray) -> Iterator[str]:
-    """Compare what an array says that it keeps: the values follow it, NaN where it keeps none."""
+    """Compare what an array says that it keeps: the values follow it, NaN or -1 where it keeps none."""
     said = stored.arrays.get(fresh.path, {}).get("attributes", fresh.attributes)
-    for name in ("roles", "blocks"):
+    for name in ("roles", "layers", "blocks"):
         one, two = said.get(name, "all"), fresh.attributes.get(name, "all")
         if one != two:
             yield f"{fresh.path}: its attributes say that it keeps {name} {one}, store.json says {two}"

@@ -73,9 +73,8 @@ def check_prompt_dependence(
         Naming the layer with the lowest mean cosine.
     """
     layers = probe.layers if probe.layers and not depends else tuple(range(probe.block_count + 1))
-    states = _states_of_two(
-        loaded, prepared, probe._replace(layers=layers, residual=True, residual_layers=None, pooled=False), pad_id
-    )
+    of_states = probe._replace(layers=layers, residual=True, residual_layers=None, pooled=False, lens_layers=())
+    states = _states_of_two(loaded, prepared, of_states, pad_id)
     if len(states) < 2:
         return
     cosines = [float(torch.cosine_similarity(a, b, dim=-1).mean()) for a, b in zip(*states, strict=True)]

@@ -20,6 +20,7 @@ import torch
 
 from engine.capture.forward import BatchCapture, capture_batch
 from engine.capture.host_copies import HostCopies
+from engine.capture.lens import Lens
 from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
 from engine.capture.probe import Probe
@@ -31,7 +32,7 @@ from engine.models.load import LoadedModel
 from engine.models.prepare import PreparedImage, Preparer
 from engine.plan import Plan, PlannedPart
 from engine.sources import ImageReader, ImageRecord, LoadedImage, UnreadableImage, load_image
-from engine.store import PartContent, in_dtypes, write_part
+from engine.store import PartContent, in_dtypes, lens_layers, write_part
 from engine.vocabulary import ROLE_CODES
 
 __all__ = ["Extraction", "Outcome", "Progress", "extract_part", "extract_parts"]
@@ -69,6 +70,8 @@ class Extraction:
         Samples per forward pass; does not change values.
     padding
         Positions of padding before the longest sample of a pass; does not change values either.
+    lens
+        Decodes states where the plan captures lens.
     """
 
     store: Path
@@ -79,6 +82,7 @@ class Extraction:
     preparer: Preparer
     batch_size: int
     padding: int = 0
+    lens: Lens | None = None
 
     @property
     def probe(self) -> Probe:
@@ -97,6 +101,7 @@ class Extraction:
             attention_output="attention-output" in capture["tensors"],
             mlp_output="mlp-output" in capture["tensors"],
             residual_layers=None if chosen is None else tuple(chosen),
+            lens_layers=tuple(lens_layers(capture)),
             tensor_roles={name: tuple(roles) for name, roles in capture.get("tensor_roles", {}).items()},
             tensor_blocks={name: tuple(blocks) for name, blocks in capture.get("tensor_blocks", {}).items()},
         )
@@ -177,6 +182,7 @@ def _extract(
         dim=extraction.checkpoint.dim,
         heads=extraction.loaded.language.heads,
         mantissa_bits=capture["mantissa_bits"],
+        lens_ranks=0 if extraction.lens is None else extraction.lens.topk,
         thumbnails=capture.get("thumbnails", False),
     )
     largest = (0, 0)
@@ -197,6 +203,7 @@ def _extract(
                 items,
                 extraction.probe,
                 pad_id=extraction.checkpoint.pad_id,
+                lens=extraction.lens,
                 images_kept=collector.images_kept,
                 to_host=copies.bring,
                 padding=extraction.padding,
@@ -217,7 +224,7 @@ def _stored_bytes(captured: BatchCapture) -> int:
     blocks = (
         () if captured.block_rows is None else (*captured.block_rows.key.values(), *captured.block_rows.token.values())
     )
-    return sum(rows.nbytes for layers in (captured.states, *blocks) for rows in layers)
+    return sum(rows.nbytes for layers in (captured.states, *captured.pieces, *blocks) for rows in layers)
 
 
 def _prepared(extraction: Extraction, parts: Sequence[PlannedPart]) -> Generator[PreparedOrNot]:

@@ -4,7 +4,8 @@ Whole language sequences are left-padded with an attention mask and explicit pos
 right-padded, because its positions count from its first token. Padding is dropped as soon as a layer's states leave the
 hook, so it never reaches the host. Nor do the states of a sample that turns out to be unusable: what is kept is decided
 when the pass is over. The shared prefix of an image comes with its first usable sample, because one NaN makes every
-position of its sample NaN, earlier ones too (attention adds 0 · NaN).
+position of its sample NaN, earlier ones too (attention adds 0 · NaN). States wait for that on the device that computed
+them, and go through the lens only then: each stored token once, however many samples of the batch share it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 
 from engine.capture.block_capture import BlockCollector, BlockRows
+from engine.capture.final_norm import normed_states
 from engine.capture.hooks import residual_hooks
+from engine.capture.lens import Lens, Pieces
 from engine.capture.probe import Probe
 from engine.capture.rows import OnDevices, select_rows
 from engine.models.load import LoadedModel
@@ -78,19 +81,23 @@ class BatchCapture:
     states
         Per captured layer the kept rows of all usable samples, (row, dim) on the host; empty without ``residual``. Of
         tokens whose role the probe's ``tensor_roles`` leave out there are none.
+    pieces
+        Per layer of the lens the best pieces of the kept rows of all usable samples, on the host; of the roles of the
+        lens. Empty without it.
     pooled
         Pooled states of the usable samples, or None.
     block_rows
         What is kept of the blocks, or None.
     kept
-        Per sample (token,) bool: the stored tokens; ``states`` and each of ``block_rows.token`` have rows of those of
-        them that they are kept of. The shared prefix of an image is kept with its first usable sample only, and nothing
-        of an unusable one.
+        Per sample (token,) bool: the stored tokens; ``states``, ``pieces`` and each of ``block_rows.token`` have rows
+        of those of them that they are kept of. The shared prefix of an image is kept with its first usable sample only,
+        and nothing of an unusable one.
     problems
         Per sample a reason why its values are unusable, or None.
     """
 
     states: list[torch.Tensor]
+    pieces: list[Pieces]
     pooled: Pooled | None
     block_rows: BlockRows | None
     kept: tuple[np.ndarray, ...]
@@ -144,6 +151,7 @@ def capture_batch(
     probe: Probe,
     *,
     pad_id: int,
+    lens: Lens | None = None,
     images_kept: Collection[int] = frozenset(),
     to_host: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
     padding: int = 0,
@@ -160,6 +168,8 @@ def capture_batch(
         What to capture.
     pad_id
         Token id of padding; its states are never looked at.
+    lens
+        Decodes states of the probe's ``lens_layers``; needed where there are such.
     images_kept
         Images whose shared prefix an earlier batch has kept.
     to_host
@@ -168,7 +178,7 @@ def capture_batch(
         Positions of padding before the longest sample too.
     """
     inputs = collate(items, pad_id=pad_id, padding=padding)
-    collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept)
+    collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept, lens=lens)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
     with collector.listening():
@@ -186,16 +196,21 @@ class _Collector:
         probe: Probe,
         attention_mask: torch.Tensor,
         images_kept: Collection[int],
+        *,
+        lens: Lens | None,
     ) -> None:
         self._language = loaded.language
+        self._lens = lens
         self._items = items
         self._probe = probe
         self._real = OnDevices(attention_mask.flatten().nonzero().squeeze(1))
         self._images_kept = images_kept
         roles = [item.layout.role for item in items]
-        self._of_states = probe.keeps("hidden_states", np.concatenate(roles))
+        role = np.concatenate(roles)
+        self._of_states = probe.keeps("hidden_states", role) & probe.residual
+        self._of_lens = probe.keeps("lens_logit", role) & bool(probe.lens_layers)
         candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
-        self._candidates = candidates & self._of_states
+        self._candidates = candidates & (self._of_states | self._of_lens)
         chosen = np.flatnonzero(self._candidates)
         self._chosen = None if self._candidates.all() else OnDevices(torch.from_numpy(chosen))
         self._counts = torch.tensor(
@@ -222,7 +237,7 @@ class _Collector:
     def _receive(self, layer: int, states: torch.Tensor) -> None:
         """Keep the real rows of one layer's states (sample, position, dim)."""
         rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.at(states.device))
-        if self._probe.residual and layer in self._probe.stored_layers:
+        if layer in self._probe.token_layers:
             chosen = self._chosen
             self._states.append(rows if chosen is None else rows.index_select(0, chosen.at(rows.device)))
         wide = rows.float()
@@ -241,7 +256,7 @@ class _Collector:
         self._means.append(averaging @ wide)
         self._unit_means.append((averaging / norms) @ wide)
         if layer == self._probe.block_count:
-            normed = self._language.final_norm(wide).float().to(wide.device)
+            normed = normed_states(self._language.final_norm, wide).to(wide.device)
             self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
 
     def finish(self, to_host: Callable[[torch.Tensor], torch.Tensor]) -> BatchCapture:
@@ -249,20 +264,49 @@ class _Collector:
         lengths = [len(item.layout) for item in self._items]
         norms = torch.cat([torch.empty(0, sum(lengths)), *(norm.cpu()[None] for norm in self._norms)])
         found = [None] * len(lengths) if self._blocks is None else self._blocks.problems(lengths, self._hint)
-        problems = tuple(
-            self._problem(part) or other for part, other in zip(norms.split(lengths, dim=1), found, strict=True)
+        problems, pieces = self._decoded(
+            [self._problem(part) or other for part, other in zip(norms.split(lengths, dim=1), found, strict=True)]
         )
         kept = _kept_tokens(self._items, problems, self._images_kept, once=True)
         rows = np.concatenate(kept)
         chosen = (rows & self._of_states)[self._candidates]
         usable = np.array([problem is None for problem in problems])
         return BatchCapture(
-            states=[to_host(select_rows(states, chosen)) for states in self._states],
+            states=[to_host(select_rows(states, chosen)) for states in self._states if self._probe.residual],
+            pieces=[Pieces(*map(to_host, found)) for found in pieces],
             pooled=self._pooled(usable, to_host) if self._probe.pooled else None,
             block_rows=None if self._blocks is None else self._blocks.finish(np.repeat(usable, lengths), rows, to_host),
             kept=kept,
             problems=problems,
         )
+
+    def _decoded(self, problems: list[str | None]) -> tuple[tuple[str | None, ...], list[Pieces]]:
+        """Find the pieces of the kept rows, and add the problems of samples whose logits are not finite.
+
+        Without such a sample the prefix of its image comes with the next one, whose logits are looked at in turn.
+        """
+        layers = self._probe.lens_layers
+        held = [states for layer, states in zip(self._probe.token_layers, self._states, strict=True) if layer in layers]
+        while True:
+            kept = _kept_tokens(self._items, problems, self._images_kept, once=True)
+            rows = np.concatenate(kept) & self._of_lens
+            pieces = [self._top(states, rows) for states in held]
+            finite = np.ones((len(layers), len(rows)), bool)
+            for of_layer, found in zip(finite, pieces, strict=True):
+                of_layer[rows] = torch.isfinite(found.logit).all(dim=1).cpu().numpy()
+            if finite.all():
+                return tuple(problems), pieces
+            ends = np.cumsum([len(item.layout) for item in self._items])[:-1]
+            for sample, part in enumerate(np.split(finite, ends, axis=1)):
+                if not part.all():
+                    index, position = np.argwhere(~part)[0].tolist()
+                    where = f"lens_logit of layer {layers[index]}, position {position}"
+                    problems[sample] = f"{where} holds NaN or Inf{self._hint}"
+
+    def _top(self, states: torch.Tensor, rows: np.ndarray) -> Pieces:
+        """Decode rows (row,) bool of all positions, out of held states (candidate, dim)."""
+        assert self._lens is not None, "a probe with layers of the lens comes with a lens"
+        return self._lens.top(select_rows(states, rows[self._candidates]))
 
     def _averaging_matrix(self) -> torch.Tensor:
         """(role × sample, row) float32: row r of group g weighs 1/|g|, so that one product gives all means."""

@@ -1,4 +1,4 @@
-"""What an array of a part keeps, where it was chosen for fewer roles or blocks than its axes hold: pure."""
+"""What an array of a part keeps, where it was chosen for fewer roles, layers or blocks than its axes hold: pure."""
 
 from typing import Any, NamedTuple
 
@@ -14,21 +14,21 @@ class KeptPlaces(NamedTuple):
 
     Attributes
     ----------
-    blocks
-        Indices along the part's blocks, ascending; None for all.
+    leading
+        Indices along the part's layers or blocks, ascending; None for all.
     rows
         (row,) places on the token axis, ascending; None for all.
     attributes
-        How the array says so: ``roles`` (names) and ``blocks`` (numbers), where they are fewer.
+        How the array says so: ``roles`` (names), ``layers`` and ``blocks`` (numbers), where they are fewer.
     """
 
-    blocks: tuple[int, ...] | None
+    leading: tuple[int, ...] | None
     rows: np.ndarray | None
     attributes: dict[str, Any]
 
     def lengths(self, dims: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """How much of each dimension is kept; None where everything is."""
-        fewer = {"block": self.blocks, "token": self.rows}
+        fewer = {dims[0]: self.leading, "token": self.rows}
         kept = {dim: len(places) for dim, places in fewer.items() if places is not None}
         chosen = tuple(kept.get(dim, length) for dim, length in zip(dims, shape, strict=True))
         return None if chosen == shape else chosen
@@ -46,10 +46,11 @@ def keep_of(array: str, probe: Probe, role: np.ndarray) -> KeptPlaces:
     role
         (token,) role codes of the part's token axis.
     """
-    blocks, roles = probe.fewer_blocks_of(array), probe.fewer_roles_of(array)
-    said = {"roles": roles, "blocks": blocks}
+    layers, blocks, roles = probe.fewer_layers_of(array), probe.fewer_blocks_of(array), probe.fewer_roles_of(array)
+    said = {"roles": roles, "layers": layers, "blocks": blocks}
+    fewer, axis = (blocks, probe.blocks) if layers is None else (layers, probe.token_layers)
     return KeptPlaces(
-        blocks=None if blocks is None else tuple(probe.blocks.index(block) for block in blocks),
+        leading=None if fewer is None else tuple(axis.index(number) for number in fewer),
         rows=None if roles is None else np.flatnonzero(probe.keeps(array, role)),
         attributes={name: list(chosen) for name, chosen in said.items() if chosen is not None},
     )

@@ -12,6 +12,7 @@ from engine.capture.assemble import Segment, StoredSample, lay_token_axis
 from engine.capture.forward import BatchCapture, BatchItem, Pooled
 from engine.capture.kept import keep_of
 from engine.capture.part_blocks import PartBlocks
+from engine.capture.part_lens import PartLens
 from engine.capture.part_slabs import STORED_DTYPES, slabs
 from engine.capture.place_coordinates import place_coordinate
 from engine.capture.probe import Probe
@@ -95,6 +96,8 @@ class PartCollector:
         Attention heads of a block.
     mantissa_bits
         Rounding of the stored states, or None.
+    lens_ranks
+        Vocabulary pieces per token and layer of the lens; 0 without it.
     thumbnails
         Whether thumbnails are stored.
     """
@@ -108,6 +111,7 @@ class PartCollector:
         dim: int,
         heads: int,
         mantissa_bits: int | None,
+        lens_ranks: int,
         thumbnails: bool,
     ) -> None:
         self._number = number
@@ -123,6 +127,7 @@ class PartCollector:
         self._rows: list[dict[str, Any]] = []
         self._tokens: list[dict[str, np.ndarray]] = []
         self._states: list[list[torch.Tensor]] = [[] for _ in probe.stored_layers]
+        self._lens = PartLens(probe, lens_ranks)
         self._pooled: dict[str, list[np.ndarray]] = {name: [] for name in Pooled._fields}
         self._blocks = PartBlocks(probe, dtype=dtype, dim=dim, heads=heads, mantissa_bits=mantissa_bits)
         self._bad: list[BadSample] = []
@@ -150,6 +155,7 @@ class PartCollector:
             self._blocks.add_sample(item)
         for layer, rows in zip(self._states, capture.states, strict=False):
             layer.append(rows)
+        self._lens.add_rows(capture.pieces)
         if capture.pooled is not None:
             for name, values in capture.pooled._asdict().items():
                 if values is not None:
@@ -164,7 +170,12 @@ class PartCollector:
         role = next(coordinate.values for coordinate in coordinates if coordinate.path == "token/role")
         return PartContent(
             number=self._number,
-            arrays=(*self._state_arrays(role), *self._pooled_arrays(), *self._blocks.arrays(role)),
+            arrays=(
+                *self._state_arrays(role),
+                *self._lens.arrays(role),
+                *self._pooled_arrays(),
+                *self._blocks.arrays(role),
+            ),
             coordinates=(*coordinates, *self._blocks.coordinates(axis.segments)),
             samples=_sample_table(self._rows, axis.segments, self._blocks.columns(), self._schema),
             bad_samples=tuple(self._bad),
@@ -176,8 +187,8 @@ class PartCollector:
         coordinates = [
             place_coordinate("token", name, [tokens[name] for tokens in self._tokens]) for name in TOKEN_COORDINATES
         ]
-        if self._probe.residual:
-            coordinates.append(layer_coordinate("token", self._probe.stored_layers))
+        if self._probe.token_layers:
+            coordinates.append(layer_coordinate("token", self._probe.token_layers))
         if self._probe.pooled:
             coordinates += [layer_coordinate("sample", self._probe.layers), role_coordinate("sample")]
         return coordinates

@@ -55,7 +55,7 @@ _LAYOUTS = {
     "mlp_output": _Layout(("token", "dim"), (0, 1), "output of the block's feed-forward network"),
 }
 _OF_STATES = ("attention_output", "mlp_output")
-_ALL = KeptPlaces(blocks=None, rows=None, attributes={})
+_ALL = KeptPlaces(leading=None, rows=None, attributes={})
 
 
 class PartBlocks:
@@ -130,7 +130,7 @@ class PartBlocks:
             dims=dims,
             shape=shape,
             dtype=STORED_DTYPES[dtype],
-            slab=slabs(self._pieces[name], shape[1:], dtype, layout.axes, places=kept.blocks, rows=kept.rows),
+            slab=slabs(self._pieces[name], shape[1:], dtype, layout.axes, places=kept.leading, rows=kept.rows),
             attributes=attributes,
             mantissa_bits=self._mantissa_bits if name in _OF_STATES else None,
             kept=kept.lengths(dims, shape),

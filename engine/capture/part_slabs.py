@@ -9,7 +9,7 @@ from engine.store import widen_bfloat16
 
 __all__ = ["STORED_DTYPES", "slabs"]
 
-STORED_DTYPES = {"float16": "float16", "bfloat16": "float32", "float32": "float32"}
+STORED_DTYPES = {"float16": "float16", "bfloat16": "float32", "float32": "float32", "int32": "int32"}
 """On disk a bfloat16 state is the float32 of the same value, which every reader in every language understands."""
 
 
@@ -35,17 +35,18 @@ def slabs(
     axes
         The slab's axes in the order of the pieces'; the same order where None.
     places
-        The kept leading indices, ascending; all where None. The slab of any other is NaN.
+        The kept leading indices, ascending; all where None. The slab of any other is NaN, or -1 of integers.
     rows
-        (row,) places along the part's axis that the pieces are for, ascending; all where None. All others are NaN.
+        (row,) places along the part's axis that the pieces are for, ascending; all where None. Others are NaN or -1.
     """
     stored = np.empty(shape, dtype=STORED_DTYPES[dtype])
     by_row = stored if axes is None else stored.transpose(axes)
     kept = range(len(pieces)) if places is None else places
+    nothing = -1 if stored.dtype == np.int32 else np.nan
 
     def slab(index: int) -> np.ndarray:
         if places is not None or rows is not None:
-            stored.fill(np.nan)
+            stored.fill(nothing)
         if index not in kept:
             return stored
         number, row = kept.index(index), 0

@@ -23,6 +23,9 @@ class Probe(NamedTuple):
         Stored states, pooled states.
     residual_layers
         Those of the layers whose states are stored; None for all.
+    lens_layers
+        Layers whose states go through the final norm and the unembedding; empty without lens, and among those whose
+        states are stored, where states are.
     block_count
         L, the number of blocks.
     attention
@@ -51,6 +54,7 @@ class Probe(NamedTuple):
     attention_output: bool = False
     mlp_output: bool = False
     residual_layers: tuple[int, ...] | None = None
+    lens_layers: tuple[int, ...] = ()
     tensor_roles: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     tensor_blocks: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
@@ -58,6 +62,11 @@ class Probe(NamedTuple):
     def stored_layers(self) -> tuple[int, ...]:
         """Layers whose states are stored, where states are."""
         return self.layers if self.residual_layers is None else self.residual_layers
+
+    @property
+    def token_layers(self) -> tuple[int, ...]:
+        """Layers of the token axis, of which rows are kept; empty where no array of tokens has layers."""
+        return self.stored_layers if self.residual else self.lens_layers
 
     @property
     def of_blocks(self) -> bool:
@@ -78,6 +87,11 @@ class Probe(NamedTuple):
     def fewer_blocks_of(self, array: str) -> tuple[int, ...] | None:
         """Blocks of which an array is kept, where these are fewer than those of all arrays; else None."""
         return self.tensor_blocks.get(_TENSOR_OF[array])
+
+    def fewer_layers_of(self, array: str) -> tuple[int, ...] | None:
+        """Layers of which an array is kept, where these are fewer than those of the token axis; else None."""
+        fewer = _TENSOR_OF[array] == "lens" and self.lens_layers != self.token_layers
+        return self.lens_layers if fewer else None
 
     def fewer_roles_of(self, array: str) -> tuple[str, ...] | None:
         """Roles of whose tokens an array is kept, where these are fewer than those of all arrays; else None."""

@@ -13,6 +13,7 @@ __all__ = ["choose_capture"]
 
 _DTYPES = ("float16", "float32")
 _OF_STATES = ("residual", "attention-output", "mlp-output")
+_LENS_TOPK = 10
 
 
 def choose_capture(
@@ -42,43 +43,71 @@ def choose_capture(
             raise UsageError(f"the table [{name}] chooses what is kept of {name}, but --capture leaves {name} out.")
     if options.queries is not None and "attention" not in tensors:
         raise UsageError(f"--queries {options.queries!r} chooses rows of attention, but --capture leaves it out.")
-    layers, residual_layers = _layers(options, block_count, tensors)
+    if options.lens_topk is not None and "lens" not in tensors:
+        raise UsageError(f"--lens-topk {options.lens_topk} is a choice of lens, but --capture leaves it out.")
+    layers = _layers(options, block_count, tensors)
     roles, blocks = _roles(options, tensors), _blocks(options, block_count, tensors)
     return CaptureChoice(
         tensors=tensors,
-        layers=layers,
+        layers=layers.together,
         roles=roles.together,
         share_prefix=options.share_prefix == "auto" and prompts_share_images,
         mantissa_bits=options.mantissa_bits,
         unembedding=options.unembedding,
-        residual_layers=residual_layers,
+        residual_layers=layers.residual,
         blocks=blocks.together,
         queries=_queries(options.queries) if "attention" in tensors else (),
         dtypes=_dtypes(options, stored_dtype),
         tensor_roles=roles.fewer,
         tensor_blocks=blocks.fewer,
         thumbnails=options.thumbnails,
+        lens_topk=(options.lens_topk or _LENS_TOPK) if "lens" in tensors else None,
+        lens_layers=layers.lens,
     )
 
 
-def _layers(
-    options: RunOptions, block_count: int, tensors: tuple[str, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Layers of the run, and those of hidden states where they are fewer: pooled states may cover more."""
+class _Layers(NamedTuple):
+    """Layers of the run; those of hidden states and of the lens, where they are fewer than what they are among."""
+
+    together: tuple[int, ...]
+    residual: tuple[int, ...] | None
+    lens: tuple[int, ...] | None
+
+
+def _layers(options: RunOptions, block_count: int, tensors: tuple[str, ...]) -> _Layers:
+    """Layers of each tensor that has layers: its table's, else those of ``--layers``.
+
+    Pooled states are of all layers, so hidden states are of some of these. On the token axis, which has the layers of
+    hidden states where these are stored, the lens is of some of those. What is alone needs no others.
+    """
     layers = parse_layers(options.layers, block_count)
-    text = options.tensors.get("residual", {}).get("layers")
-    if text is None:
-        return layers, None
-    chosen = parse_layers(text, block_count, "[residual] layers")
-    if "pooled" not in tensors or chosen == layers:
-        return chosen, None
-    for layer in chosen:
-        if layer not in layers:
+    residual = _own_layers(options, "residual", block_count) if "residual" in tensors else None
+    lens = _own_layers(options, "lens", block_count) if "lens" in tensors else None
+    if "pooled" not in tensors and "residual" in tensors:
+        layers, residual = residual or layers, None
+    elif "pooled" not in tensors and lens is not None:
+        layers, lens = lens, None
+    _check_among("residual", residual, layers, f"layers {options.layers!r}, which pooled states are of", options)
+    axis = layers if residual is None else residual
+    owner = "the layers of hidden states" if "residual" in tensors else f"layers {options.layers!r}"
+    _check_among("lens", lens, axis, owner, options)
+    return _Layers(layers, None if residual == layers else residual, None if lens == axis else lens)
+
+
+def _own_layers(options: RunOptions, name: str, block_count: int) -> tuple[int, ...] | None:
+    text = options.tensors.get(name, {}).get("layers")
+    return None if text is None else parse_layers(text, block_count, f"[{name}] layers")
+
+
+def _check_among(
+    name: str, chosen: tuple[int, ...] | None, known: tuple[int, ...], owner: str, options: RunOptions
+) -> None:
+    for layer in chosen or ():
+        if layer not in known:
             raise UsageError(
-                f"[residual] layers {text!r}: layer {layer} is not among layers {options.layers!r}, which pooled "
-                "states are of: name it there too, or leave it out here."
+                f"[{name}] layers {options.tensors[name]['layers']!r}: layer {layer} is not among {owner}: name it "
+                "there too, or leave it out here."
             )
-    return layers, chosen
 
 
 def _queries(text: str | None) -> tuple[str, ...]:

@@ -68,13 +68,17 @@ def _array_table(prediction: Prediction) -> Table:
 
 
 def _time(planned: Planned, prediction: Prediction, tflops: float) -> str:
-    from engine.models.work import forward_flops  # noqa: PLC0415  (needs torch, which only this line of the page does)
+    from engine.models.work import forward_flops, lens_flops  # noqa: PLC0415  (torch is for these lines of the page)
 
-    flops = forward_flops(planned.checkpoint, planned.sequences) * len(planned.plan.images)
+    of_lens = lens_flops(planned.checkpoint, prediction.lens_states, planned.dtype)
+    flops = forward_flops(planned.checkpoint, planned.sequences) * len(planned.plan.images) + of_lens
     computing, writing = flops / (tflops * 1e12), prediction.captured_bytes / WRITTEN_PER_SECOND
     took, wrote = format_duration(computing), format_duration(writing)
     return (
         f"time without start-up: {max((computing, took), (writing, wrote))[1]}\n"
-        f"  forward passes {took}: {flops / 1e12:,.{int(flops < 1e13)}f} TFLOP at {tflops:g} TFLOP/s (--tflops)\n"
+        f"  forward passes {took}: {flops / 1e12:,.{int(flops < 1e13)}f} TFLOP at {tflops:g} TFLOP/s (--tflops)"
+        + f", {100 * of_lens / flops:.0f} % of it lens"
+        * bool(of_lens)
+        + "\n"
         f"  writing, meanwhile, {wrote}: {format_bytes(prediction.captured_bytes)} at {WRITTEN_PER_SECOND / 1e9:g} GB/s"
     )

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
+from engine.capture.lens import Lens
 from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
@@ -82,10 +83,17 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     loaded = load_model(
         planned.checkpoint, dtype=planned.dtype, device=options.device, local_rank=find_local_rank(os.environ)
     )
+    checkpoint, topk = planned.checkpoint, planned.capture.lens_topk
     extraction = Extraction(
-        store, planned.plan, planned.images, planned.checkpoint, loaded, planned.preparer, options.batch_size
+        store,
+        planned.plan,
+        planned.images,
+        checkpoint,
+        loaded,
+        planned.preparer,
+        options.batch_size,
+        lens=None if topk is None else Lens.of(checkpoint, loaded, topk),
     )
-    checkpoint = planned.checkpoint
     asked = (*planned.plan.prompts, *FURTHER_PROMPTS)
     first = _first_readable(planned, Preparer(checkpoint, asked, share_prefix=False))
     check_image_rows(loaded, first, checkpoint.family)

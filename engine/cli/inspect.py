@@ -24,8 +24,8 @@ def command(store: str, bad: bool) -> None:
     if summary.arrays:
         stdout_console().print(_array_table(summary))
     for array in summary.arrays:
-        if array.blocks is not None or array.roles is not None:
-            click.echo(_describe_kept(array))
+        if kept := _describe_kept(array):
+            click.echo(kept)
     for sample in summary.bad_samples if bad else ():
         click.echo(f"bad: {sample['sample_id']}: {sample['reason']}")
 
@@ -60,17 +60,20 @@ def _describe_choices(capture: Mapping[str, Any]) -> list[str]:
     states = f"hidden states of layers {_numbers(capture['residual_layers'])}" if capture.get("residual_layers") else ""
     blocks = f"blocks {_numbers(capture['blocks'])}" if capture.get("blocks") else ""
     queries = f"attention of {', '.join(capture['queries'])}" if capture.get("queries") else ""
+    pieces = f"{capture['lens_topk']} pieces per state" if capture.get("lens_topk") else ""
     roles = f"tokens of {', '.join(capture['roles'])}" if capture.get("roles") else ""
     dtypes = ", ".join(f"{name} as {dtype}" for name, dtype in capture.get("dtypes", {}).items())
-    said = "; ".join(filter(None, (states, blocks, roles, queries, dtypes)))
+    said = "; ".join(filter(None, (states, pieces, blocks, roles, queries, dtypes)))
     return [f"         {said}"] if said else []
 
 
 def _describe_kept(array: ArraySummary) -> str:
-    """Say what an array keeps that has room for more."""
+    """Say what an array keeps that has room for more; nothing of others."""
+    layers = f"layers {_numbers(list(array.layers))}" if array.layers is not None else ""
     blocks = f"blocks {_numbers(list(array.blocks))}" if array.blocks is not None else ""
     roles = f"tokens of {', '.join(array.roles)}" if array.roles is not None else ""
-    return f"{array.path} keeps {' and '.join(filter(None, (blocks, roles)))}; the rest is NaN"
+    kept = " and ".join(filter(None, (layers, blocks, roles)))
+    return f"{array.path} keeps {kept}; the rest is {'-1' if array.dtype == 'int32' else 'NaN'}" if kept else ""
 
 
 def _numbers(numbers: list[int]) -> str:

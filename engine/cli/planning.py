@@ -109,6 +109,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         stored_dtype=STORED_DTYPES[dtype],
         prompts_share_images=not checkpoint.family.image_states_depend_on_prompt,
     )
+    _check_topk(capture, checkpoint)
     preparer = Preparer(checkpoint, prompts, share_prefix=capture.share_prefix)
     nominal = preparer.prepare_nominal()
     tokens, tensor_tokens = _stored_tokens(nominal, capture, options)
@@ -157,6 +158,25 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
     )
 
 
+def _check_topk(capture: CaptureChoice, checkpoint: Checkpoint) -> None:
+    """Check that there are as many pieces as are asked for.
+
+    Raises
+    ------
+    UsageError
+        With both numbers.
+    """
+    if capture.lens_topk is None:
+        return
+    rows = checkpoint.config.get_text_config().vocab_size
+    candidates = int(TokenizerVocabulary(checkpoint.processor.tokenizer).candidates(rows).sum())
+    if capture.lens_topk > candidates:
+        raise UsageError(
+            f"--lens-topk {capture.lens_topk}: the vocabulary of {checkpoint.model_id} has {candidates} normal pieces "
+            f"(special, byte and padding pieces are never chosen); give a number up to {candidates}."
+        )
+
+
 def _stored_tokens(nominal: PreparedImage, capture: CaptureChoice, options: RunOptions) -> tuple[int, dict[str, int]]:
     """Tokens that an image stores, and those of each tensor that is kept of fewer roles.
 
@@ -181,6 +201,7 @@ def _part_arrays(
     """Give the arrays of a part of so many images."""
     tensors = capture.tensors
     blocks = {name: len(chosen) for name, chosen in capture.tensor_blocks.items()}
+    layers = {} if capture.lens_layers is None else {"lens": len(capture.lens_layers)}
     tokens = {name: images * count for name, count in counts.tensor_tokens.items()}
     return part_arrays(
         tokens=images * counts.tokens,
@@ -191,7 +212,8 @@ def _part_arrays(
         dtype=STORED_DTYPES[dtype],
         residual="residual" in tensors,
         pooled="pooled" in tensors,
-        state_layers=len(capture.stored_layers),
+        token_layers=len(capture.stored_layers),
+        lens_ranks=capture.lens_topk or 0,
         last_layer=checkpoint.block_count in capture.layers,
         blocks=BlockTensors(
             blocks=len(capture.blocks),
@@ -204,5 +226,7 @@ def _part_arrays(
             mlp_output="mlp-output" in tensors,
         ),
         dtypes=capture.dtypes,
-        kept={name: KeptOf(blocks.get(name), tokens.get(name)) for name in (*blocks, *tokens)},
+        kept={
+            name: KeptOf(blocks.get(name), tokens.get(name), layers.get(name)) for name in (*blocks, *tokens, *layers)
+        },
     )

@@ -16,13 +16,13 @@ from engine.store import ArrayShape, compression_bytes, model_arrays, predict_si
 
 __all__ = ["CAPTURED_ITEMSIZE", "WRITTEN_PER_SECOND", "Prediction", "predict"]
 
-CAPTURED_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+CAPTURED_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
 WRITTEN_PER_SECOND = 0.5e9
 """Raw bytes that one process compresses and writes per second, as measured on two CPU cores."""
 
 # Measured share that stays after compression: of the captured bytes of states and weights, by dtype (float32 hardly
-# compresses), and of pooled means, most of whose roles have no token.
-_KEPT = {"float16": 0.87, "bfloat16": 0.69, "float32": 0.92}
+# compresses; ids out of 32,000 leave two of their bytes empty), and of pooled means, most of whose roles have no token.
+_KEPT = {"float16": 0.87, "bfloat16": 0.69, "float32": 0.92, "int32": 0.35}
 _KEPT_OF_POOLED = 0.5
 
 # Peak of a process over the sum of its captured states, measured with states small enough to share heaps.
@@ -62,6 +62,8 @@ class Prediction(NamedTuple):
         writer's pieces, and what the allocator cannot give back.
     captured_bytes
         Bytes that cross from the model to the writer.
+    lens_states
+        States that are decoded: stored tokens times layers of the lens; 0 without it.
     """
 
     arrays: tuple[ArrayPrediction, ...]
@@ -72,6 +74,7 @@ class Prediction(NamedTuple):
     files: int
     host_memory: int
     captured_bytes: int
+    lens_states: int
 
     @property
     def raw_bytes(self) -> int:
@@ -120,6 +123,7 @@ def predict(planned: Planned, *, batch_size: int, unembedding: bool) -> Predicti
         files=files + _COMMON_FILES + 1 + sum(table.chunk_plan.files + 1 for table in tables),
         host_memory=_host_memory(planned, shapes[largest], batch_size),
         captured_bytes=sum(_captured_bytes(planned, item.array) for item in arrays),
+        lens_states=sum(math.prod(array.kept_shape[:2]) for array in whole if array.path == "token/lens_logit"),
     )
 
 
@@ -178,6 +182,13 @@ def _bytes_per_position(planned: Planned, array: ArrayShape) -> int:
     return _captured_bytes(planned, array) // max(array.kept_shape[array.part_axis], 1)
 
 
+def _decoded_bytes(planned: Planned) -> int:
+    """Bytes of one position's states that wait for the lens and are not stored; on a GPU they are not the host's."""
+    capture = planned.capture
+    waiting = capture.lens_topk is not None and "residual" not in capture.tensors
+    return len(capture.stored_layers) * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype] if waiting else 0
+
+
 def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
     """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch; what the writer compresses.
 
@@ -188,5 +199,6 @@ def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: i
     part = sum(_captured_bytes(planned, array) for array in arrays)
     along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
     slab = sum(array.slab_bytes for array in along)
-    batch = batch_size * planned.sequence * sum(_bytes_per_position(planned, array) for array in along)
+    position = sum(_bytes_per_position(planned, array) for array in along) + _decoded_bytes(planned)
+    batch = batch_size * planned.sequence * position
     return int(_ALLOCATED * (2 * part + slab + batch)) + compression_bytes()

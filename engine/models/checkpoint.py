@@ -64,6 +64,12 @@ class Checkpoint:
         return int(self.config.get_text_config().num_attention_heads)
 
     @property
+    def logit_softcap(self) -> float | None:
+        """Bound c of logits c · tanh(z / c), or None."""
+        cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
+
+    @property
     def image_token_id(self) -> int:
         """The token id that stands for one row of image features."""
         return int(self.config.image_token_id)

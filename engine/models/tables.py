@@ -34,7 +34,6 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
         Where the final norm is not of the kind that the family table says.
     """
     norm, matrix = loaded.language.final_norm, loaded.language.unembedding
-    text_config = checkpoint.config.get_text_config()
     kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if kind != checkpoint.family.norm_kind or epsilon is None:
@@ -52,7 +51,7 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
             "norm_kind": kind,
             "norm_eps": float(epsilon),
             "norm_weight_offset": checkpoint.family.norm_weight_offset,
-            "logit_softcap": getattr(text_config, "final_logit_softcapping", None),
+            "logit_softcap": checkpoint.logit_softcap,
             "tied_embeddings": loaded.model.get_input_embeddings().weight is matrix,
         },
     )

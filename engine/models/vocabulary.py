@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from engine.store import VOCABULARY_SCHEMA
@@ -52,6 +53,12 @@ class TokenizerVocabulary:
         ids, pieces, kinds = zip(*entries, strict=True)
         starts = [piece.startswith(_WORD_MARKERS) for piece in pieces]
         return pa.table([list(ids), list(pieces), list(kinds), starts], schema=VOCABULARY_SCHEMA)
+
+    def candidates(self, rows: int) -> np.ndarray:
+        """Ids (rows,) bool of an unembedding of ``rows`` rows that LogitLens may choose: those of normal pieces."""
+        normal = np.zeros(rows, dtype=bool)
+        normal[[token_id for token_id, _, kind in self.pieces() if kind == "normal" and token_id < rows]] = True
+        return normal
 
     def _kind(self, token_id: int, piece: str | None) -> str:
         if piece is None:

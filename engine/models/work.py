@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import find_language_model
 
-__all__ = ["forward_flops"]
+__all__ = ["forward_flops", "lens_flops"]
 
 
 def forward_flops(checkpoint: Checkpoint, sequence_lengths: Sequence[int]) -> float:
@@ -38,6 +38,22 @@ def forward_flops(checkpoint: Checkpoint, sequence_lengths: Sequence[int]) -> fl
     per_pair = 4 * checkpoint.dim * checkpoint.block_count
     vision = 2 * before * _vision_positions(checkpoint)
     return float(sum(2 * in_blocks * length + per_pair * length**2 + vision for length in sequence_lengths))
+
+
+def lens_flops(checkpoint: Checkpoint, states: int, dtype: str) -> float:
+    """Floating-point operations of LogitLens: of each state a product with the unembedding, in 16 bits two.
+
+    Parameters
+    ----------
+    checkpoint
+        Its configuration says all sizes.
+    states
+        Stored tokens times layers.
+    dtype
+        What the model runs in.
+    """
+    vocab = int(checkpoint.config.get_text_config().vocab_size)
+    return float(2 * vocab * checkpoint.dim * states * (1 if dtype == "float32" else 2))
 
 
 def _weights(module: torch.nn.Module) -> int:

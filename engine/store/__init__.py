@@ -3,6 +3,7 @@
 ``FORMAT.md`` beside this file is the public specification of what lies on disk.
 """
 
+from engine.store.choices import lens_layers
 from engine.store.content import (
     BadSample,
     Coordinate,
@@ -78,6 +79,7 @@ __all__ = [
     "in_dtypes",
     "is_same_store",
     "layer_coordinate",
+    "lens_layers",
     "model_arrays",
     "open_part",
     "open_store",

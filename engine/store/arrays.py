@@ -33,7 +33,7 @@ class JoinedArrays:
         """(layer, token, dim), float16 or float32, over all parts; one Dask chunk per shard.
 
         As every array of tokens, NaN at tokens whose role it was not chosen for; its attribute ``roles`` then names
-        those that it keeps (and ``blocks`` the blocks).
+        those that it keeps (and ``layers`` or ``blocks`` those).
         """
         return self._joined("token", "hidden_states")
 
@@ -91,6 +91,20 @@ class JoinedArrays:
     def mlp_output(self) -> xr.DataArray:
         """(block, token, dim), float16 or float32: output of each block's MLP."""
         return self._joined("token", "mlp_output")
+
+    @property
+    def lens_token_id(self) -> xr.DataArray:
+        """(layer, token, rank) int32: ids of the pieces with the largest logits, LogitLens as extraction found it.
+
+        Best first. -1 at tokens and layers that it was not chosen for, which its attributes ``roles`` and ``layers``
+        name. Pieces are those of `model.vocabulary`.
+        """
+        return self._joined("token", "lens_token_id")
+
+    @property
+    def lens_logit(self) -> xr.DataArray:
+        """(layer, token, rank) float32: logits of `lens_token_id`, NaN where that is -1."""
+        return self._joined("token", "lens_logit")
 
     def _joined(self, axis: str, name: str) -> xr.DataArray:
         """One array over all parts, with the axis's coordinates and the part number."""

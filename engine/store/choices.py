@@ -6,15 +6,24 @@ from typing import Any
 import numpy as np
 
 from engine.errors import UsageError
+from engine.store.layout import TENSOR_ARRAYS
 from engine.vocabulary import ROLE_CODES, ROLES
 
-__all__ = ["kept_roles", "layer_indices", "query_code", "role_codes", "state_layers"]
+__all__ = ["kept_roles", "layer_indices", "layer_places", "lens_layers", "query_code", "role_codes", "state_layers"]
 
 
 def state_layers(capture: Mapping[str, Any]) -> list[int]:
     """Layer numbers of hidden states, from ``capture`` of ``store.json``."""
     chosen = capture.get("residual_layers")
     return list(capture["layers"] if chosen is None else chosen)
+
+
+def lens_layers(capture: Mapping[str, Any]) -> list[int]:
+    """Layer numbers of the lens, from ``capture`` of ``store.json``; empty without it."""
+    if capture.get("lens_topk") is None:
+        return []
+    chosen = capture.get("lens_layers")
+    return state_layers(capture) if chosen is None else list(chosen)
 
 
 def kept_roles(capture: Mapping[str, Any], tensor: str) -> tuple[str, ...] | None:
@@ -48,6 +57,32 @@ def layer_indices(stored: Sequence[int], asked: int | Sequence[int] | None) -> t
         if number not in places:
             raise UsageError(f"layer {number} is not stored: stored are {_list(stored)}")
     return tuple(places[int(number)] for number in numbers)
+
+
+def layer_places(
+    capture: Mapping[str, Any], arrays: Sequence[str], asked: int | Sequence[int] | None
+) -> tuple[int, ...]:
+    """Find layers on the token axis, which has those of hidden states, or without such those of the lens.
+
+    Parameters
+    ----------
+    capture
+        Of ``store.json``.
+    arrays
+        Names without the group. Of the lens, without hidden states, only its own layers count.
+    asked
+        One number, or several in any order; None means all.
+
+    Raises
+    ------
+    UsageError
+        As of :func:`layer_indices`.
+    """
+    lens, states = lens_layers(capture), state_layers(capture)
+    of_lens = "hidden_states" not in arrays and any(f"token/{name}" in TENSOR_ARRAYS["lens"] for name in arrays)
+    kept = lens if of_lens else states
+    axis = states if "residual" in capture.get("tensors", ()) else kept
+    return tuple(axis.index(kept[index]) for index in layer_indices(kept, asked))
 
 
 def role_codes(stored: Sequence[str] | None, asked: str | Sequence[str] | None) -> tuple[int, ...] | None:

@@ -40,8 +40,8 @@ class PartArray:
         ``slab(i)`` is the array at leading index ``i``: shape ``shape[1:]``, in ``dtype``, C-contiguous. Called once
         per index, in order, and its result is not used after the next call, so a buffer may be reused.
     attributes
-        JSON values: units, long_name, captured_dtype, …; ``roles`` and ``blocks`` where only tokens of some roles, or
-        some of the blocks, are kept and all others are NaN.
+        JSON values: units, long_name, captured_dtype, …; ``roles``, ``layers`` and ``blocks`` where only tokens of
+        some roles, or some of the layers or blocks, are kept and all others are NaN (integers: -1).
     mantissa_bits
         When given, values are rounded to that many mantissa bits and the measured error joins the attributes.
     slab_dtype

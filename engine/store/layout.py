@@ -63,8 +63,9 @@ TENSOR_ARRAYS: dict[str, tuple[str, ...]] = {
     "attention-mass": ("token/attention_mass",),
     "attention-output": ("token/attention_output",),
     "mlp-output": ("token/mlp_output",),
+    "lens": ("token/lens_token_id", "token/lens_logit"),
 }
-"""Paths of the arrays of each tensor whose dtype, roles and layers or blocks can be chosen."""
+"""Paths of the arrays of each tensor whose roles and layers or blocks can be chosen; of all but lens the dtype too."""
 
 
 def part_name(number: int) -> str:
@@ -157,8 +158,8 @@ class ArrayShape(NamedTuple):
     path, dims, shape, dtype
         Path in the part, dimension names, lengths, stored dtype.
     kept
-        How much of each dimension is kept, where that is less than ``shape``: an array may be of fewer blocks or tokens
-        than its axes hold, and is NaN in the others. None where everything is.
+        How much of each dimension is kept, where that is less than ``shape``: an array may be of fewer layers, blocks
+        or tokens than its axes hold, and is NaN (-1 where it is of integers) in the others. None where everything is.
     """
 
     path: str
@@ -199,10 +200,11 @@ class ArrayShape(NamedTuple):
 
 
 class KeptOf(NamedTuple):
-    """How much a tensor keeps, where that is less than the axes of its part hold: blocks, tokens; None for all."""
+    """How much a tensor keeps, where that is less than the axes of its part hold; None for all."""
 
     blocks: int | None = None
     tokens: int | None = None
+    layers: int | None = None
 
 
 class BlockTensors(NamedTuple):
@@ -241,7 +243,8 @@ def part_arrays(
     residual: bool,
     pooled: bool,
     last_layer: bool = True,
-    state_layers: int | None = None,
+    token_layers: int | None = None,
+    lens_ranks: int = 0,
     blocks: BlockTensors | None = None,
     dtypes: Mapping[str, str] = MappingProxyType({}),
     kept: Mapping[str, KeptOf] = MappingProxyType({}),
@@ -258,19 +261,27 @@ def part_arrays(
         Which captures are on. Token coordinates are there with either.
     last_layer
         Whether the last layer is among the captured ones; only then are there pooled states after the final norm.
-    state_layers
-        Layers of the hidden states, where these are fewer than those of pooled states.
+    token_layers
+        Layers of the token axis: of hidden states, or of the lens alone, where these are fewer than those of pooled
+        states.
+    lens_ranks
+        Vocabulary pieces per token and layer; 0 without lens.
     blocks
         What is captured of the blocks; None where nothing is.
     dtypes
         Stored dtype of tensors of ``TENSOR_ARRAYS`` that are not stored in their usual one.
     kept
-        By tensor of ``TENSOR_ARRAYS``, those of which fewer blocks or tokens are kept.
+        By tensor of ``TENSOR_ARRAYS``, those of which fewer layers, blocks or tokens are kept.
     """
     arrays = [ArrayShape(f"token/{name}", ("token",), (tokens,), "int32") for name in TOKEN_COORDINATES]
+    stored = layers if token_layers is None else token_layers
     if residual:
-        stored = layers if state_layers is None else state_layers
         arrays.append(ArrayShape("token/hidden_states", ("layer", "token", "dim"), (stored, tokens, dim), dtype))
+    if lens_ranks:
+        lens_dims, lens_shape = ("layer", "token", "rank"), (stored, tokens, lens_ranks)
+        arrays.append(ArrayShape("token/lens_token_id", lens_dims, lens_shape, "int32"))
+        arrays.append(ArrayShape("token/lens_logit", lens_dims, lens_shape, "float32"))
+    if residual or lens_ranks:
         arrays.append(ArrayShape("token/layer", ("layer",), (stored,), "int32"))
     if pooled:
         pooled_dims, pooled_shape = ("layer", "role", "sample", "dim"), (layers, roles, samples, dim)
@@ -299,7 +310,8 @@ def part_arrays(
 
 
 def _kept_lengths(array: ArrayShape, kept: KeptOf) -> tuple[int, ...] | None:
-    fewer = {dim: count for dim, count in (("block", kept.blocks), ("token", kept.tokens)) if count is not None}
+    counts = (("layer", kept.layers), ("block", kept.blocks), ("token", kept.tokens))
+    fewer = {dim: count for dim, count in counts if count is not None}
     chosen = tuple(fewer.get(dim, length) for dim, length in zip(array.dims, array.shape, strict=True))
     return None if chosen == array.shape else chosen
 

@@ -16,7 +16,7 @@ import xarray as xr
 
 from engine.errors import StrataError, UsageError
 from engine.store.arrays import JoinedArrays
-from engine.store.choices import kept_roles, layer_indices, query_code, state_layers
+from engine.store.choices import kept_roles, layer_places, lens_layers, query_code, state_layers
 from engine.store.differences import list_differences
 from engine.store.joined import on_blocks, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
@@ -39,6 +39,8 @@ _UNSAID: Mapping[str, Any] = {
     "tensor_roles": {},
     "tensor_blocks": {},
     "thumbnails": False,
+    "lens_topk": None,
+    "lens_layers": None,
 }
 
 
@@ -140,6 +142,11 @@ class Store(JoinedArrays):
         return np.asarray(state_layers(self.record["capture"]), np.int32)
 
     @property
+    def lens_layers(self) -> np.ndarray:
+        """Layer numbers of vocabulary pieces, int32, ascending; none without lens."""
+        return np.asarray(lens_layers(self.record["capture"]), np.int32)
+
+    @property
     def queries(self) -> tuple[str, ...]:
         """Names of the queries whose attention is kept, in the order of their codes."""
         return tuple(self.record["capture"].get("queries", ()))
@@ -205,9 +212,9 @@ class Store(JoinedArrays):
             is kept, its arrays: ``key`` are the positions 0..n-1 of the sample's sequence, stored tokens or not,
             ``key_role``, ``key_grid``, ``key_patch_row`` and ``key_patch_col`` (from format 0.4 on) say what they are,
             and ``query_position`` where each query stands (-1 where the sample has none). An array that was chosen for
-            fewer roles or blocks than others is NaN elsewhere, and its attributes ``roles`` and ``blocks`` say what it
-            keeps. Attributes of the sample: sample_id, image_id, item_id, prompt_id, prompt_kind, prompt (text) and
-            references (list of text).
+            fewer roles, layers or blocks than others is NaN (integers: -1) elsewhere, and its attributes ``roles``,
+            ``layers`` and ``blocks`` say what it keeps. Attributes of the sample: sample_id, image_id, item_id,
+            prompt_id, prompt_kind, prompt (text) and references (list of text).
 
         Raises
         ------
@@ -261,15 +268,15 @@ class Store(JoinedArrays):
         ----------
         function
             Gets a sample as `sample` gives it, but in memory and its own: ``hidden_states`` (layer, token, dim), the
-            coordinates of tokens, the sample's ids, prompt and references as attributes. Of tokens and blocks it gets
-            those that any of ``arrays`` keeps: one array alone holds no NaN for what was not chosen; of several, each
-            says in its attributes ``roles`` and ``blocks`` what it keeps. Returns a mapping, each entry
-            a column; or anything else, the column ``value``. What has no dimension (of NumPy, xarray, torch) becomes a
-            scalar; an array is kept as a NumPy array in its cell.
+            coordinates of tokens, the sample's ids, prompt and references as attributes. Of tokens, layers and blocks
+            it gets those that any of ``arrays`` keeps: one array alone holds no NaN for what was not chosen; of
+            several, each says in its attributes ``roles``, ``layers`` and ``blocks`` what it keeps. Returns a mapping,
+            each entry a column; or anything else, the column ``value``. What has no dimension (of NumPy, xarray, torch)
+            becomes a scalar; an array is kept as a NumPy array in its cell.
         arrays
             Data arrays of tokens or keys to read (``attention``); ``()`` for the coordinates of tokens alone.
         layers
-            Layer numbers to read of hidden states; all when None.
+            Layer numbers to read of hidden states, or of the lens; all when None.
         samples
             Rows of `samples`, such as ``store.samples.query("prompt_kind == 'normal'")``; all when None.
 
@@ -293,13 +300,9 @@ class Store(JoinedArrays):
         (``dask.config.set(num_workers=2)``) need less.
         """
         rows = self.samples if samples is None else samples
-        return map_samples(
-            self.parts,
-            rows,
-            function,
-            arrays=(arrays,) if isinstance(arrays, str) else tuple(arrays),
-            layers=layer_indices(self.state_layers.tolist(), layers),
-        )
+        names = (arrays,) if isinstance(arrays, str) else tuple(arrays)
+        places = layer_places(self.record["capture"], names, layers)
+        return map_samples(self.parts, rows, function, arrays=names, layers=places)
 
     def tokens(
         self,

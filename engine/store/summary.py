@@ -24,8 +24,8 @@ class ArraySummary:
         Group and name, dimension names, lengths (summed over parts along the parts' axis).
     kept
         How much of each dimension is kept; ``shape`` where everything is.
-    blocks, roles
-        Blocks and roles that are kept, where these are fewer than those of the axes; else None.
+    layers, blocks, roles
+        Layers, blocks and roles that are kept, where these are fewer than those of the axes; else None.
     dtype, captured_dtype
         As stored, and as the model held it.
     files
@@ -38,6 +38,7 @@ class ArraySummary:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     kept: tuple[int, ...]
+    layers: tuple[int, ...] | None
     blocks: tuple[int, ...] | None
     roles: tuple[str, ...] | None
     dtype: str
@@ -102,7 +103,7 @@ def _summarise_array(path: str, parts: tuple[Part, ...]) -> ArraySummary:
     kept = _joined(dims, [entry.get("kept", entry["shape"]) for entry in entries])
     dtype, attributes = entries[0]["dtype"], entries[0]["attributes"]
     captured = attributes.get("captured_dtype", dtype)
-    blocks, roles = (tuple(attributes[name]) if name in attributes else None for name in ("blocks", "roles"))
+    fewer = {name: tuple(attributes[name]) if name in attributes else None for name in ("layers", "blocks", "roles")}
     prefixes = [f"{part.name}.zarr/{path}/" for part in parts]
     files = [
         entry
@@ -115,8 +116,7 @@ def _summarise_array(path: str, parts: tuple[Part, ...]) -> ArraySummary:
         dims=dims,
         shape=shape,
         kept=kept,
-        blocks=blocks,
-        roles=roles,
+        **fewer,
         dtype=dtype,
         captured_dtype=captured,
         files=len(files),

@@ -106,6 +106,8 @@ CHANGED: dict[str, dict[str, Any]] = {
     "blocks": {"capture": replace(CAPTURE, blocks=(1, 2))},
     "queries": {"capture": replace(CAPTURE, queries=("last_text",))},
     "dtypes": {"capture": replace(CAPTURE, dtypes={"residual": "float16"})},
+    "lens_topk": {"capture": replace(CAPTURE, lens_topk=10)},
+    "lens_layers": {"capture": replace(CAPTURE, lens_layers=(1,))},
     "limit": {"limit": None},
     "seed": {"seed": 1},
     "part size": {"images_per_part": 2},
@@ -249,8 +251,8 @@ def test_names_come_in_the_order_of_the_known_ones(names: list[str], separator: 
 
 def test_names_that_are_unknown_or_missing_are_wrong_usage() -> None:
     assert parse_names("--capture", None, CAPTURES) is None
-    with pytest.raises(UsageError, match=r"--capture 'residual,lens': 'lens' is unknown; choose from residual, pooled"):
-        parse_names("--capture", "residual,lens", CAPTURES)
+    with pytest.raises(UsageError, match=r"--capture 'residual,nose': 'nose' is unknown; choose from residual, pooled"):
+        parse_names("--capture", "residual,nose", CAPTURES)
     for nothing in ("", " , "):
         with pytest.raises(UsageError, match="no name is given"):
             parse_names("--capture", nothing, CAPTURES)

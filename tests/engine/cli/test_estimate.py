@@ -11,14 +11,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.capture.forward import BatchItem, collate
+from engine.capture.lens import Lens
 from engine.cli.sizes import format_bytes, format_duration
 from engine.models.checkpoint import open_checkpoint
 from engine.models.load import load_model
 from engine.models.prepare import Preparer
-from engine.models.work import forward_flops
+from engine.models.work import forward_flops, lens_flops
 from engine.plan import CAPTURES
 from engine.prompts import Prompt
+from engine.prompts.published import published_prompts
 from engine.store import model_arrays, open_store
+from engine.vocabulary import ROLE_CODES
 from tests.engine.cli.conftest import write_images
 from tests.tiny_instructblip import save_checkpoint as save_instructblip
 from tests.tiny_llava import TinyShape, save_checkpoint
@@ -45,6 +48,8 @@ CONFIGURATIONS = {
     "everything": (*BOTH, "--capture", EVERYTHING, "--samples-per-part", "6", "--queries", "last_text,template:-1"),
     "everything in bfloat16": (*BOTH, "--capture", EVERYTHING, "--dtype", "bfloat16"),
     "outputs": (*BOTH, "--capture", "attention-output,mlp-output", "--dtype", "float16"),
+    "lens": (*BOTH, "--capture", "lens", "--lens-topk", "3", "--no-unembedding"),
+    "lens beside means": (*BOTH, "--capture", "pooled,lens", "--roles", "image", "--dtype", "bfloat16"),
     "no unembedding": (*BOTH, "--no-unembedding"),
     "noisy": ("--prompts", "noisy:3", "--limit", "3"),
 }
@@ -139,6 +144,31 @@ def test_operations_of_long_sequences_grow_as_torch_counts_them(tmp_path: Path) 
     # Here attention is most of the work; all that does not grow with the text cancels.
     short, long = (forward_flops(checkpoint, [length]) for length in lengths)
     assert long - short == pytest.approx(counted[1] - counted[0], rel=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "products"), [("float32", 1), ("bfloat16", 2)])
+def test_operations_of_the_lens_are_those_of_its_products(tmp_path: Path, dtype: str, products: int) -> None:
+    checkpoint = open_checkpoint(str(save_checkpoint(tmp_path / "m")))
+    loaded = load_model(checkpoint, dtype=dtype, device="cpu")
+    states = torch.randn(50, checkpoint.dim, dtype=getattr(torch, dtype))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        Lens.of(checkpoint, loaded, 5).top(states)
+    # The CPU takes one product in every dtype; a GPU two in 16 bits.
+    assert lens_flops(checkpoint, len(states), dtype) == products * counter.get_total_flops()
+
+
+def test_the_time_counts_every_state_that_is_decoded(strata: Strata, run: tuple[str, ...], tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("[lens]\nlayers = '1:4'\nroles = 'image'\n")
+    estimate = strata("estimate", *run, "--capture", "residual,lens", "--config", config)
+    share = float(estimate.stdout.split(" % of it lens")[0].rsplit(maxsplit=1)[-1]) / 100
+    checkpoint = open_checkpoint(run[1])
+    (prompt, *_) = published_prompts(checkpoint.family.name, "normal")
+    prepared = Preparer(checkpoint, [prompt], share_prefix=False).prepare_nominal()
+    images = int((prepared.layouts[0].role == ROLE_CODES["image"]).sum())
+    of_lens = lens_flops(checkpoint, 3 * images, "float32")
+    whole = of_lens + forward_flops(checkpoint, [len(prepared.layouts[0])])
+    assert share == pytest.approx(of_lens / whole, abs=0.006)
 
 
 def test_time_follows_the_speed_that_is_asked_for(strata: Strata, run: tuple[str, ...]) -> None:

@@ -127,7 +127,9 @@ def test_layers_of_the_command_line_are_for_every_tensor(strata: Strata, dataset
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ("[lens]\ntopk = 1", "has a table [lens]; options stand at the top of the file"),
+        ("[nose]\ntopk = 1", "has a table [nose]; options stand at the top of the file"),
+        ("[lens]\ntopk = 1", "sets 'topk' in [lens], which takes layers, roles"),
+        ("[lens]\nlayers = 1", "table [lens] chooses what is kept of lens, but --capture leaves lens out"),
         ("[attention]\nlayers = 1", "sets 'layers' in [attention], which takes blocks, roles, queries, dtype"),
         ("[mlp-output]\nqueries = 1", "sets 'queries' in [mlp-output], which takes blocks, roles, dtype"),
         ("[pooled]\nroles = 'image'", "has a table [pooled], but pooled states always cover every role"),

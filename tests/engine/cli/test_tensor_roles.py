@@ -13,7 +13,7 @@ from click.testing import Result
 
 from engine.cli.sizes import format_bytes, format_dims
 from engine.errors import UsageError
-from engine.plan import CAPTURES
+from engine.plan import BLOCK_CAPTURES, CAPTURES
 from engine.store import Store, open_store, summarise, verify
 from engine.vocabulary import ROLE_CODES, ROLES
 from tests.analyses.test_norm_attention import analyse
@@ -55,6 +55,9 @@ CHOICES = {
         blocks = "3:"
         roles = "image,instruction"
         dtype = "float16"
+        [lens]
+        layers = "2,4"
+        roles = "template"
         """,
         {
             "residual": ((0, 2, 4), ("image", "instruction")),
@@ -62,6 +65,7 @@ CHOICES = {
             "attention-mass": ((1,), ("image",)),
             "attention-output": (BLOCKS, ("template",)),
             "mlp-output": ((3, 4), ("image", "instruction")),
+            "lens": ((2, 4), ("template",)),
         },
         ("image", "instruction", "template"),
         BLOCKS,
@@ -79,6 +83,8 @@ CHOICES = {
         roles = "special,template"
         [mlp-output]
         blocks = [2, 4]
+        [lens]
+        layers = 3
         """,
         {
             "residual": ((0, 1, 2, 3, 4), ROLES),
@@ -86,6 +92,7 @@ CHOICES = {
             "attention-mass": ((4,), ROLES),
             "attention-output": ((4,), ("special", "template")),
             "mlp-output": ((2, 4), ROLES),
+            "lens": ((3,), ROLES),
         },
         ROLES,
         (2, 4),
@@ -99,7 +106,8 @@ CHOICES = {
         """,
         {
             "residual": ((0, 1, 2, 3, 4), ("image", "instruction")),
-            **dict.fromkeys(CAPTURES[2:], (BLOCKS, ("instruction", "template"))),
+            **dict.fromkeys(BLOCK_CAPTURES, (BLOCKS, ("instruction", "template"))),
+            "lens": ((0, 1, 2, 3, 4), ("instruction", "template")),
         },
         ("image", "instruction", "template"),
         BLOCKS,
@@ -111,6 +119,8 @@ TENSORS = {
     "attention_mass": "attention-mass",
     "attention_output": "attention-output",
     "mlp_output": "mlp-output",
+    "lens_token_id": "lens",
+    "lens_logit": "lens",
 }
 CAPTURE = ("--capture", ",".join(CAPTURES), "--queries", "last_text,instruction:0")
 PROMPTS = ("--prompts", "normal:2", "--prompts", "empty", "--batch-size", "4", "--samples-per-part", "6")
@@ -148,18 +158,19 @@ def stores(
 
 
 def expected_of(whole: xr.DataArray, name: str, choice: Choice, tokens: np.ndarray) -> np.ndarray:
-    """What an array of the token axis holds of a sample: the whole store's values where they are kept, else NaN."""
+    """What an array of the token axis holds of a sample: the whole store's values where it keeps them, else NaN, -1."""
     numbers, roles = choice.kept[TENSORS[name]]
     lead = whole.dims[0]
-    axis = numbers if lead == "layer" else choice.blocks
+    axis = choice.kept["residual"][0] if lead == "layer" else choice.blocks
     values = whole.sel({lead: list(axis)}).values.copy()
     if name == "mlp_output" and "float16" in choice.tables:
         values = values.astype(np.float16)
     kept_lead = np.isin(axis, numbers)
     kept_token = np.isin(whole["role"].values, [ROLE_CODES[role] for role in roles])
     token = whole.dims.index("token")
-    values[~kept_lead] = np.nan
-    values[(slice(None),) * token + (~kept_token,)] = np.nan
+    nothing = -1 if values.dtype == np.int32 else np.nan
+    values[~kept_lead] = nothing
+    values[(slice(None),) * token + (~kept_token,)] = nothing
     return values.take(tokens, token)
 
 
@@ -194,13 +205,15 @@ def test_arrays_and_the_record_say_what_is_kept(stores: Stores, strata: Strata) 
         assert fine.kept_roles(tensor) == roles
         attributes = getattr(fine, name).attrs
         assert attributes.get("roles") == (None if roles == choice.roles else list(roles))
-        fewer_blocks = name != "hidden_states" and numbers != choice.blocks
-        assert attributes.get("blocks") == (list(numbers) if fewer_blocks else None)
+        of_layers = tensor in ("residual", "lens")
+        fewer_blocks = numbers != (choice.kept["residual"][0] if of_layers else choice.blocks)
+        assert attributes.get("layers" if of_layers else "blocks") == (list(numbers) if fewer_blocks else None)
+        assert ("blocks" if of_layers else "layers") not in attributes
         lines = [line for line in inspected.splitlines() if line.startswith(f"token/{name} keeps ")]
         assert len(lines) == int(roles != choice.roles or fewer_blocks)
         for line in lines:
             assert (f"tokens of {', '.join(roles)};" in line) == (roles != choice.roles)
-            assert ("blocks " in line) == fewer_blocks
+            assert ("layers " in line or "blocks " in line) == fewer_blocks
 
 
 def test_raw_bytes_are_those_of_kept_values_in_estimate_and_inspect(stores: Stores, strata: Strata) -> None:
@@ -217,8 +230,12 @@ def test_raw_bytes_are_those_of_kept_values_in_estimate_and_inspect(stores: Stor
         for part in fine.parts:
             values = part.stored(path)[...]
             # Rows of a query that a sample lacks, and means of a role without tokens, are NaN but kept.
-            always = not path.startswith("token/") or values.dtype == np.int32
-            kept = values.size if always else int(np.isfinite(values).sum())
+            always = not path.startswith("token/") or values.ndim == 1
+            kept = (
+                values.size
+                if always
+                else int((values != -1 if values.dtype == np.int32 else np.isfinite(values)).sum())
+            )
             own = part.manifest["arrays"][path]
             assert kept == math.prod(own.get("kept", own["shape"]))
             counted += kept
