@@ -1,0 +1,104 @@
+"""The cheap pass that decides nearly every token: products of int8 codes, and a bound of what they leave out.
+
+A row whose product reaches the threshold of :mod:`analyses.lens_bounds` may be among the best. Rows that reach the
+floor without the bound's allowance are computed in float32 at once, which raises the floor. The others wait until it
+is final; by then most of them cannot reach it. A token with too many rows that still can is left to
+:mod:`analyses.lens_float32`.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.lens_bounds import bound_products
+from analyses.lens_float32 import add_rows
+from analyses.lens_rounding import dot_error
+from analyses.lens_shortlist import Shortlist
+from analyses.lens_unembedding import CodedRows, Unembedding
+
+__all__ = ["CODED_ROWS_AT_ONCE", "screen", "waiting_limit"]
+
+CODED_ROWS_AT_ONCE = 4096
+"""Coded rows of the vocabulary that are worked on at once."""
+
+
+def waiting_limit(rows: int, k: int) -> int:
+    """Pairs per token beyond which float32 logits of all rows are cheaper than looking at each pair."""
+    return max(4 * k, rows // 16)
+
+
+def screen(
+    shortlist: Shortlist,
+    states: NDArray[np.float32],
+    norm: NDArray[np.float64],
+    unembedding: Unembedding,
+    coded: CodedRows,
+) -> NDArray[np.bool_]:
+    """Add every candidate of the tokens that codes can decide.
+
+    Parameters
+    ----------
+    shortlist : Shortlist
+        Of these tokens, without entries.
+    states : array (token, dim), float32
+    norm : array (token,), float64
+        Upper bounds of their norms.
+    unembedding, coded
+        Prepared together.
+
+    Returns
+    -------
+    array (token,), bool
+        True where all candidates are in the list. The other tokens have no entry.
+    """
+    dim = states.shape[1]
+
+    def look_at(token: NDArray[np.int64], row: NDArray[np.int64]) -> None:
+        token_id = coded.token_id[row]
+        logit = coded.products.of_pairs(unembedding.weights, states, token_id, token)
+        shortlist.add(token, token_id, logit, dot_error(dim, coded.codes.norm[row], norm[token]))
+
+    longest_seed = unembedding.norm[coded.seed_id].max(initial=0.0)
+    add_rows(shortlist, coded.seed @ states.T, coded.seed_id, dot_error(dim, longest_seed, norm))
+    code, bounds = bound_products(states, norm, unembedding.weights, coded.token_id, coded.codes)
+    shortlist.drop(~bounds.hold(shortlist.floor))
+    waiting = _Waiting(waiting_limit(len(coded.token_id), shortlist.k))
+    for start in range(0, len(coded.token_id), CODED_ROWS_AT_ONCE):
+        rows = slice(start, start + CODED_ROWS_AT_ONCE)
+        thresholds = bounds.thresholds(rows, shortlist.floor)
+        row, token, excess = coded.products.reaching(coded.codes.code[rows], code, thresholds)
+        row += start
+        upper, allowance = bounds.of_pairs(row, token, excess, shortlist.floor)
+        likely = upper - allowance >= shortlist.floor[token]
+        look_at(token[likely], row[likely])
+        waiting.add(token[~likely], row[~likely], upper[~likely])
+        shortlist.drop(waiting.crowded(shortlist.floor))
+    waiting.prune(shortlist.floor)
+    look_at(waiting.token, waiting.row)
+    return np.isfinite(shortlist.floor)
+
+
+class _Waiting:
+    """Pairs in the order of rows, each with what its logit cannot exceed; out once the floor rises above that."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.token = np.empty(0, np.int64)
+        self.row = np.empty(0, np.int64)
+        self._upper = np.empty(0)
+
+    def add(self, token: NDArray[np.int64], row: NDArray[np.int64], upper: NDArray[np.float64]) -> None:
+        self.token = np.concatenate([self.token, token])
+        self.row = np.concatenate([self.row, row])
+        self._upper = np.concatenate([self._upper, upper])
+
+    def crowded(self, floor: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tokens (token,) that have too many pairs even after pruning."""
+        counts = np.bincount(self.token, minlength=len(floor))
+        if counts.max() > self._limit:
+            self.prune(floor)
+            counts = np.bincount(self.token, minlength=len(floor))
+        return counts > self._limit
+
+    def prune(self, floor: NDArray[np.float64]) -> None:
+        kept = self._upper >= floor[self.token]
+        self.token, self.row, self._upper = self.token[kept], self.row[kept], self._upper[kept]
