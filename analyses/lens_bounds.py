@@ -51,11 +51,10 @@ class Bounds(NamedTuple):
     slack: float
     rows: Codes
 
-    def thresholds(self, rows: slice, floor: NDArray[np.float64]) -> NDArray[np.float32]:
-        """What the products (row, token) of these rows must reach; +∞ for tokens whose floor is."""
+    def thresholds(self, rows: slice, floor: NDArray[np.float64], out: NDArray[np.float32]) -> None:
+        """Write what the products (row, token) of these rows must reach; out of reach for tokens whose floor is +∞."""
         with np.errstate(all="ignore"):
-            right = np.vstack([self.right, self._floor_row(floor)])
-            return self.left[rows] @ right
+            np.matmul(self.left[rows], np.vstack([self.right, self._floor_row(floor)]), out=out)
 
     def hold(self, floor: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tokens (token,) with a finite floor and thresholds far from the overflow of float32."""
@@ -101,16 +100,17 @@ def bound_products(
     large = _large_dimensions(states)
     small = states.copy()
     small[:, large] = 0
-    codes = encode(small)
+    codes = encode(small, np.arange(len(small)))
     coded_norm = codes.norm + codes.residual
     # Rounding of a threshold is relative to its terms: |floor|, |w · h°| ≤ ‖w‖ ‖h‖, and the allowance itself.
     slack = 4 * growth(len(large) + 16)
     scale = codes.scale.astype(np.float64)
     per_norm = codes.residual * (1 + slack) + slack * norm + _LEAST * scale
     per_residual = coded_norm * (1 + slack)
-    row_scale = rows.scale.astype(np.float64)[:, np.newaxis]
-    left = np.hstack([weights[token_id[:, np.newaxis], large], rows.norm[:, np.newaxis], rows.residual[:, np.newaxis], np.ones_like(row_scale)])
-    left = (left / row_scale).astype(np.float32)
+    left = np.empty((len(token_id), len(large) + 3), np.float32)
+    left[:, : len(large)] = weights[:, large][token_id]
+    left[:, len(large) :] = np.stack([rows.norm, rows.residual, np.ones(len(token_id))], axis=1)
+    left /= rows.scale[:, np.newaxis]
     right = -np.vstack([states[:, large].T, per_norm, per_residual]) / scale
     return codes.code, Bounds(left, right.astype(np.float32), scale, per_norm, per_residual, slack, rows)
 

@@ -13,6 +13,7 @@ from analyses.lens_rounding import FLOAT32, norm_bounds
 __all__ = ["LARGEST_CODE", "Codes", "encode"]
 
 LARGEST_CODE = 127
+_ROWS_AT_ONCE = 64  # what a core's own cache holds
 _SMALLEST_SCALE = np.float32(2.0**-50)  # quotients by it stay within float32; what it leaves out is measured as well
 
 
@@ -34,17 +35,24 @@ class Codes(NamedTuple):
     residual: NDArray[np.float64]
 
 
-def encode(rows: NDArray[np.float32]) -> Codes:
-    """Code rows (row, dim), finite float32; each has its own scale, set by its largest value."""
+def encode(rows: NDArray[np.floating], chosen: NDArray[np.int64]) -> Codes:
+    """Code the chosen ones of rows (row, dim), finite float16 or float32; each has a scale, set by its largest value."""
+    count, dim = len(chosen), rows.shape[1]
+    codes = Codes(np.empty((count, dim), np.int8), np.empty(count, np.float32), np.empty(count), np.empty(count))
+    for start in range(0, count, _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        for whole, part in zip(codes, _encode_block(rows[chosen[block]].astype(np.float32, copy=False)), strict=True):
+            whole[block] = part
+    return codes
+
+
+def _encode_block(rows: NDArray[np.float32]) -> tuple[NDArray[np.generic], ...]:
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     scale = np.maximum(largest / np.float32(LARGEST_CODE), _SMALLEST_SCALE)
-    rounded = rows / scale[:, np.newaxis]
-    np.rint(rounded, out=rounded)
-    np.clip(rounded, -LARGEST_CODE, LARGEST_CODE, out=rounded)
+    rounded = np.rint(rows / scale[:, np.newaxis])
     code = rounded.astype(np.int8)
     rounded *= scale[:, np.newaxis]
     np.subtract(rows, rounded, out=rounded)
     norm = norm_bounds(rows)
     # Two roundings made this difference, each relative to a number that is at most 1.01 times the row's own.
-    residual = norm_bounds(rounded) + 4 * FLOAT32 * norm
-    return Codes(code, scale, norm, residual)
+    return code, scale, norm, norm_bounds(rounded) + 4 * FLOAT32 * norm

@@ -7,15 +7,51 @@ which rounds once.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.lens_rounding import FLOAT64, growth, norm_bounds
+from analyses.lens_rounding import FLOAT64, growth
 
-__all__ = ["exact_logits", "rank_pieces"]
+__all__ = ["PairSums", "exact_logits", "pair_sums", "rank_pieces"]
+
+PairSums = Callable[
+    [NDArray[np.floating], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]
+]
+"""Float64 dot products of ``weights[row]`` and ``states[column]``, as :func:`pair_sums` gives them."""
 
 _ROWS_AT_ONCE = 256
+
+
+def pair_sums(
+    weights: NDArray[np.floating],
+    states: NDArray[np.float64],
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Float64 dot products of pairs in NumPy.
+
+    Parameters
+    ----------
+    weights : array (rows, dim), float16 or float32
+    states : array (columns, dim), float64
+    row, column : arrays (pair,), int64
+        Any order; equal columns are summed at once where they stand together.
+
+    Returns
+    -------
+    array (pair,), float64
+    """
+    sums = np.empty(len(row))
+    ends = np.append(np.flatnonzero(np.diff(column)) + 1, len(row))
+    start = 0
+    for end in ends:
+        for begin in range(start, end, _ROWS_AT_ONCE):
+            pairs = slice(begin, min(begin + _ROWS_AT_ONCE, end))
+            sums[pairs] = weights[row[pairs]].astype(np.float64) @ states[column[begin]]
+        start = end
+    return sums
 
 
 def exact_logits(
@@ -23,6 +59,8 @@ def exact_logits(
     states: NDArray[np.float32],
     token: NDArray[np.int64],
     token_id: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    norms: NDArray[np.float64],
 ) -> NDArray[np.float32]:
     """Logits of pairs of a token and a vocabulary id.
 
@@ -33,30 +71,20 @@ def exact_logits(
     states : array (token, dim), float32
         After the final norm, finite.
     token, token_id : arrays (pair,), int64
-        ``token`` ascending.
+    sums : array (pair,), float64
+        Their dot products, summed in float64 in any order.
+    norms : array (pair,), float64
+        Upper bounds of the product of both norms.
 
     Returns
     -------
     array (pair,), float32
     """
-    logits = np.empty(len(token), np.float32)
-    starts = np.flatnonzero(np.diff(token, prepend=-1))
-    for start, stop in zip(starts, [*starts[1:], len(token)], strict=True):
-        state = states[token[start]]
-        for begin in range(start, stop, _ROWS_AT_ONCE):
-            pairs = slice(begin, min(begin + _ROWS_AT_ONCE, stop))
-            logits[pairs] = _of_state(weights[token_id[pairs]], state)
-    return logits
-
-
-def _of_state(rows: NDArray[np.floating], state: NDArray[np.float32]) -> NDArray[np.float32]:
-    wide, h = rows.astype(np.float64), state.astype(np.float64)
-    sums = wide @ h
-    error = growth(len(h), FLOAT64) * np.sqrt(np.vecdot(wide, wide) * (h @ h)) * (1 + 1e-6)
-    logits = sums + error
-    below, above = (sums - error).astype(np.float32), logits.astype(np.float32)
-    for row in np.flatnonzero(below != above):
-        above[row] = math.fsum(wide[row] * h)
+    error = growth(states.shape[1], FLOAT64) * norms
+    below, above = (sums - error).astype(np.float32), (sums + error).astype(np.float32)
+    for pair in np.flatnonzero(below != above):
+        products = weights[token_id[pair]].astype(np.float64) * states[token[pair]].astype(np.float64)
+        above[pair] = math.fsum(products)
     return above + np.float32(0)  # −0 becomes 0
 
 

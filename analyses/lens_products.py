@@ -10,18 +10,20 @@ import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["PAIRED_ROWS_AT_ONCE", "Int8Products", "fast_int8_products", "int8_products"]
 
+Float = TypeVar("Float", np.float32, np.float64)
+
 _ENOUGH = 1.5
 """How much faster than float32 the coded product must be to pay for its bounds and its candidates."""
 
-PAIRED_ROWS_AT_ONCE = 1024
-"""Rows that are widened to float32 at once for products of pairs."""
+PAIRED_ROWS_AT_ONCE = 256
+"""Rows that are widened at once for products of pairs."""
 
 _TRIAL = (512, 256, 1024)  # rows, columns, dim: a quarter of a gigaflop
 
@@ -33,7 +35,11 @@ class Int8Products:
         self._torch = torch
 
     def reaching(
-        self, left: NDArray[np.int8], right: NDArray[np.int8], threshold: NDArray[np.float32]
+        self,
+        left: NDArray[np.int8],
+        right: NDArray[np.int8],
+        threshold: NDArray[np.float32],
+        product: NDArray[np.int32],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Pairs of rows whose product reaches a threshold.
 
@@ -42,7 +48,9 @@ class Int8Products:
         left, right : arrays (a, dim) and (b, dim), int8
             Contiguous, without −128.
         threshold : array (a, b), float32
-            Not NaN. The product is rounded to float32 before it is compared.
+            The product is rounded to float32 before it is compared.
+        product : array (a, b), int32
+            Overwritten: fresh memory for every block would cost as much as a fifth of the product.
 
         Returns
         -------
@@ -52,41 +60,41 @@ class Int8Products:
             Product minus threshold.
         """
         torch = self._torch
-        product = torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T)
-        reached = torch.ge(product, torch.from_numpy(threshold)).numpy()
-        places = np.flatnonzero(reached)
-        excess = product.numpy().reshape(-1)[places] - threshold.reshape(-1)[places].astype(np.float64)
+        out = torch.from_numpy(product)
+        torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T, out=out)
+        places = np.flatnonzero(torch.ge(out, torch.from_numpy(threshold)).numpy())
+        excess = product.reshape(-1)[places] - threshold.reshape(-1)[places].astype(np.float64)
         a, b = np.divmod(places, len(right))
         return a, b, excess
 
     def of_pairs(
         self,
         left: NDArray[np.floating],
-        right: NDArray[np.float32],
+        right: NDArray[Float],
         a: NDArray[np.int64],
         b: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """Float32 dot products of ``left[a]`` and ``right[b]``, pair by pair, without a copy of a row per pair.
+    ) -> NDArray[Float]:
+        """Dot products of ``left[a]`` and ``right[b]`` in the dtype of ``right``, without a copy of a row per pair.
 
         Parameters
         ----------
         left : array (rows, dim), float16 or float32
-        right : array (columns, dim), float32
+        right : array (columns, dim), float32 or float64
         a, b : arrays (pair,), int64
             Equal ``a`` stand together.
         """
         torch = self._torch
-        products = np.empty(len(a), np.float32)
+        products = np.empty(len(a), right.dtype)
         starts = np.append(np.flatnonzero(np.diff(a, prepend=-1)), len(a))
         weights, transposed = torch.from_numpy(left), torch.from_numpy(right).T
         for first in range(0, len(starts) - 1, PAIRED_ROWS_AT_ONCE):
             bounds = starts[first : first + PAIRED_ROWS_AT_ONCE + 1]
             pairs = slice(bounds[0], bounds[-1])
-            rows = weights[torch.from_numpy(a[bounds[:-1]])].float()
+            rows = weights[torch.from_numpy(a[bounds[:-1]])].to(transposed.dtype)
             pattern = torch.sparse_csr_tensor(
                 torch.from_numpy(bounds - bounds[0]),
                 torch.from_numpy(b[pairs]),
-                torch.zeros(len(b[pairs])),
+                torch.zeros(len(b[pairs]), dtype=transposed.dtype),
                 (len(rows), len(right)),
                 check_invariants=False,
             )
@@ -118,8 +126,9 @@ def fast_int8_products() -> Int8Products | None:
     rows, columns, dim = _TRIAL
     left, right = np.ones((rows, dim), np.int8), np.ones((columns, dim), np.int8)
     nothing = np.full((rows, columns), np.inf, np.float32)
+    product = np.empty((rows, columns), np.int32)
     wide_left, wide_right = left.astype(np.float32), right.astype(np.float32)
-    of_int8 = _seconds(lambda: products.reaching(left, right, nothing))
+    of_int8 = _seconds(lambda: products.reaching(left, right, nothing, product))
     of_float32 = _seconds(lambda: wide_left @ wide_right.T)
     return products if of_float32 > _ENOUGH * of_int8 else None
 
@@ -131,7 +140,8 @@ def _exact(products: Int8Products) -> bool:
     right = np.full((5, 67), 127, np.int8)
     right[::2, ::3] = -127
     expected = left.astype(np.int64) @ right.astype(np.int64).T
-    a, b, excess = products.reaching(left, right, np.full(expected.shape, -(2.0**30), np.float32))
+    everything = np.full(expected.shape, -(2.0**30), np.float32)
+    a, b, excess = products.reaching(left, right, everything, np.empty(expected.shape, np.int32))
     whole = len(a) == expected.size and np.array_equal(excess - 2.0**30, expected[a, b])
     pairs = products.of_pairs(left.astype(np.float32), right.astype(np.float32), a, b)
     return bool(whole and np.array_equal(pairs, expected[a, b]))

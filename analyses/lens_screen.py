@@ -6,6 +6,8 @@ is final; by then most of them cannot reach it. A token with too many rows that 
 :mod:`analyses.lens_float32`.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,10 +17,21 @@ from analyses.lens_rounding import dot_error
 from analyses.lens_shortlist import Shortlist
 from analyses.lens_unembedding import CodedRows, Unembedding
 
-__all__ = ["CODED_ROWS_AT_ONCE", "screen", "waiting_limit"]
+__all__ = ["PAIRS_AT_ONCE", "row_blocks", "screen", "waiting_limit"]
 
-CODED_ROWS_AT_ONCE = 4096
-"""Coded rows of the vocabulary that are worked on at once."""
+PAIRS_AT_ONCE = 2**22
+"""Pairs of a row and a token whose products are held at once."""
+
+_FIRST_ROWS = 512
+
+
+def row_blocks(rows: int, tokens: int) -> Iterator[slice]:
+    """Cut rows into blocks: each three times as long as all before it, so that the floor keeps up."""
+    start, longest = 0, max(1, PAIRS_AT_ONCE // max(1, tokens))
+    while start < rows:
+        stop = min(rows, start + min(longest, max(3 * start, _FIRST_ROWS)))
+        yield slice(start, stop)
+        start = stop
 
 
 def waiting_limit(rows: int, k: int) -> int:
@@ -62,11 +75,15 @@ def screen(
     code, bounds = bound_products(states, norm, unembedding.weights, coded.token_id, coded.codes)
     shortlist.drop(~bounds.hold(shortlist.floor))
     waiting = _Waiting(waiting_limit(len(coded.token_id), shortlist.k))
-    for start in range(0, len(coded.token_id), CODED_ROWS_AT_ONCE):
-        rows = slice(start, start + CODED_ROWS_AT_ONCE)
-        thresholds = bounds.thresholds(rows, shortlist.floor)
-        row, token, excess = coded.products.reaching(coded.codes.code[rows], code, thresholds)
-        row += start
+    pairs = min(PAIRS_AT_ONCE, len(coded.token_id) * len(states))
+    product, threshold = np.empty(pairs, np.int32), np.empty(pairs, np.float32)
+    for rows in row_blocks(len(coded.token_id), len(states)):
+        shape = rows.stop - rows.start, len(states)
+        thresholds = threshold[: shape[0] * shape[1]].reshape(shape)
+        bounds.thresholds(rows, shortlist.floor, thresholds)
+        products = product[: shape[0] * shape[1]].reshape(shape)
+        row, token, excess = coded.products.reaching(coded.codes.code[rows], code, thresholds, products)
+        row += rows.start
         upper, allowance = bounds.of_pairs(row, token, excess, shortlist.floor)
         likely = upper - allowance >= shortlist.floor[token]
         look_at(token[likely], row[likely])

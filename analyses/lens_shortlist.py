@@ -33,7 +33,7 @@ class Shortlist:
     ----------
     tokens, k : int
     settle : callable (token, token_id) -> logit
-        Gives exact logits of pairs, ``token`` ascending.
+        Gives exact logits of pairs, equal ids together.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Shortlist:
 
     def _rank_exactly(self) -> NDArray[np.int64]:
         """Give every entry its exact logit and return the places of the best k of each token."""
-        self._keep(np.lexsort((self.token_id, self.token)))
+        self._keep(np.argsort(self.token_id, kind="stable"))
         exact = self._settle(self.token, self.token_id)
         self._lower = self._upper = exact.astype(np.float64)
         return rank_pieces(self.token, self.token_id, exact, self.k)

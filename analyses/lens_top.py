@@ -6,13 +6,12 @@ of the best, and only tokens that fail get the float32 product. Either way only 
 exactly (:mod:`analyses.lens_exact`), so both paths give the same ids and logits to the last bit, on every machine.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.lens_exact import exact_logits
+from analyses.lens_exact import exact_logits, pair_sums
 from analyses.lens_float32 import add_vocabulary
 from analyses.lens_rounding import norm_bounds
 from analyses.lens_screen import screen
@@ -104,20 +103,30 @@ def _top_of_block(
     )
     if unembedding.coded is not None:
         chosen = np.flatnonzero(~found.certified)
-        shortlist = _shortlist(states[chosen], unembedding, k)
+        shortlist = _shortlist(states[chosen], norm[chosen], unembedding, k)
         decided = screen(shortlist, states[chosen], norm[chosen], unembedding, unembedding.coded)
         found.certified[chosen] = decided
         _fill(found, chosen[decided], shortlist)
     chosen = np.flatnonzero(~found.certified)
     if len(chosen):
-        shortlist = _shortlist(states[chosen], unembedding, k)
+        shortlist = _shortlist(states[chosen], norm[chosen], unembedding, k)
         add_vocabulary(shortlist, states[chosen], norm[chosen], unembedding)
         _fill(found, chosen, shortlist)
     return found
 
 
-def _shortlist(states: NDArray[np.float32], unembedding: Unembedding, k: int) -> Shortlist:
-    return Shortlist(len(states), k, functools.partial(exact_logits, unembedding.weights, states))
+def _shortlist(
+    states: NDArray[np.float32], norm: NDArray[np.float64], unembedding: Unembedding, k: int
+) -> Shortlist:
+    weights, coded = unembedding.weights, unembedding.coded
+    sums_of = pair_sums if coded is None else coded.products.of_pairs
+    wide = states.astype(np.float64)
+
+    def settle(token: NDArray[np.int64], token_id: NDArray[np.int64]) -> NDArray[np.float32]:
+        sums = sums_of(weights, wide, token_id, token)
+        return exact_logits(weights, states, token, token_id, sums, norm[token] * unembedding.norm[token_id])
+
+    return Shortlist(len(states), k, settle)
 
 
 def _fill(found: LensTop, tokens: NDArray[np.intp], shortlist: Shortlist) -> None:

@@ -15,7 +15,7 @@ __all__ = ["ROWS_AT_ONCE", "CodedRows", "Unembedding"]
 ROWS_AT_ONCE = 2048
 """Rows of the vocabulary that are worked on at once."""
 
-_SEED_ROWS = 512
+_SEED_ROWS = 256
 
 
 class CodedRows(NamedTuple):
@@ -113,10 +113,5 @@ def _code_rows(
 ) -> CodedRows:
     longest_first = np.argsort(np.where(allowed, -norm, np.inf), kind="stable")[: int(allowed.sum())]
     seed_id, token_id = longest_first[:_SEED_ROWS], longest_first[_SEED_ROWS:]
-    rows = len(token_id)
-    codes = Codes(np.empty((rows, weights.shape[1]), np.int8), np.empty(rows, np.float32), np.empty(rows), np.empty(rows))
-    for start in range(0, rows, ROWS_AT_ONCE):
-        block = slice(start, start + ROWS_AT_ONCE)
-        for whole, part in zip(codes, encode(weights[token_id[block]].astype(np.float32)), strict=True):
-            whole[block] = part
-    return CodedRows(products, seed_id, weights[seed_id].astype(np.float32), token_id, codes)
+    seed = weights[seed_id].astype(np.float32)
+    return CodedRows(products, seed_id, seed, token_id, encode(weights, token_id))
