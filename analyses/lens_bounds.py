@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 from analyses.lens_codes import Codes, encode
 from analyses.lens_rounding import growth
 
-__all__ = ["LARGE_DIMENSIONS", "Bounds", "bound_products"]
+__all__ = ["LARGE_DIMENSIONS", "Bounds", "bound_products", "bounds_bytes"]
 
 LARGE_DIMENSIONS = 16
 """Dimensions that stay in float32; massive activations occupy fewer (Sun et al. 2024, arXiv 2402.17762)."""
 
 _ROOM = 2.0**100  # thresholds stay below it, far from the overflow of float32
 _LEAST = 2.0**-20  # of a code's step: covers what underflows in a threshold
+
+
+def bounds_bytes(tokens: int, vocab: int) -> int:
+    """Bytes of the factors of thresholds, and of the columns they are made of."""
+    return 4 * (LARGE_DIMENSIONS + 3) * (vocab + 2 * tokens) + 2 * 4 * LARGE_DIMENSIONS * vocab + 24 * vocab
 
 
 class Bounds(NamedTuple):

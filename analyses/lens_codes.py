@@ -36,17 +36,17 @@ class Codes(NamedTuple):
 
 
 def encode(rows: NDArray[np.floating], chosen: NDArray[np.int64]) -> Codes:
-    """Code the chosen ones of rows (row, dim), finite float16 or float32; each has a scale, set by its largest value."""
+    """Code the chosen ones of rows (row, dim), finite float16 or float32; its largest value sets a row's scale."""
     count, dim = len(chosen), rows.shape[1]
     codes = Codes(np.empty((count, dim), np.int8), np.empty(count, np.float32), np.empty(count), np.empty(count))
     for start in range(0, count, _ROWS_AT_ONCE):
         block = slice(start, start + _ROWS_AT_ONCE)
-        for whole, part in zip(codes, _encode_block(rows[chosen[block]].astype(np.float32, copy=False)), strict=True):
-            whole[block] = part
+        part = _encode_block(rows[chosen[block]].astype(np.float32, copy=False))
+        codes.code[block], codes.scale[block], codes.norm[block], codes.residual[block] = part
     return codes
 
 
-def _encode_block(rows: NDArray[np.float32]) -> tuple[NDArray[np.generic], ...]:
+def _encode_block(rows: NDArray[np.float32]) -> Codes:
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     scale = np.maximum(largest / np.float32(LARGEST_CODE), _SMALLEST_SCALE)
     rounded = np.rint(rows / scale[:, np.newaxis])
@@ -55,4 +55,4 @@ def _encode_block(rows: NDArray[np.float32]) -> tuple[NDArray[np.generic], ...]:
     np.subtract(rows, rounded, out=rounded)
     norm = norm_bounds(rows)
     # Two roundings made this difference, each relative to a number that is at most 1.01 times the row's own.
-    return code, scale, norm, norm_bounds(rounded) + 4 * FLOAT32 * norm
+    return Codes(code, scale, norm, norm_bounds(rounded) + 4 * FLOAT32 * norm)

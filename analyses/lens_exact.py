@@ -59,6 +59,7 @@ def exact_logits(
     states: NDArray[np.float32],
     token: NDArray[np.int64],
     token_id: NDArray[np.int64],
+    *,
     sums: NDArray[np.float64],
     norms: NDArray[np.float64],
 ) -> NDArray[np.float32]:

@@ -4,10 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.lens_rounding import dot_error, just_below
-from analyses.lens_shortlist import Shortlist
+from analyses.lens_shortlist import Shortlist, entry_limit
 from analyses.lens_unembedding import ROWS_AT_ONCE, Unembedding
 
-__all__ = ["add_rows", "add_vocabulary"]
+__all__ = ["add_rows", "add_vocabulary", "float32_bytes"]
+
+
+def float32_bytes(tokens: int, dim: int) -> int:
+    """Bytes of a block's weights and logits, of those partitioned and compared, beyond the shortlist."""
+    return ROWS_AT_ONCE * (4 * dim + tokens * (4 + 4 + 1))
 
 
 def add_vocabulary(
@@ -29,7 +34,7 @@ def add_vocabulary(
     for start in range(0, vocab, ROWS_AT_ONCE):
         block = slice(start, min(start + ROWS_AT_ONCE, vocab))
         values = logits[: block.stop - start]
-        np.matmul(unembedding.weights[block].astype(np.float32, copy=False), states.T, out=values)
+        np.matmul(unembedding.rows(block), states.T, out=values)
         values[~unembedding.allowed[block]] = -np.inf
         error = dot_error(dim, unembedding.norm[block].max(), norm)
         add_rows(shortlist, values, np.arange(start, block.stop), error)
@@ -54,6 +59,12 @@ def add_rows(
         kth = np.partition(logits, len(logits) - k, axis=0)[len(logits) - k]
         floor = np.maximum(floor, just_below(kth - error))
     least = np.maximum(just_below(floor - error), np.finfo(np.float32).min).astype(np.float32)
-    places = np.flatnonzero(logits >= least)
+    reached = logits >= least
+    if len(logits) > 1 and np.count_nonzero(reached) > entry_limit(len(floor), k):  # ties: a few rows after the others
+        half = len(logits) // 2
+        add_rows(shortlist, logits[:half], token_id[:half], error)
+        add_rows(shortlist, logits[half:], token_id[half:], error)
+        return
+    places = np.flatnonzero(reached)
     row, token = np.divmod(places, logits.shape[1])
     shortlist.add(token, token_id[row], logits.reshape(-1)[places], error[token])

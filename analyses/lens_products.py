@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PAIRED_ROWS_AT_ONCE", "Int8Products", "fast_int8_products", "int8_products"]
+__all__ = ["PAIRED_ROWS_AT_ONCE", "TORCH_BYTES", "Int8Products", "fast_int8_products", "int8_products"]
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -24,6 +24,9 @@ _ENOUGH = 1.5
 
 PAIRED_ROWS_AT_ONCE = 256
 """Rows that are widened at once for products of pairs."""
+
+TORCH_BYTES = 320 * 2**20
+"""What importing torch and its first products add to a process."""
 
 _TRIAL = (512, 256, 1024)  # rows, columns, dim: a quarter of a gigaflop
 
@@ -40,6 +43,7 @@ class Int8Products:
         right: NDArray[np.int8],
         threshold: NDArray[np.float32],
         product: NDArray[np.int32],
+        limit: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Pairs of rows whose product reaches a threshold.
 
@@ -51,6 +55,8 @@ class Int8Products:
             The product is rounded to float32 before it is compared.
         product : array (a, b), int32
             Overwritten: fresh memory for every block would cost as much as a fifth of the product.
+        limit : int
+            Where there are more than ``limit`` pairs per row of ``right``, each row of ``right`` gets at most one more.
 
         Returns
         -------
@@ -62,8 +68,12 @@ class Int8Products:
         torch = self._torch
         out = torch.from_numpy(product)
         torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T, out=out)
-        places = np.flatnonzero(torch.ge(out, torch.from_numpy(threshold)).numpy())
-        excess = product.reshape(-1)[places] - threshold.reshape(-1)[places].astype(np.float64)
+        reached = torch.ge(out, torch.from_numpy(threshold)).numpy()
+        if np.count_nonzero(reached) > limit * len(right):
+            for column in np.flatnonzero(np.count_nonzero(reached, axis=0) > limit):
+                reached[np.flatnonzero(reached[:, column])[limit + 1 :], column] = False
+        places = np.flatnonzero(reached)
+        excess = product.reshape(-1)[places].astype(np.float64) - threshold.reshape(-1)[places]
         a, b = np.divmod(places, len(right))
         return a, b, excess
 
@@ -128,7 +138,7 @@ def fast_int8_products() -> Int8Products | None:
     nothing = np.full((rows, columns), np.inf, np.float32)
     product = np.empty((rows, columns), np.int32)
     wide_left, wide_right = left.astype(np.float32), right.astype(np.float32)
-    of_int8 = _seconds(lambda: products.reaching(left, right, nothing, product))
+    of_int8 = _seconds(lambda: products.reaching(left, right, nothing, product, 0))
     of_float32 = _seconds(lambda: wide_left @ wide_right.T)
     return products if of_float32 > _ENOUGH * of_int8 else None
 
@@ -141,7 +151,7 @@ def _exact(products: Int8Products) -> bool:
     right[::2, ::3] = -127
     expected = left.astype(np.int64) @ right.astype(np.int64).T
     everything = np.full(expected.shape, -(2.0**30), np.float32)
-    a, b, excess = products.reaching(left, right, everything, np.empty(expected.shape, np.int32))
+    a, b, excess = products.reaching(left, right, everything, np.empty(expected.shape, np.int32), len(left))
     whole = len(a) == expected.size and np.array_equal(excess - 2.0**30, expected[a, b])
     pairs = products.of_pairs(left.astype(np.float32), right.astype(np.float32), a, b)
     return bool(whole and np.array_equal(pairs, expected[a, b]))

@@ -38,7 +38,7 @@ def dot_error(
 
 
 def norm_bounds(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Upper bounds (row,) of the Euclidean norms of rows (row, dim), a few in ten thousand above them; inf at overflow."""
+    """Upper bounds (row,) of the Euclidean norms of rows (row, dim), hardly above them; ∞ at overflow."""
     dim = rows.shape[-1]
     with np.errstate(over="ignore"):
         squares = np.vecdot(rows, rows).astype(np.float64)

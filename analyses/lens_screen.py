@@ -11,18 +11,23 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.lens_bounds import bound_products
+from analyses.lens_bounds import bound_products, bounds_bytes
 from analyses.lens_float32 import add_rows
+from analyses.lens_products import PAIRED_ROWS_AT_ONCE
 from analyses.lens_rounding import dot_error
-from analyses.lens_shortlist import Shortlist
-from analyses.lens_unembedding import CodedRows, Unembedding
+from analyses.lens_shortlist import LISTING_BYTES, Shortlist
+from analyses.lens_unembedding import Unembedding
 
-__all__ = ["PAIRS_AT_ONCE", "row_blocks", "screen", "waiting_limit"]
+__all__ = ["PAIRS_AT_ONCE", "add_screened", "row_blocks", "screen_bytes"]
 
 PAIRS_AT_ONCE = 2**22
 """Pairs of a row and a token whose products are held at once."""
 
 _FIRST_ROWS = 512
+_LOOKED_AT_ONCE = 2**17  # pairs
+_PAIR_BYTES = 4 + 4 + 4 + 1  # product, threshold, product in float32, and whether that reaches
+_WAITING_BYTES = 2 * 24  # token, row and bound of one that waits, and once more while others join
+_FOUND_BYTES = 9 * 8  # place, row, token, excess, bounds and their parts of one that was just found
 
 
 def row_blocks(rows: int, tokens: int) -> Iterator[slice]:
@@ -34,19 +39,26 @@ def row_blocks(rows: int, tokens: int) -> Iterator[slice]:
         start = stop
 
 
-def waiting_limit(rows: int, k: int) -> int:
+def screen_bytes(tokens: int, vocab: int, dim: int, k: int) -> int:
+    """Bytes of products, thresholds and waiting pairs, beyond the shortlist."""
+    products = min(PAIRS_AT_ONCE, tokens * vocab) * _PAIR_BYTES
+    waiting = tokens * (_waiting_limit(vocab, k) + 1) * (_WAITING_BYTES + _FOUND_BYTES)
+    looked_at = _LOOKED_AT_ONCE * LISTING_BYTES + PAIRED_ROWS_AT_ONCE * dim * (4 + 8)
+    return products + bounds_bytes(tokens, vocab) + waiting + looked_at
+
+
+def _waiting_limit(rows: int, k: int) -> int:
     """Pairs per token beyond which float32 logits of all rows are cheaper than looking at each pair."""
-    return max(4 * k, rows // 16)
+    return max(4 * k, min(rows // 16, 1024))
 
 
-def screen(
+def add_screened(
     shortlist: Shortlist,
     states: NDArray[np.float32],
     norm: NDArray[np.float64],
     unembedding: Unembedding,
-    coded: CodedRows,
-) -> NDArray[np.bool_]:
-    """Add every candidate of the tokens that codes can decide.
+) -> None:
+    """Add every candidate of the tokens that codes can decide, and drop the other tokens.
 
     Parameters
     ----------
@@ -55,26 +67,26 @@ def screen(
     states : array (token, dim), float32
     norm : array (token,), float64
         Upper bounds of their norms.
-    unembedding, coded
-        Prepared together.
-
-    Returns
-    -------
-    array (token,), bool
-        True where all candidates are in the list. The other tokens have no entry.
+    unembedding : Unembedding
+        With coded rows.
     """
+    coded = unembedding.coded
+    assert coded is not None
     dim = states.shape[1]
 
     def look_at(token: NDArray[np.int64], row: NDArray[np.int64]) -> None:
-        token_id = coded.token_id[row]
-        logit = coded.products.of_pairs(unembedding.weights, states, token_id, token)
-        shortlist.add(token, token_id, logit, dot_error(dim, coded.codes.norm[row], norm[token]))
+        for start in range(0, len(token), _LOOKED_AT_ONCE):
+            tokens, rows = token[start : start + _LOOKED_AT_ONCE], row[start : start + _LOOKED_AT_ONCE]
+            token_id = coded.token_id[rows]
+            logit = coded.products.of_pairs(unembedding.weights, states, token_id, tokens)
+            shortlist.add(tokens, token_id, logit, dot_error(dim, coded.codes.norm[rows], norm[tokens]))
 
     longest_seed = unembedding.norm[coded.seed_id].max(initial=0.0)
     add_rows(shortlist, coded.seed @ states.T, coded.seed_id, dot_error(dim, longest_seed, norm))
     code, bounds = bound_products(states, norm, unembedding.weights, coded.token_id, coded.codes)
     shortlist.drop(~bounds.hold(shortlist.floor))
-    waiting = _Waiting(waiting_limit(len(coded.token_id), shortlist.k))
+    limit = _waiting_limit(len(coded.token_id), shortlist.k)
+    waiting = _Waiting(limit)
     pairs = min(PAIRS_AT_ONCE, len(coded.token_id) * len(states))
     product, threshold = np.empty(pairs, np.int32), np.empty(pairs, np.float32)
     for rows in row_blocks(len(coded.token_id), len(states)):
@@ -82,16 +94,16 @@ def screen(
         thresholds = threshold[: shape[0] * shape[1]].reshape(shape)
         bounds.thresholds(rows, shortlist.floor, thresholds)
         products = product[: shape[0] * shape[1]].reshape(shape)
-        row, token, excess = coded.products.reaching(coded.codes.code[rows], code, thresholds, products)
+        row, token, excess = coded.products.reaching(coded.codes.code[rows], code, thresholds, products, limit)
         row += rows.start
         upper, allowance = bounds.of_pairs(row, token, excess, shortlist.floor)
         likely = upper - allowance >= shortlist.floor[token]
         look_at(token[likely], row[likely])
         waiting.add(token[~likely], row[~likely], upper[~likely])
-        shortlist.drop(waiting.crowded(shortlist.floor))
+        full = np.bincount(token, minlength=len(states)) > limit
+        shortlist.drop(full | waiting.crowded(shortlist.floor))
     waiting.prune(shortlist.floor)
     look_at(waiting.token, waiting.row)
-    return np.isfinite(shortlist.floor)
 
 
 class _Waiting:

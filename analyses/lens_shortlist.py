@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from analyses.lens_exact import rank_pieces
 from analyses.lens_rounding import just_below
 
-__all__ = ["ENTRY_BYTES", "Shortlist", "entry_limit"]
+__all__ = ["LISTING_BYTES", "Shortlist", "entry_limit", "shortlist_bytes"]
 
-ENTRY_BYTES = 32
-"""Of one entry: token, id, and both ends of its interval."""
+LISTING_BYTES = 128
+"""Of one pair while it is listed: token, id and interval, as they come and joined, sorted, and compared."""
 
 Settle = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
@@ -24,6 +24,11 @@ Settle = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 def entry_limit(tokens: int, k: int) -> int:
     """Entries beyond which ties are settled at once instead of being carried along."""
     return tokens * (4 * k + 64)
+
+
+def shortlist_bytes(tokens: int, k: int) -> int:
+    """Bytes of a list that is full while as many entries are added."""
+    return 2 * entry_limit(tokens, k) * LISTING_BYTES
 
 
 class Shortlist:

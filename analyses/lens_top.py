@@ -6,24 +6,28 @@ of the best, and only tokens that fail get the float32 product. Either way only 
 exactly (:mod:`analyses.lens_exact`), so both paths give the same ids and logits to the last bit, on every machine.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyses.lens_exact import exact_logits, pair_sums
-from analyses.lens_float32 import add_vocabulary
+from analyses.lens_float32 import add_vocabulary, float32_bytes
 from analyses.lens_rounding import norm_bounds
-from analyses.lens_screen import screen
-from analyses.lens_shortlist import Shortlist
+from analyses.lens_screen import add_screened, screen_bytes
+from analyses.lens_shortlist import Shortlist, shortlist_bytes
 from analyses.lens_unembedding import Unembedding
 from engine.errors import StrataError, UsageError
 
-__all__ = ["TOKENS_AT_ONCE", "LensTop", "top_pieces"]
+__all__ = ["TOKENS_AT_ONCE", "LensTop", "top_bytes", "top_pieces"]
 
 TOKENS_AT_ONCE = 1024
 """Tokens that are worked on at once; more of them are split evenly."""
 
+_STATE_BYTES = (
+    4 + 4 + 8 + 4 + 4 + 1
+)  # of one value: as given, chosen, wide, chosen once more, without large ones, coded
 _LARGEST = 2.0**120  # of a logit; products stay within float32
 
 
@@ -76,7 +80,7 @@ def top_pieces(states: NDArray[np.float32], unembedding: Unembedding, k: int) ->
     if states.ndim != 2 or states.shape[1] != dim:
         raise UsageError(f"states of shape {states.shape} do not fit an unembedding of shape {(vocab, dim)}")
     norm = norm_bounds(states)
-    _check_finite(norm, unembedding)
+    _check_finite(states, norm, unembedding)
     found = LensTop(
         np.empty((len(states), k), np.int32), np.empty((len(states), k), np.float32), np.empty(len(states), np.bool_)
     )
@@ -86,59 +90,79 @@ def top_pieces(states: NDArray[np.float32], unembedding: Unembedding, k: int) ->
         block = _top_of_block(np.ascontiguousarray(states[tokens]), norm[tokens], unembedding, k)
         for whole, part in zip(found, block, strict=True):
             whole[tokens] = part
-    if unembedding.softcap is not None:
-        cap = np.float32(unembedding.softcap)
-        np.multiply(cap, np.tanh(found.logit / cap), out=found.logit)
+    unembedding.cap(found.logit)
     return found
 
 
-def _top_of_block(
-    states: NDArray[np.float32], norm: NDArray[np.float64], unembedding: Unembedding, k: int
-) -> LensTop:
-    first_ids = np.flatnonzero(unembedding.allowed)[:k]
+def top_bytes(tokens: int, vocab: int, dim: int, k: int) -> int:
+    """Bytes that `top_pieces` needs at most beyond its arguments and its result; tokens cost them a block at a time.
+
+    Parameters
+    ----------
+    tokens : int
+    vocab, dim : int
+        Shape of the unembedding.
+    k : int
+    """
+    tokens = min(tokens, TOKENS_AT_ONCE)
+    passes = screen_bytes(tokens, vocab, dim, k), float32_bytes(tokens, dim)
+    return tokens * dim * _STATE_BYTES + shortlist_bytes(tokens, k) + max(passes)
+
+
+def _top_of_block(states: NDArray[np.float32], norm: NDArray[np.float64], unembedding: Unembedding, k: int) -> LensTop:
+    # What a state of zeros gives, because all ids tie; the others are overwritten.
+    first_ids = np.flatnonzero(unembedding.allowed)[:k].astype(np.int32)
     found = LensTop(
-        np.tile(first_ids.astype(np.int32), (len(states), 1)),  # what a state of zeros gives: all ids tie at 0
-        np.zeros((len(states), k), np.float32),
-        ~states.any(axis=1),
+        np.tile(first_ids, (len(states), 1)), np.zeros((len(states), k), np.float32), np.ones(len(states), np.bool_)
     )
+    left = np.flatnonzero(states.any(axis=1))
     if unembedding.coded is not None:
-        chosen = np.flatnonzero(~found.certified)
-        shortlist = _shortlist(states[chosen], norm[chosen], unembedding, k)
-        decided = screen(shortlist, states[chosen], norm[chosen], unembedding, unembedding.coded)
-        found.certified[chosen] = decided
-        _fill(found, chosen[decided], shortlist)
-    chosen = np.flatnonzero(~found.certified)
-    if len(chosen):
-        shortlist = _shortlist(states[chosen], norm[chosen], unembedding, k)
-        add_vocabulary(shortlist, states[chosen], norm[chosen], unembedding)
-        _fill(found, chosen, shortlist)
+        left = _find(found, left, states, norm, unembedding, add_candidates=add_screened)
+    found.certified[left] = False
+    _find(found, left, states, norm, unembedding, add_candidates=add_vocabulary)
     return found
 
 
-def _shortlist(
-    states: NDArray[np.float32], norm: NDArray[np.float64], unembedding: Unembedding, k: int
-) -> Shortlist:
+def _find(
+    found: LensTop,
+    tokens: NDArray[np.intp],
+    states: NDArray[np.float32],
+    norm: NDArray[np.float64],
+    unembedding: Unembedding,
+    *,
+    add_candidates: Callable[[Shortlist, NDArray[np.float32], NDArray[np.float64], Unembedding], None],
+) -> NDArray[np.intp]:
+    """Fill in what one pass decides of some tokens, and return those that it does not decide."""
+    if not len(tokens):
+        return tokens
+    shortlist = _shortlist(states[tokens], norm[tokens], unembedding, found.token_id.shape[1])
+    add_candidates(shortlist, states[tokens], norm[tokens], unembedding)
+    decided = np.isfinite(shortlist.floor)
+    found.token_id[tokens[decided]], found.logit[tokens[decided]] = shortlist.best()
+    return tokens[~decided]
+
+
+def _shortlist(states: NDArray[np.float32], norm: NDArray[np.float64], unembedding: Unembedding, k: int) -> Shortlist:
     weights, coded = unembedding.weights, unembedding.coded
     sums_of = pair_sums if coded is None else coded.products.of_pairs
     wide = states.astype(np.float64)
 
     def settle(token: NDArray[np.int64], token_id: NDArray[np.int64]) -> NDArray[np.float32]:
         sums = sums_of(weights, wide, token_id, token)
-        return exact_logits(weights, states, token, token_id, sums, norm[token] * unembedding.norm[token_id])
+        norms = norm[token] * unembedding.norm[token_id]
+        return exact_logits(weights, states, token, token_id, sums=sums, norms=norms)
 
     return Shortlist(len(states), k, settle)
 
 
-def _fill(found: LensTop, tokens: NDArray[np.intp], shortlist: Shortlist) -> None:
-    found.token_id[tokens], found.logit[tokens] = shortlist.best()
-
-
-def _check_finite(norm: NDArray[np.float64], unembedding: Unembedding) -> None:
+def _check_finite(states: NDArray[np.float32], norm: NDArray[np.float64], unembedding: Unembedding) -> None:
     wrong = np.flatnonzero(~(norm * unembedding.norm.max() < _LARGEST))
     if len(wrong):
         row = int(wrong[0])
-        what = "holds a value that is not finite" if not np.isfinite(norm[row]) else f"has a norm of {norm[row]:.3g}"
+        reason = "is so large that its logits could exceed float32"
+        if not np.isfinite(states[row]).all():
+            reason = "holds a value that is not finite, so it has no logits"
         raise StrataError(
-            f"state {row} {what}, so its logits exceed float32: the model overflowed there, or the store is damaged; "
-            "check it with `strata verify --deep`"
+            f"state {row} {reason}: the model overflowed there, or the store is damaged; check it with "
+            "`strata verify --deep`"
         )

@@ -6,16 +6,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.lens_codes import LARGEST_CODE, Codes, encode
-from analyses.lens_products import Int8Products, fast_int8_products
+from analyses.lens_products import TORCH_BYTES, Int8Products, fast_int8_products
 from analyses.lens_rounding import norm_bounds
 from engine.errors import StrataError
 
-__all__ = ["ROWS_AT_ONCE", "CodedRows", "Unembedding"]
+__all__ = ["ROWS_AT_ONCE", "CodedRows", "Unembedding", "unembedding_bytes"]
 
 ROWS_AT_ONCE = 2048
 """Rows of the vocabulary that are worked on at once."""
 
 _SEED_ROWS = 256
+_ROW_BYTES = 48  # of a row's norms, scale, id and order
+
+
+def unembedding_bytes(vocab: int, dim: int, itemsize: int) -> int:
+    """Bytes of a prepared unembedding, its weights included, and of preparing it.
+
+    Parameters
+    ----------
+    vocab, dim : int
+    itemsize : int
+        Bytes of a stored weight: 2 or 4.
+    """
+    needed = vocab * dim * itemsize + vocab * _ROW_BYTES + 3 * 4 * ROWS_AT_ONCE * dim
+    if fast_int8_products() is not None:
+        needed += vocab * dim + _SEED_ROWS * dim * 4 + TORCH_BYTES
+    return needed
 
 
 class CodedRows(NamedTuple):
@@ -63,6 +79,18 @@ class Unembedding(NamedTuple):
     norm: NDArray[np.float64]
     coded: CodedRows | None
 
+    def rows(self, rows: slice) -> NDArray[np.float32]:
+        """Weights (row, dim) of some rows in float32."""
+        return self.weights[rows].astype(np.float32, copy=False)
+
+    def cap(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply the softcap, where the model has one; in place."""
+        if self.softcap is not None:
+            logits /= np.float32(self.softcap)
+            np.tanh(logits, out=logits)
+            logits *= np.float32(self.softcap)
+        return logits
+
     @classmethod
     def prepare(
         cls,
@@ -70,7 +98,7 @@ class Unembedding(NamedTuple):
         allowed: NDArray[np.bool_],
         *,
         softcap: float | None = None,
-        products: Int8Products | None | str = "auto",
+        products: Int8Products | str | None = "auto",
     ) -> "Unembedding":
         """Measure and code the rows.
 
