@@ -1,0 +1,28 @@
+"""Pieces of any vocabulary as text that a figure can draw: no control characters, no characters that the font lacks."""
+
+import functools
+import unicodedata
+
+from matplotlib import font_manager
+
+__all__ = ["drawable", "fit"]
+
+_MISSING = "□"
+
+
+def drawable(text: str) -> str:
+    """Replace what cannot be drawn. The result is no mathtext: draw it with ``parse_math=False``."""
+    return "".join(character if _has_glyph(character) else _MISSING for character in text)
+
+
+def fit(text: str, most: int) -> str:
+    """Cut a text that is longer than so many characters, and show that it was."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+@functools.cache
+def _has_glyph(character: str) -> bool:
+    if unicodedata.category(character)[0] in "CMZ":  # controls, marks without their letter, blanks of all kinds
+        return False
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    return bool(font.get_char_index(ord(character)))
