@@ -22,7 +22,9 @@ def fit(text: str, most: int) -> str:
 
 @functools.cache
 def _has_glyph(character: str) -> bool:
-    if unicodedata.category(character)[0] in "CMZ":  # controls, marks without their letter, blanks of all kinds
+    if character == " ":
+        return True
+    if unicodedata.category(character)[0] in "CMZ":  # controls, marks without their letter, blanks of other kinds
         return False
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     return bool(font.get_char_index(ord(character)))

@@ -32,7 +32,9 @@ class ImagePieces(NamedTuple):
 
     Attributes
     ----------
-    image_id, sample_id : str
+    image_id : str
+    caption : str
+        The first one; empty without captions.
     layers : tuple of int
     shape : (int, int)
         Rows and columns.
@@ -47,7 +49,7 @@ class ImagePieces(NamedTuple):
     """
 
     image_id: str
-    sample_id: str
+    caption: str
     layers: tuple[int, ...]
     shape: tuple[int, int]
     placed: bool
@@ -110,10 +112,11 @@ def image_pieces(
     layers = _layers(task, places.shape[1], figure_layers)
     at = [task.layers.index(layer) for layer in layers]
     sample = part.samples.iloc[row]
-    text, matches = _read(store.model.vocabulary, pieces.token_id[at][:, places.chosen, 0], sample["references"])
+    captions = [] if sample["references"] is None else list(sample["references"])
+    text, matches = _read(store.model.vocabulary, pieces.token_id[at][:, places.chosen, 0], captions)
     return ImagePieces(
         image_id=image_id,
-        sample_id=sample["sample_id"],
+        caption="".join(captions[:1]),
         layers=layers,
         shape=places.shape,
         placed=places.placed,
@@ -161,14 +164,14 @@ def _places(part: Part, sample: int) -> _Places | None:
 
 
 def _read(
-    vocabulary: pd.DataFrame, token_id: NDArray[np.int32], captions: Sequence[str] | None
+    vocabulary: pd.DataFrame, token_id: NDArray[np.int32], captions: Sequence[str]
 ) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
     """Return the text of each piece, and whether it matches the captions."""
     texts = vocabulary["piece"].to_numpy(object).copy()
     normal = np.flatnonzero(vocabulary["kind"] == "normal")
     texts[normal] = piece_texts(list(texts[normal]))
     starts = vocabulary["word_start"].to_numpy(bool)
-    references = reference_words(() if captions is None else captions) or frozenset()
+    references = reference_words(captions) or frozenset()
 
     def shown(number: int) -> str:
         text = texts[number].strip() or "␣"

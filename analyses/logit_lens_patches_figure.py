@@ -55,8 +55,9 @@ def draw_patches(
         parts = figure.subfigures(len(shown), 1, height_ratios=heights, squeeze=False).ravel()
         for part, (item, image) in zip(parts, shown, strict=True):
             store = f"{short_label(labels[item.identity.store])}, " if len(results) > 1 else ""
-            part.suptitle(f"{store}image {short_label(drawable(image.image_id), 60)}", x=0.01, ha="left", fontsize=7,
-                          parse_math=False)  # fmt: skip
+            name = short_label(drawable(f"{store}image {image.image_id}"), 60)
+            caption = f": {fit(drawable(image.caption), 90)}" if image.caption else ""
+            part.suptitle(f"{name}{caption}", x=0.01, ha="left", fontsize=7, parse_math=False)
             columns = _columns(image)
             axes = part.subplots(-(-len(image.layers) // columns), columns, squeeze=False).ravel()
             for number, ax in enumerate(axes):

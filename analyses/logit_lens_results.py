@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analyses.contextualization import SAMPLE_COLUMNS
-from analyses.curves import band, image_curves
+from analyses.curves import Band, band, image_curves
 from analyses.identity import StoreIdentity
 from analyses.lens_scores import SHORTEST_PREFIX, VARIANTS
 from analyses.lens_trajectory import MEASURES, WHATS
@@ -63,6 +63,8 @@ class GroupCurves(NamedTuple):
         Samples whose precision is 0 because no word was decoded.
     nothing_referred, without_captions : int
         Samples whose captions hold stop words only, and those without captions, which are in no mean.
+    trajectory : array (statistic, measure, what, layer), float64, or None
+        Measures and whats are those of `lens_trajectory`.
     """
 
     statistics: NDArray[np.float64]
@@ -70,20 +72,30 @@ class GroupCurves(NamedTuple):
     nothing_decoded: NDArray[np.int64]
     nothing_referred: int
     without_captions: int
+    trajectory: NDArray[np.float64] | None
 
 
 def group_curves(result: LogitLens, chosen: NDArray[np.bool_], bootstraps: int, seed: int) -> GroupCurves:
     """Average the samples of a prompt group, image by image."""
     scores = {name: result.score(name) for name in SCORES}
     values = [scores[name][VARIANTS.index(variant)] for name, variant in CURVES[:-1]]
-    own = [image_curves(result.samples[chosen], array[chosen]) for array in [*values, result.agreement]]
-    bands = [band(one.curves, one.items, bootstraps=bootstraps, seed=seed) for one in own]
+
+    def of_images(array: NDArray[np.floating]) -> Band:
+        own = image_curves(result.samples[chosen], array[chosen])
+        return band(own.curves, own.items, bootstraps=bootstraps, seed=seed)
+
+    bands = [of_images(array) for array in [*values, result.agreement]]
+    trajectory: NDArray[np.float64] | None = None
+    if result.trajectory is not None:
+        of_each = [[np.stack(of_images(array)[:4]) for array in of_measure] for of_measure in result.trajectory]
+        trajectory = np.moveaxis(np.array(of_each), 2, 0)
     return GroupCurves(
         np.stack([found[:4] for found in bands], axis=1),
         np.array([found.images for found in bands]),
         result.nothing_decoded[:, chosen].sum(axis=1),
         int(result.nothing_referred[chosen].sum()),
         int((result.references[chosen] == UNKNOWN).sum()),
+        trajectory,
     )
 
 
@@ -206,6 +218,12 @@ def _of_groups(
             variables[f"{score}_{statistic}"] = (dims, of_scores[:, number, place], {"long_name": text, "units": "1"})
         agreement = statistics[:, number, -1]
         variables[f"agreement_{statistic}"] = (("curve", "layer"), agreement, {"long_name": text, "units": "1"})
+        if all(one.trajectory is not None for one in found):
+            for place, measure in enumerate(MEASURES):
+                each = [one.trajectory[number, place] for one in found if one.trajectory is not None]
+                spread = [_spread(array, own, layers) for array, own in zip(each, owners, strict=True)]
+                of_what = ("curve", "what", "layer")
+                variables[f"{measure}_{statistic}"] = (of_what, np.stack(spread), {"long_name": text, "units": "nat"})
     decoded = [_spread(one.nothing_decoded, own, layers) for one, own in zip(found, owners, strict=True)]
     variables |= {
         "nothing_decoded": (dims, np.stack(decoded), {"long_name": "samples without any decoded word; precision 0"}),

@@ -14,6 +14,7 @@ from analyses.logit_lens_patches_figure import draw_patches
 from analyses.logit_lens_plan import LensChoice, plan_tasks, plan_workers
 from analyses.logit_lens_results import StoreLens, group_curves, to_dataset
 from analyses.logit_lens_table import LOGIT_LENS_SCHEMA, TRAJECTORY_SCHEMA, to_tables, to_trajectory_tables
+from analyses.logit_lens_trajectory_figure import draw_trajectory
 from analyses.logit_lens_words_table import WORDS_SCHEMA, to_word_tables
 from analyses.opening import open_all
 from analyses.prompt_groups import prompt_groups
@@ -87,6 +88,7 @@ def run(
     if trajectory:
         tables = to_trajectory_tables(results)
         written.append(write_table(results_folder, f"{NAME}-trajectory", tables, TRAJECTORY_SCHEMA))
+        written += write_figure(results_folder, f"{NAME}-trajectory", draw_trajectory(results, curves))
     drawn = [image_pieces(store, own, kept, image_id, figure_layers) for store, own in zip(opened, tasks, strict=True)]
     if any(drawn):
         written += write_figure(results_folder, f"{NAME}-patches", draw_patches(results, drawn))
