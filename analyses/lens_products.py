@@ -9,7 +9,6 @@ import functools
 import time
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import numpy as np
@@ -116,10 +115,10 @@ class Int8Products:
 @functools.cache
 def int8_products() -> Int8Products | None:
     """Return the products where torch is installed and its int8 product is exact here, else None."""
-    if find_spec("torch") is None:
+    try:
+        import torch  # noqa: PLC0415  (seconds of import that only this analysis pays)
+    except ImportError:
         return None
-    import torch  # noqa: PLC0415  (seconds of import that only this analysis pays)
-
     products = Int8Products(torch)
     with warnings.catch_warnings():
         # Said once per process: compressed sparse rows are in beta. What is used of them is tested here.
