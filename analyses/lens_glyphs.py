@@ -4,10 +4,12 @@ import functools
 import unicodedata
 
 from matplotlib import font_manager
+from matplotlib.textpath import text_to_path
 
-__all__ = ["drawable", "fit"]
+__all__ = ["drawable", "fit", "text_width"]
 
 _MISSING = "□"
+_SIZE = 100
 
 
 def drawable(text: str) -> str:
@@ -18,6 +20,14 @@ def drawable(text: str) -> str:
 def fit(text: str, most: int) -> str:
     """Cut a text that is longer than so many characters, and show that it was."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+@functools.cache
+def text_width(text: str, weight: str) -> float:
+    """Width of a text, of the size of its letters."""
+    font = font_manager.FontProperties(weight=weight, size=_SIZE)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return width / _SIZE
 
 
 @functools.cache

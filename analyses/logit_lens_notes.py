@@ -27,9 +27,7 @@ def tell_of_lens(item: StoreLens, curves: Sequence[GroupCurves], choice: LensCho
         )
     without_tokens = int((result.image_tokens == 0).sum())
     if without_tokens:
-        resources.tell(
-            f"{identity.store}: {without_tokens} of {total} samples have no image token; they decode nothing"
-        )
+        resources.tell(f"{identity.store}: {without_tokens} of {total} samples have no image token and decode nothing")
     for (group, chosen), own in zip(prompt_groups(result.samples), curves, strict=True):
         _tell_of_group(f"{identity.store}, {group.title}", int(chosen.sum()), own, resources)
     if result.trajectory is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from analyses.figure_style import NOTE, STYLE, TEXT_INCHES
 from analyses.labels import short_label, store_labels
-from analyses.lens_glyphs import drawable, fit
+from analyses.lens_glyphs import drawable, fit, text_width
 from analyses.lens_patches import ImagePieces
 from analyses.logit_lens_results import StoreLens
 
@@ -23,7 +23,6 @@ _POINTS = 72
 _NARROWEST = 27.0  # points of a cell: six letters
 _HEIGHT = 0.5  # of a cell, of its width; with a picture cells have the shape of its patches
 _SMALLEST, _LARGEST = 4.2, 6.5  # points of a letter
-_LETTER = 0.62  # mean width of a letter, of its size
 _SHADES = LinearSegmentedColormap.from_list("logits", ["#FFFFFF", "#9CC9E8"])
 _MATCH = "#F5C15B"
 _NOTE = (
@@ -115,14 +114,17 @@ def _draw_layer(ax: Axes, image: ImagePieces, number: int, picture: NDArray[np.n
 
 
 def _word(text: str, width: float, *, bold: bool) -> dict[str, Any]:
-    """How a word is written into a cell of so many points."""
-    letter = _LETTER * (1.1 if bold else 1.0)
-    word = fit(text, max(2, int((width - 2) / (letter * _SMALLEST))))
-    size = float(np.clip((width - 2) / (letter * len(word)), _SMALLEST, _LARGEST))
+    """How a word is written into a cell of so many points: smaller where it is long, cut where that is too small."""
+    weight, space = "bold" if bold else "normal", 0.92 * width
+    longest = next(
+        most for most in range(len(text), -1, -1) if text_width(fit(text, most), weight) * _SMALLEST <= space
+    )
+    word = fit(text, longest)
+    size = min(_LARGEST, space / max(text_width(word, weight), 1e-3))
     return {
         "s": word,
         "fontsize": size,
-        "fontweight": "bold" if bold else "normal",
+        "fontweight": weight,
         "ha": "center",
         "va": "center_baseline",
         "parse_math": False,

@@ -18,6 +18,7 @@ from analyses.logit_lens_trajectory_figure import draw_trajectory
 from analyses.logit_lens_words_table import WORDS_SCHEMA, to_word_tables
 from analyses.opening import open_all
 from analyses.prompt_groups import prompt_groups
+from analyses.resampling import check_bootstraps
 from analyses.resources import Resources
 from analyses.results import write_dataset, write_figure, write_table
 from analyses.results_folder import check_folder, result_attributes
@@ -44,6 +45,7 @@ def run(
     """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
     opened, identities = open_all(stores, resources)
     check_folder(results_folder, [NAME], identities)
+    check_bootstraps(bootstraps)
     choice = LensChoice(topk, layers, source, trajectory)
     tasks = [plan_tasks(store, choice) for store in opened]
     image_id = choose_image(opened, image)
