@@ -24,6 +24,7 @@ _LINES: Mapping[str, Any] = {
 }
 _LINES_DRAWN: Mapping[str, Sequence[str]] = {"precision": VARIANTS, "recall": ("unique", "prefix"), "agreement": ("",)}
 """Variants of each measure; the first has the band. Recall of token is that of unique."""
+_UNIQUE_NOTE = "Words count once; the table has the other variants."
 _VARIANTS_NOTE = (
     "Words count once (unique, with its band), with repetition (token),\n"
     "or as beginnings of the captions' words (prefix)."
@@ -34,7 +35,8 @@ _WITHOUT = {"precision": "no captions", "recall": "no captions", "agreement": "t
 def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]]) -> Figure:
     """Draw the curves: of one store a panel per measure in a column, of several a row of panels per store.
 
-    A measure that no store has is left out. Where image states do not depend on the prompt there is one curve.
+    A measure that no store has is left out. Where image states do not depend on the prompt there is one curve. A store
+    with one curve shows all variants; several would hide each other, so they are of unique words alone.
 
     Parameters
     ----------
@@ -43,7 +45,9 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
     """
     jobs = lens_curves(results, curves)
     measures = [name for name in _MEASURES if any(_images(job.curves, name) for own in jobs for job in own)]
-    notes = _notes(results, measures)
+    scored = "precision" in measures or "recall" in measures
+    variants = VARIANTS if any(len(own) == 1 for own in jobs) else VARIANTS[:1]
+    notes = _notes(results, variants if scored else ())
     figure, panels = lens_panels(results, max(1, len(measures)), 0.45 + 0.1 * notes.count("\n"))
     axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
     with mpl.rc_context(STYLE):
@@ -57,15 +61,15 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
         if not measures:
             panels[0, 0].text(0.5, 0.5, "neither captions nor the last layer", ha="center", va="center")
             panels[0, 0].set_axis_off()
-        _draw_legend(figure, jobs, measures)
+        _draw_legend(figure, jobs, variants if scored and len(variants) > 1 else ())
         figure.supxlabel(notes, **NOTE)
     return figure
 
 
-def _notes(results: Sequence[StoreLens], measures: Sequence[str]) -> str:
-    scored = "precision" in measures or "recall" in measures
+def _notes(results: Sequence[StoreLens], variants: Sequence[str]) -> str:
     blind = any(item.identity.image_states_depend_on_prompt is False for item in results)
-    return "\n".join([BAND_NOTE, *([_VARIANTS_NOTE] if scored else []), *([IDENTITY_NOTE] if blind else [])])
+    scores = [_VARIANTS_NOTE if len(variants) > 1 else _UNIQUE_NOTE] if variants else []
+    return "\n".join([BAND_NOTE, *scores, *([IDENTITY_NOTE] if blind else [])])
 
 
 def _images(curves: GroupCurves, measure: str) -> int:
@@ -84,24 +88,23 @@ def _highest(jobs: Sequence[Sequence[LensCurve]]) -> float:
 
 
 def _draw_panel(ax: Axes, axis: LayerAxis, own: Sequence[LensCurve], measure: str) -> None:
-    drawn = False
+    drawn, alone = False, len(own) == 1
     for job in own:
         places = axis.at(job.item.result.layers, job.item.result.block_count)
         images = _images(job.curves, measure)
         drawn = drawn or images > 0
-        for variant in _LINES_DRAWN[measure] if images else ():
+        for variant in _LINES_DRAWN[measure][: None if alone else 1] if images else ():
             mean, std = job.curves.statistics[:2, CURVES.index((measure, variant))]
             ax.plot(places, mean, color=job.colour, **_LINES.get(variant, _LINES["unique"]))
             if variant == _LINES_DRAWN[measure][0] and images > 1:
                 low, high = np.maximum(mean - std, 0), np.minimum(mean + std, 1)
-                ax.fill_between(places, low, high, color=job.colour, alpha=0.2, linewidth=0)
+                ax.fill_between(places, low, high, color=job.colour, alpha=0.2 if alone else 0.1, linewidth=0)
     if not drawn:
         ax.text(0.5, 0.5, _WITHOUT[measure], transform=ax.transAxes, ha="center", va="center", color="0.35")
 
 
-def _draw_legend(figure: Figure, jobs: Sequence[Sequence[LensCurve]], measures: Sequence[str]) -> None:
+def _draw_legend(figure: Figure, jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> None:
     entries = {job.label: Line2D([], [], color=job.colour, linewidth=1.2) for own in jobs for job in own}
-    if "precision" in measures or "recall" in measures:
-        entries |= {name: Line2D([], [], color="0.3", **_LINES[name]) for name in VARIANTS}
+    entries |= {name: Line2D([], [], color="0.3", **_LINES[name]) for name in variants}
     options: Any = {"ncols": 4, "frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
     figure.legend([*entries.values()], [*entries], loc="outside upper center", **options)

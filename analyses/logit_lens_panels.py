@@ -24,7 +24,7 @@ IDENTITY_NOTE = (
 
 _KIND_COLOURS = {"normal": "#0072B2", "question": "#009E73", "noisy": "#D55E00", "empty": "#CC79A7"}
 _ALL_COLOUR = "#333333"
-_OTHER_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#999999")
+_OTHER_COLOURS = ("#E69F00", "#56B4E9", "#999999", "#F0E442")
 
 
 class LensCurve(NamedTuple):

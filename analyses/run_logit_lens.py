@@ -70,6 +70,7 @@ def run(
             topk=topk,
             layers=[list(own[0].layers) for own in tasks],
             source=[own[0].source for own in tasks],
+            trajectory=trajectory,
             bootstraps=bootstraps,
             seed=seed,
         ),
@@ -94,5 +95,9 @@ def run(
     drawn = [image_pieces(store, own, kept, image_id, figure_layers) for store, own in zip(opened, tasks, strict=True)]
     if any(drawn):
         written += write_figure(results_folder, f"{NAME}-patches", draw_patches(results, drawn))
+    else:
+        resources.tell(
+            f"no grid shows the whole of image {image_id}, so its patches are not drawn: choose another --image"
+        )
     kept.clear()
     return written

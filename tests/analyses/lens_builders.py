@@ -108,15 +108,17 @@ class LensModelSpec:
         return ids, np.take_along_axis(z, ids, -1)
 
 
-def lens_samples(specs: Sequence[Spec], *, layers: int = 4, seed: int = 0) -> dict[str, TinySample]:
-    """Draw states for every sample; tokens before the end of the image are the image's own, whatever the prompt."""
+def lens_samples(
+    specs: Sequence[Spec], *, layers: int = 4, seed: int = 0, depends: bool = False
+) -> dict[str, TinySample]:
+    """Draw states for every sample; up to the end of the image they are the image's own, unless they see the prompt."""
     prefixes: dict[str, NDArray[np.float32]] = {}
     samples = {}
     rng = np.random.default_rng(seed)
     for spec in specs:
         start = spec.roles.rindex("i") + 1 if "i" in spec.roles else 0
         states = rng.standard_normal((layers, len(spec.roles), DIM)).astype(np.float32)
-        states[:, :start] = prefixes.setdefault(spec.image, states[:, :start])
+        states[:, :start] = prefixes.setdefault(spec.sample_id if depends else spec.image, states[:, :start])
         samples[spec.sample_id] = TinySample(spec.sample_id, spec.image, spec.prompt, spec.part, states, spec.codes)
     return samples
 

@@ -187,6 +187,14 @@ def test_all_runs_it_and_takes_a_source_that_any_analysis_knows(written_store: W
     assert list(ANALYSES)[-1] == "logit-lens"
 
 
+def test_an_image_that_has_tiles_alone_is_not_drawn(tmp_path: Path) -> None:
+    specs = [*SPECS, Spec("c", "normal-1", "spiiiinnt", ((1, 2, False), (1, 2, False)), part=1)]
+    notes: list[str] = []
+    store = write_lens(tmp_path / "s", specs, lens_samples(specs))
+    assert lens(store, tmp_path / "r", image="c", notify=notes.append) == TABLES | figures("logit-lens")
+    assert notes == ["no grid shows the whole of image c, so its patches are not drawn: choose another --image"]
+
+
 def test_layers_are_numbers_and_ranges_of_what_is_stored() -> None:
     stored = (0, 4, 8, 9, 12)
     assert choose_layers(stored, (), "--layers") == stored
