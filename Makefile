@@ -28,6 +28,7 @@ demo: $(INSTALLED)
 	@echo "out/demo/results/contextualization.png     image-text, image-image and text-text cosine per layer"
 	@echo "out/demo/results/phases.png                the phases of the image-text curve, or that they are not supported"
 	@echo "out/demo/results/norm-attention*.png       where the last text and image tokens look: roles, positions, patches, sinks"
+	@echo "out/demo/results/logit-lens*.png           what image tokens say in words, layer by layer, and on the patches of an image"
 	@echo "out/demo/results/*.parquet, *.zarr, *.svg  the numbers as tidy tables and datasets, the figures for a paper"
 
 test: $(INSTALLED)

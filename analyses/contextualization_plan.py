@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from analyses.anisotropy import pair_sums_bytes
 from analyses.curves import BOOTSTRAPS
-from analyses.final_norm import FinalNorm
+from analyses.final_norm import read_final_norm
 from analyses.memory import check_memory, fitting_workers, means_bytes, part_bytes, result_bytes, statistics_bytes
 from analyses.part_task import ADJUSTMENTS, Adjustment, PartTask, Source
 from analyses.resources import Resources
@@ -128,7 +126,7 @@ def plan_tasks(
 ) -> list[PartTask]:
     """Make one task per part; with mean-centring, its origin is still missing."""
     normed = int(store.layers[-1]) == store.block_count
-    norm = _final_norm(store) if normed and source == "hidden_states" else None
+    norm = read_final_norm(store) if normed and source == "hidden_states" else None
     prompts = tuple(dict.fromkeys(store.samples["prompt_id"])) if adjustment == "anisotropy" else ()
     return [PartTask(part.url, part.name, source, roles, self_pairs, normed, norm, prompts) for part in store.parts]
 
@@ -137,21 +135,6 @@ def plan_means(store: Store, tasks: Sequence[PartTask], source: str) -> list[Par
     """Make the tasks that find the mean state: from pooled means where they are stored and may be read."""
     pooled = source == "auto" and _in_all_parts(store, _POOLED_MEAN)
     return [replace(task, source="pooled" if pooled else "hidden_states", self_pairs=False) for task in tasks]
-
-
-def _final_norm(store: Store) -> FinalNorm:
-    model = store.model
-    kind = model.norm_kind
-    if kind not in ("rms", "layer"):
-        raise StrataError(f"{store.url} has the final norm {kind!r}; this strata knows rms and layer: upgrade strata")
-    bias = model.final_norm_bias
-    return FinalNorm(
-        kind="rms" if kind == "rms" else "layer",
-        weight=model.final_norm_weight.astype(np.float32),
-        bias=None if bias is None else bias.astype(np.float32),
-        eps=model.norm_eps,
-        weight_offset=model.norm_weight_offset,
-    )
 
 
 def plan_workers(store: Store, tasks: Sequence[PartTask], means: Sequence[PartTask], resources: Resources) -> Resources:

@@ -2,7 +2,7 @@
 
 The unit is the image. Where an image was shown with several prompts of one group, its curve is first the mean over
 those prompts: they share the image and are no independent samples. Band = standard deviation over images, as in the
-papers; beside it the 95 % percentile interval of the mean over 1000 bootstrap samples of items.
+papers; beside it the 95 % percentile interval of the mean over bootstrap samples of items.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,13 @@ def image_curves(samples: pd.DataFrame, values: NDArray[np.floating]) -> ImageCu
     return ImageCurves(curves / np.bincount(codes, minlength=len(images))[:, np.newaxis], images, items)
 
 
-def band(curves: NDArray[np.floating], items: NDArray[np.object_] | None = None, *, seed: int = 0) -> Band:
+def band(
+    curves: NDArray[np.floating],
+    items: NDArray[np.object_] | None = None,
+    *,
+    bootstraps: int = BOOTSTRAPS,
+    seed: int = 0,
+) -> Band:
     """Summarise curves (image, layer), whose interval draws items (image); None where each image is its own.
 
     The standard deviation has one degree of freedom taken off, so it is NaN for a single image; so is the interval of a
@@ -75,7 +81,7 @@ def band(curves: NDArray[np.floating], items: NDArray[np.object_] | None = None,
     clusters = sum_items(curves, items)
     if len(clusters.sizes) == 1:
         return Band(curves.mean(axis=0), std, missing, missing, images, 1)
-    blocks = draw_times(len(clusters.sizes), BOOTSTRAPS, np.random.default_rng(seed))
+    blocks = draw_times(len(clusters.sizes), bootstraps, np.random.default_rng(seed))
     means = np.concatenate([weighted_means(times, clusters) for times in blocks])
     low, high = np.percentile(means, PERCENTILES, axis=0)
     return Band(curves.mean(axis=0), std, low, high, images, len(clusters.sizes))

@@ -49,8 +49,9 @@ class Analysis:
         Where its ``run(stores, results_folder, resources, **options)`` is.
     options
     reads
-        Arrays of parts, one of which it needs in every store. Where a store has none of them, ``all`` leaves the
-        analysis out and says so. Empty where that is not for `all` to decide.
+        Arrays of parts (``token/hidden_states``) or of the model (``model/unembedding``), one of which it needs in
+        every store; where it needs several together, their names with a blank between. Where a store has none of them,
+        ``all`` leaves the analysis out and says so. Empty where that is not for `all` to decide.
     """
 
     name: str

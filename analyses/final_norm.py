@@ -9,7 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FinalNorm"]
+from engine.errors import StrataError
+from engine.store import Store
+
+__all__ = ["FinalNorm", "read_final_norm"]
 
 
 class FinalNorm(NamedTuple):
@@ -42,3 +45,25 @@ class FinalNorm(NamedTuple):
             values /= np.sqrt(variance + np.float32(self.eps))
             values *= self.weight + np.float32(self.weight_offset)
         return values if self.bias is None else values + self.bias
+
+
+def read_final_norm(store: Store) -> FinalNorm:
+    """Read the norm of a store's model.
+
+    Raises
+    ------
+    StrataError
+        Its kind is unknown.
+    """
+    model = store.model
+    kind = model.norm_kind
+    if kind not in ("rms", "layer"):
+        raise StrataError(f"{store.url} has the final norm {kind!r}; this strata knows rms and layer: upgrade strata")
+    bias = model.final_norm_bias
+    return FinalNorm(
+        kind="rms" if kind == "rms" else "layer",
+        weight=model.final_norm_weight.astype(np.float32),
+        bias=None if bias is None else bias.astype(np.float32),
+        eps=model.norm_eps,
+        weight_offset=model.norm_weight_offset,
+    )

@@ -15,7 +15,7 @@ from analyses.resources import Resources
 from engine.errors import StrataError
 from engine.store import Part
 
-__all__ = ["Arrays", "PartWork", "run_parts"]
+__all__ = ["Arrays", "PartWork", "finish_parts", "load_parts", "run_parts"]
 
 T = TypeVar("T", bound=Task)
 R = TypeVar("R")
@@ -41,6 +41,14 @@ def run_parts(
     StrataError
         Another process removed a kept result; or what the work raises.
     """
+    finish_parts(work, parts, tasks, resources, kept)
+    yield from load_parts(work, parts, tasks, kept)
+
+
+def finish_parts(
+    work: PartWork[T, R], parts: Sequence[Part], tasks: Sequence[T], resources: Resources, kept: KeptParts
+) -> None:
+    """Run the work on every task whose result is not kept, and keep it."""
     names = {(part.url, part.name): kept.name(work.name, part, task) for part, task in zip(parts, tasks, strict=True)}
 
     def name_of(task: T) -> str:
@@ -53,8 +61,18 @@ def run_parts(
         resources,
         finished=lambda task, result: kept.save(name_of(task), work.to_arrays(result)),
     )
-    for task in tasks:
-        arrays = kept.load(name_of(task))
+
+
+def load_parts(work: PartWork[T, R], parts: Sequence[Part], tasks: Sequence[T], kept: KeptParts) -> Iterator[R]:
+    """Yield the results that `finish_parts` kept, one at a time, in the order of the parts.
+
+    Raises
+    ------
+    StrataError
+        Another process removed one.
+    """
+    for part, task in zip(parts, tasks, strict=True):
+        arrays = kept.load(kept.name(work.name, part, task))
         if arrays is None:
             raise StrataError(
                 f"a finished part of {task.url} was removed from the results folder while the analysis ran: run it "

@@ -5,8 +5,9 @@ None of it depends on how many parts a store has. What does grow is the result i
 layer, and what is made of it: curves of images, and bootstrap samples of them in blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -108,22 +109,33 @@ def fitting_workers(per_worker: int, results: int, memory: int) -> int:
     return (memory - PROCESS_BYTES - results) // max(1, per_worker)
 
 
-def check_memory(per_worker: int, results: int, workers: int, memory: int) -> int:
+def check_memory(
+    per_worker: int, results: int, workers: int, memory: int, *, shared: Mapping[str, int] = MappingProxyType({})
+) -> int:
     """Return the predicted peak in bytes, or refuse.
+
+    Parameters
+    ----------
+    per_worker, results : int
+        Bytes of each worker, and of what is found.
+    workers, memory : int
+    shared : mapping
+        Bytes of what all workers use together, by its name.
 
     Raises
     ------
     UsageError
         The prediction exceeds ``memory``; the message says what would fit.
     """
-    needed = PROCESS_BYTES + workers * per_worker + results
+    needed = PROCESS_BYTES + workers * per_worker + results + sum(shared.values())
     if needed <= memory:
         return needed
-    fitting = fitting_workers(per_worker, results, memory)
+    fitting = fitting_workers(per_worker, results + sum(shared.values()), memory)
     fewer = f", or lower --workers to {fitting}" if 0 < fitting < workers else ""
     each = f"{workers} workers of {format_bytes(per_worker)} each, " if per_worker else ""
+    common = "".join(f"{format_bytes(count)} for {name}, " for name, count in shared.items() if count)
     raise UsageError(
-        f"--memory {format_bytes(memory)} is too small: {each}"
+        f"--memory {format_bytes(memory)} is too small: {each}{common}"
         f"{format_bytes(PROCESS_BYTES)} for the process and {format_bytes(results)} for results need "
         f"{format_bytes(needed)}. Raise --memory to {format_bytes(needed)}{fewer}"
     )

@@ -18,6 +18,7 @@ from analyses.curves import Band, band, image_curves
 from analyses.identity import StoreIdentity
 from analyses.phase_detection import Detection, check_layers, cut_each, detect
 from analyses.prompt_groups import PromptGroup, prompt_groups
+from analyses.resampling import check_bootstraps
 from engine.errors import UsageError
 
 __all__ = ["HEADLINE", "QUANTILES", "CurvePhases", "SamplePhases", "check_request", "find_phases", "name_missing"]
@@ -85,8 +86,7 @@ def check_request(
     UsageError
         Too few layers for the pattern, or fewer than one bootstrap.
     """
-    if bootstraps < 1:
-        raise UsageError(f"--bootstraps {bootstraps}: at least 1 is needed for an interval")
+    check_bootstraps(bootstraps)
     for store, own in layers.items():
         try:
             check_layers(int(_fitted(own, include_layer_0).sum()), pattern)

@@ -7,6 +7,7 @@ that other packages declare (`analyses.plugins`) are looked up when a name is no
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from analyses.declaration import Analysis, Option
 from analyses.plugins import load_plugin, load_run, plugin_names
 from analyses.resources import Notify, Progress, Resources
 from engine.errors import UsageError
-from engine.store import open_store
+from engine.store import Store, open_store
 
 __all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]
 
@@ -40,6 +41,8 @@ _ADJUSTMENT = Option(
     "what is taken out of cosines: the mean cosine of unrelated tokens (anisotropy), or the layer's mean state",
     ("none", "anisotropy", "mean-centred"),
 )
+_BOOTSTRAPS = Option("bootstraps", int, 1000, "bootstrap samples of items, which are images or belong together")
+_SEED = Option("seed", int, 0, "seed of the bootstrap, and of the halves of images that are compared")
 
 _IMAGE = Option("image", str, "", "image id of the picture that is drawn; the first image where empty")
 
@@ -62,8 +65,8 @@ ANALYSES: Mapping[str, Analysis] = {
                 _SOURCE,
                 _ADJUSTMENT,
                 Option("pattern", str, "four", "shape of the curve; auto chooses it", ("four", "three", "auto")),
-                Option("bootstraps", int, 1000, "bootstrap samples of items, which are images or belong together"),
-                Option("seed", int, 0, "seed of the bootstrap and of the halves that auto compares"),
+                _BOOTSTRAPS,
+                _SEED,
                 Option("include_layer_0", bool, False, "fit layer 0 too, which no block has touched"),
             ),
             ("sample/unit_mean", "token/hidden_states"),
@@ -78,6 +81,28 @@ ANALYSES: Mapping[str, Analysis] = {
             ),
             ("key/attention", "key/attention_norm"),
         ),
+        Analysis(
+            "logit-lens",
+            "what image tokens say in words at every layer, and how well that matches the captions",
+            "analyses.run_logit_lens",
+            (
+                Option("topk", int, 5, "pieces kept of every image token and layer"),
+                Option("layers", tuple, (), "layers to decode, such as 0,8,16:32; all that are stored by default"),
+                Option(
+                    "source",
+                    str,
+                    "auto",
+                    "what pieces come from; auto is those that extraction stored, where there are enough",
+                    ("auto", "lens", "hidden_states"),
+                ),
+                Option("trajectory", bool, False, "add entropy per layer, and divergence from the last layer"),
+                Option("image", str, "", "id of the image whose patches are drawn; the first one by default"),
+                Option("figure_layers", tuple, (), "layers at which they are drawn; some over the depth by default"),
+                _BOOTSTRAPS,
+                _SEED,
+            ),
+            ("token/lens_token_id", "token/hidden_states model/unembedding"),
+        ),
     )
 }
 """Analyses in the order in which ``all`` runs them."""
@@ -91,8 +116,18 @@ def options_of(name: str) -> tuple[Option, ...]:
     UsageError
         There is no such analysis.
     """
-    options = {option.name: option for analysis in _chosen(name) for option in analysis.options}
+    options: dict[str, Option] = {}
+    for option in (option for analysis in _chosen(name) for option in analysis.options):
+        options[option.name] = _join(options[option.name], option) if option.name in options else option
     return tuple(options.values())
+
+
+def _join(one: Option, other: Option) -> Option:
+    """Make one option of two analyses' that have the same name: what either knows may be chosen."""
+    if one == other:
+        return one
+    choices = tuple(dict.fromkeys((*one.choices, *other.choices)))
+    return replace(one, choices=choices, help=f"{one.help}; {other.help}")
 
 
 def run(
@@ -128,7 +163,8 @@ def run(
     notify : callable, optional
         Called with sentences that whoever reads the results should know, each once: a store that is not complete.
     **options
-        Those of `options_of`; a missing one has its default. With ``all``, each analysis takes its own.
+        Those of `options_of`; a missing one has its default. With ``all``, each analysis takes its own, and of a choice
+        that only another one knows its default.
 
     Returns
     -------
@@ -153,7 +189,7 @@ def run(
     chosen = _readable(_chosen(name), stores, resources) if name == ALL else _chosen(name)
     written: list[Path] = []
     for analysis in chosen:
-        own = {option.name: options.get(option.name, option.default) for option in analysis.options}
+        own = {option.name: _value(option, options, known[option.name]) for option in analysis.options}
         function = import_module(analysis.module).run if analysis.name in ANALYSES else load_run(analysis)
         written += function(stores, Path(results_folder), resources, **own)
     from analyses.results_folder import name_outdated  # noqa: PLC0415  (zarr, which a help text does without)
@@ -163,11 +199,21 @@ def run(
     return list(dict.fromkeys(written))
 
 
+def _value(option: Option, given: Mapping[str, Any], joined: Option) -> Any:
+    """Return what an analysis gets: the default where what is given can only be meant for another that runs with it."""
+    value = given.get(option.name, option.default)
+    return option.default if value in joined.choices and value not in option.choices else value
+
+
 def _readable(analyses: Sequence[Analysis], stores: Sequence[str], resources: Resources) -> list[Analysis]:
     """Leave out analyses of what a store does not hold, and say so; where that would be all, leave it to them."""
-    held = {url: [part.manifest["arrays"].keys() for part in open_store(url).parts] for url in stores}
+    held = {url: _arrays_of_parts(open_store(url)) for url in stores}
     lacking = {
-        analysis.name: [url for url, parts in held.items() if not all(arrays & set(analysis.reads) for arrays in parts)]
+        analysis.name: [
+            url
+            for url, parts in held.items()
+            if not all(any(arrays.issuperset(choice.split()) for choice in analysis.reads) for arrays in parts)
+        ]
         for analysis in analyses
         if analysis.reads
     }
@@ -176,9 +222,16 @@ def _readable(analyses: Sequence[Analysis], stores: Sequence[str], resources: Re
         return list(analyses)
     for analysis in analyses:
         if analysis not in readable:
-            urls, arrays = ", ".join(lacking[analysis.name]), " and no ".join(analysis.reads)
+            urls = ", ".join(lacking[analysis.name])
+            arrays = " and no ".join(choice.replace(" ", " with ") for choice in analysis.reads)
             resources.tell(f"{analysis.name} is left out: {urls} holds no {arrays}")
     return readable
+
+
+def _arrays_of_parts(store: Store) -> list[set[str]]:
+    """Arrays of every part, the model's among them."""
+    model = {"model/unembedding"} if store.model.unembedding is not None else set()
+    return [model | part.manifest["arrays"].keys() for part in store.parts]
 
 
 def _refuse_file(folder: Path) -> None:

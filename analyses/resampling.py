@@ -12,7 +12,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["PERCENTILES", "ItemSums", "block_bytes", "draw_times", "resample_means", "sum_items", "weighted_means"]
+from engine.errors import UsageError
+
+__all__ = [
+    "PERCENTILES",
+    "ItemSums",
+    "block_bytes",
+    "check_bootstraps",
+    "draw_times",
+    "resample_means",
+    "sum_items",
+    "weighted_means",
+]
 
 PERCENTILES = (2.5, 97.5)
 """Ends of a 95 % percentile interval."""
@@ -80,6 +91,12 @@ def resample_means(
         drawn[rows] = weighted_means(times, items)
         left_out[rows] = weighted_means(times == 0, items)
     return drawn, left_out
+
+
+def check_bootstraps(bootstraps: int) -> None:
+    """Raise UsageError where there is nothing to take percentiles of."""
+    if bootstraps < 1:
+        raise UsageError(f"--bootstraps {bootstraps}: at least 1 is needed for an interval")
 
 
 def block_bytes(items: int, bootstraps: int) -> int:

@@ -15,6 +15,7 @@ import zarr
 from analyses.contextualization_plan import SOURCES, TEXT_ROLES
 from analyses.curves import BOOTSTRAPS
 from analyses.kept_parts import KeptParts
+from analyses.logit_lens_plan import SOURCES as LENS_SOURCES
 from analyses.memory import PROCESS_BYTES, part_bytes, result_bytes, statistics_bytes
 from analyses.part_cosines import PartCosines, part_cosines
 from analyses.part_task import PartTask
@@ -29,6 +30,9 @@ WrittenStore = Callable[..., TinyStore]
 USE = {"workers": 2, "memory": 2 * 2**30}
 NAMES = {f"contextualization{end}" for end in (".zarr", ".parquet", ".png", ".svg")}
 COMPARISON = {"contextualization-comparison.png", "contextualization-comparison.svg"}
+LENS = {f"logit-lens{end}" for end in (".zarr", ".parquet", ".png", ".svg", "-words.parquet", "-patches.png")}
+LENS |= {"logit-lens-patches.svg"}
+FEW_PIECES = "its vocabulary has 4 pieces, so --topk 5 is all"
 PHASES = {f"phases{end}" for end in (".zarr", ".parquet", ".png", ".svg", "-images.parquet", "-scores.parquet")}
 
 
@@ -38,10 +42,12 @@ def test_all_analyses_write_all_files_of_all_stores(written_store: WrittenStore,
     written = run(
         ALL, stores, tmp_path / "r", progress=lambda *n: counts.append(n), bootstraps=20, self_pairs=True, **USE
     )
-    assert {path.name for path in written} == NAMES | PHASES | COMPARISON
-    assert set(os.listdir(tmp_path / "r")) == NAMES | PHASES | COMPARISON  # kept parts are gone, nothing else is there
-    assert counts == [(0, 2), (1, 2), (2, 2)] * 2  # phases reads what contextualization wrote
-    for name in ("contextualization", "phases", "phases-images"):
+    assert {path.name for path in written} == NAMES | PHASES | COMPARISON | LENS
+    assert (
+        set(os.listdir(tmp_path / "r")) == NAMES | PHASES | COMPARISON | LENS
+    )  # kept parts are gone, nothing else is there
+    assert counts == [(0, 2), (1, 2), (2, 2)] * 4  # of two analyses: phases reads what contextualization wrote
+    for name in ("contextualization", "phases", "phases-images", "logit-lens", "logit-lens-words"):
         table = pd.read_parquet(tmp_path / "r" / f"{name}.parquet")
         assert list(table.columns[:5]) == ["store", "model", "source", "prompt_kind", "prompt_id"]
         assert table["store"].nunique() == 2
@@ -79,7 +85,7 @@ def test_phases_does_not_overwrite_contextualization_of_other_roles(
         run("phases", stores, tmp_path / "r", bootstraps=5, **USE)
     assert (tmp_path / "r" / "contextualization.parquet").read_bytes() == before
     assert {path.name for path in run("phases", stores, tmp_path / "r", bootstraps=5, **use)} == PHASES
-    assert {path.name for path in run(ALL, stores, tmp_path / "r", bootstraps=5, **use)} == NAMES | PHASES
+    assert {path.name for path in run(ALL, stores, tmp_path / "r", bootstraps=5, **use)} == NAMES | PHASES | LENS
 
 
 def test_results_of_another_version_are_computed_again(
@@ -137,8 +143,9 @@ def test_a_store_that_is_not_complete_is_analysed_and_said_to_be(tmp_path: Path)
     assert notes == [
         f"norm-attention is left out: {path} holds no key/attention and no key/attention_norm",
         f"{path} holds 1 of 3 parts, 2 of 6 samples; 4 planned samples are missing (strata inspect {path})",
+        f"store: {FEW_PIECES}",
     ]
-    for name in ("contextualization", "phases"):
+    for name in ("contextualization", "phases", "logit-lens"):
         (entry,) = json.loads(xr.open_zarr(tmp_path / "r" / f"{name}.zarr").attrs["stores"])
         counts = ("planned_parts", "stored_parts", "planned_samples", "stored_samples", "bad_samples")
         assert [entry[key] for key in counts] == [3, 1, 6, 2, 0]
@@ -237,10 +244,10 @@ def test_a_broken_off_analysis_goes_on_with_the_parts_that_are_missing(
 
 def test_options_are_what_the_analyses_understand() -> None:
     options = {option.name: option for option in options_of(ALL)}
-    assert options["source"].choices == SOURCES
+    assert set(options["source"].choices) == {*SOURCES, *LENS_SOURCES}
     assert options["pattern"].choices == PATTERNS
     assert options["text_roles"].default == TEXT_ROLES
-    assert list(ANALYSES) == ["contextualization", "phases", "norm-attention"]
+    assert list(ANALYSES) == ["contextualization", "phases", "norm-attention", "logit-lens"]
     for option in options.values():
         assert isinstance(option.default, option.type)
         assert not option.choices or option.default in option.choices
@@ -249,7 +256,7 @@ def test_options_are_what_the_analyses_understand() -> None:
 def test_wrong_requests_name_the_choices(written_store: WrittenStore, tmp_path: Path) -> None:
     store = str(written_store(layers=9).path)
     with pytest.raises(
-        UsageError, match="no analysis 'phase'; choose from contextualization, phases, norm-attention, all"
+        UsageError, match="no analysis 'phase'; choose from contextualization, phases, norm-attention, logit-lens, all"
     ):
         run("phase", [store], tmp_path, **USE)
     with pytest.raises(UsageError, match="contextualization has no option 'pattern'; it has text_roles"):
@@ -295,7 +302,7 @@ def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=root, check=True, timeout=120)
-    assert set(os.listdir(tmp_path / "r")) == NAMES | PHASES
+    assert set(os.listdir(tmp_path / "r")) == NAMES | PHASES | LENS
 
 
 def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) -> None:
@@ -303,10 +310,11 @@ def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) 
     notes: list[str] = []
     options = {"workers": 1, "memory": 2**31, "notify": notes.append}
     written = run("all", [str(path)], tmp_path / "r", **options, text_roles=("generated",), bootstraps=5)
-    assert len(notes) == 3
+    assert len(notes) == 4
     assert "norm-attention is left out" in notes[0]
     assert "store holds no generated token" in notes[1]
     assert notes[2] == "store, normal: no image has a curve image-text or text-text, so it is left out of phases"
+    assert notes[3] == f"store: {FEW_PIECES}"
     names = {file.name for file in written}
     assert "phases.parquet" in names
     assert "phases.png" not in names

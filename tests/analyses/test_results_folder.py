@@ -98,11 +98,14 @@ def test_a_store_that_grows_is_analysed_again_into_the_same_folder(tmp_path: Pat
     notes: list[str] = []
     run("contextualization", [str(path)], results, **USE, notify=notes.append)
     assert notes == [
-        f"{results}/phases.zarr is of other parts of its stores than what was written now: run strata analyze phases "
+        f"{results}/{name}.zarr is of other parts of its stores than what was written now: run strata analyze {name} "
         "again"
+        for name in ("logit-lens", "phases")
     ]
     run("phases", [str(path)], results, **FEW, notify=notes.append)
-    assert len(notes) == 1
+    assert notes[2:] == notes[:1]
+    run("logit-lens", [str(path)], results, topk=4, **FEW, notify=notes.append)
+    assert len(notes) == 3
     assert pd.read_parquet(results / "contextualization.parquet")["image_id"].nunique() == 3
     assert pd.read_parquet(results / "phases.parquet")["images"].eq(3).all()
 

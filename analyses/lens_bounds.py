@@ -1,0 +1,126 @@
+"""From products of int8 codes to bounds of logits.
+
+With w = s p + r for a row of the vocabulary, and h = h° + t q + e for a state, where h° holds the few dimensions that
+are much larger than the others,
+
+    w · h  =  s t (p · q)  +  w · h°  +  (r · t q  +  w · e),      |r · t q + w · e|  ≤  ‖r‖ ‖t q‖ + ‖w‖ ‖e‖.
+
+So a logit can reach a floor f only where p · q ≥ (f − w · h° − ‖r‖ ‖t q‖ − ‖w‖ ‖e‖) / (s t): for all pairs of rows and
+tokens a matrix of low rank, one thin product in float32. Its rounding is part of the allowance.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.lens_codes import Codes, encode
+from analyses.lens_rounding import growth
+
+__all__ = ["LARGE_DIMENSIONS", "Bounds", "bound_products", "bounds_bytes"]
+
+LARGE_DIMENSIONS = 16
+"""Dimensions that stay in float32; massive activations occupy fewer (Sun et al. 2024, arXiv 2402.17762)."""
+
+_ROOM = 2.0**100  # thresholds stay below it, far from the overflow of float32
+_LEAST = 2.0**-20  # of a code's step: covers what underflows in a threshold
+
+
+def bounds_bytes(tokens: int, vocab: int) -> int:
+    """Bytes of the factors of thresholds, and of the columns they are made of."""
+    return 4 * (LARGE_DIMENSIONS + 3) * (vocab + 2 * tokens) + 2 * 4 * LARGE_DIMENSIONS * vocab + 24 * vocab
+
+
+class Bounds(NamedTuple):
+    """Of all coded rows and the tokens of a block.
+
+    Attributes
+    ----------
+    left : array (row, rank), float32
+    right : array (rank - 1, token), float32
+        Factors of the thresholds; the last column of ``left`` belongs to the floor.
+    scale : array (token,), float64
+        t.
+    per_norm, per_residual : arrays (token,), float64
+        The allowance is ``per_norm`` ‖w‖ + ``per_residual`` ‖r‖.
+    slack : float
+        Relative rounding of a threshold.
+    rows : Codes
+    """
+
+    left: NDArray[np.float32]
+    right: NDArray[np.float32]
+    scale: NDArray[np.float64]
+    per_norm: NDArray[np.float64]
+    per_residual: NDArray[np.float64]
+    slack: float
+    rows: Codes
+
+    def thresholds(self, rows: slice, floor: NDArray[np.float64], out: NDArray[np.float32]) -> None:
+        """Write what the products (row, token) of these rows must reach; out of reach for tokens whose floor is +∞."""
+        with np.errstate(all="ignore"):
+            np.matmul(self.left[rows], np.vstack([self.right, self._floor_row(floor)]), out=out)
+
+    def hold(self, floor: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tokens (token,) with a finite floor and thresholds far from the overflow of float32."""
+        with np.errstate(all="ignore"):
+            right = np.vstack([self.right, self._floor_row(floor)]).astype(np.float64)
+            return np.abs(self.left).max(axis=0, initial=0.0) @ np.abs(right) < _ROOM
+
+    def of_pairs(
+        self, row: NDArray[np.int64], token: NDArray[np.int64], excess: NDArray[np.float64], floor: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Upper bounds of logits, and how far below them the logits are expected, from products minus thresholds."""
+        upper = floor[token] + excess * self.rows.scale[row] * self.scale[token]
+        return upper, self.per_norm[token] * self.rows.norm[row] + self.per_residual[token] * self.rows.residual[row]
+
+    def _floor_row(self, floor: NDArray[np.float64]) -> NDArray[np.float32]:
+        return (floor * (1 - self.slack * np.sign(floor)) / self.scale).astype(np.float32)
+
+
+def bound_products(
+    states: NDArray[np.float32],
+    norm: NDArray[np.float64],
+    weights: NDArray[np.floating],
+    token_id: NDArray[np.int64],
+    rows: Codes,
+) -> tuple[NDArray[np.int8], Bounds]:
+    """Code the states of a block and bound their products with coded rows.
+
+    Parameters
+    ----------
+    states : array (token, dim), float32
+    norm : array (token,), float64
+        Upper bounds of their norms.
+    weights : array (vocab, dim), float16 or float32
+    token_id : array (row,), int64
+        The coded rows' places in ``weights``.
+    rows : Codes
+
+    Returns
+    -------
+    code : array (token, dim), int8
+    bounds : Bounds
+    """
+    large = _large_dimensions(states)
+    small = states.copy()
+    small[:, large] = 0
+    codes = encode(small, np.arange(len(small)))
+    coded_norm = codes.norm + codes.residual
+    # Rounding of a threshold is relative to its terms: |floor|, |w · h°| ≤ ‖w‖ ‖h‖, and the allowance itself.
+    slack = 4 * growth(len(large) + 16)
+    scale = codes.scale.astype(np.float64)
+    per_norm = codes.residual * (1 + slack) + slack * norm + _LEAST * scale
+    per_residual = coded_norm * (1 + slack)
+    left = np.empty((len(token_id), len(large) + 3), np.float32)
+    left[:, : len(large)] = weights[:, large][token_id]
+    left[:, len(large) :] = np.stack([rows.norm, rows.residual, np.ones(len(token_id))], axis=1)
+    left /= rows.scale[:, np.newaxis]
+    right = -np.vstack([states[:, large].T, per_norm, per_residual]) / scale
+    return codes.code, Bounds(left, right.astype(np.float32), scale, per_norm, per_residual, slack, rows)
+
+
+def _large_dimensions(states: NDArray[np.float32]) -> NDArray[np.intp]:
+    count = min(LARGE_DIMENSIONS, states.shape[1])
+    largest = np.maximum(states.max(axis=0), -states.min(axis=0))
+    return np.sort(np.argpartition(largest, -count)[-count:])

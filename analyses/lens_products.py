@@ -1,0 +1,167 @@
+"""The only place where analyses meet torch: products that NumPy has no fast kernel for.
+
+Where torch is installed and the processor multiplies int8 faster than float32 (AVX-512 VNNI, AMX and their kin), the
+screen of :mod:`analyses.lens_screen` runs on it; everywhere else float32 in NumPy does the whole work. Results are the
+same either way.
+"""
+
+import functools
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PAIRED_ROWS_AT_ONCE", "TORCH_BYTES", "Int8Products", "fast_int8_products", "int8_products"]
+
+Float = TypeVar("Float", np.float32, np.float64)
+
+_ENOUGH = 1.5
+"""How much faster than float32 the coded product must be to pay for its bounds and its candidates."""
+
+PAIRED_ROWS_AT_ONCE = 256
+"""Rows that are widened at once for products of pairs."""
+
+TORCH_BYTES = 320 * 2**20
+"""What importing torch and its first products add to a process."""
+
+_TRIAL = (512, 256, 1024)  # rows, columns, dim: a quarter of a gigaflop
+
+
+class Int8Products:
+    """Exact products of int8 codes and float32 products of chosen pairs, by torch."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+
+    def reaching(
+        self,
+        left: NDArray[np.int8],
+        right: NDArray[np.int8],
+        threshold: NDArray[np.float32],
+        product: NDArray[np.int32],
+        limit: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Pairs of rows whose product reaches a threshold.
+
+        Parameters
+        ----------
+        left, right : arrays (a, dim) and (b, dim), int8
+            Contiguous, without −128.
+        threshold : array (a, b), float32
+            The product is rounded to float32 before it is compared.
+        product : array (a, b), int32
+            Overwritten: fresh memory for every block would cost as much as a fifth of the product.
+        limit : int
+            Where there are more than ``limit`` pairs per row of ``right``, each row of ``right`` gets at most one more.
+
+        Returns
+        -------
+        a, b : arrays (pair,), int64
+            Ordered by a, then b.
+        excess : array (pair,), float64
+            Product minus threshold.
+        """
+        torch = self._torch
+        out = torch.from_numpy(product)
+        torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T, out=out)
+        reached = torch.ge(out, torch.from_numpy(threshold)).numpy()
+        if np.count_nonzero(reached) > limit * len(right):
+            for column in np.flatnonzero(np.count_nonzero(reached, axis=0) > limit):
+                reached[np.flatnonzero(reached[:, column])[limit + 1 :], column] = False
+        places = np.flatnonzero(reached)
+        excess = product.reshape(-1)[places].astype(np.float64) - threshold.reshape(-1)[places]
+        a, b = np.divmod(places, len(right))
+        return a, b, excess
+
+    def of_pairs(
+        self,
+        left: NDArray[np.floating],
+        right: NDArray[Float],
+        a: NDArray[np.int64],
+        b: NDArray[np.int64],
+    ) -> NDArray[Float]:
+        """Dot products of ``left[a]`` and ``right[b]`` in the dtype of ``right``, without a copy of a row per pair.
+
+        Parameters
+        ----------
+        left : array (rows, dim), float16 or float32
+        right : array (columns, dim), float32 or float64
+        a, b : arrays (pair,), int64
+            Equal ``a`` stand together.
+        """
+        torch = self._torch
+        products = np.empty(len(a), right.dtype)
+        starts = np.append(np.flatnonzero(np.diff(a, prepend=-1)), len(a))
+        weights, transposed = torch.from_numpy(left), torch.from_numpy(right).T
+        for first in range(0, len(starts) - 1, PAIRED_ROWS_AT_ONCE):
+            bounds = starts[first : first + PAIRED_ROWS_AT_ONCE + 1]
+            pairs = slice(bounds[0], bounds[-1])
+            rows = weights[torch.from_numpy(a[bounds[:-1]])].to(transposed.dtype)
+            pattern = torch.sparse_csr_tensor(
+                torch.from_numpy(bounds - bounds[0]),
+                torch.from_numpy(b[pairs]),
+                torch.zeros(len(b[pairs]), dtype=transposed.dtype),
+                (len(rows), len(right)),
+                check_invariants=False,
+            )
+            sampled = torch.sparse.sampled_addmm(pattern, rows, transposed, beta=0.0)
+            products[pairs] = sampled.values().numpy()
+        return products
+
+
+@functools.cache
+def int8_products() -> Int8Products | None:
+    """Return the products where torch is installed and its int8 product is exact here, else None."""
+    try:
+        import torch  # noqa: PLC0415  (seconds of import that only this analysis pays)
+    except ImportError:
+        return None
+    products = Int8Products(torch)
+    with warnings.catch_warnings():
+        # Said once per process: compressed sparse rows are in beta. What is used of them is tested here.
+        warnings.filterwarnings("ignore", message=r"Sparse CSR tensor support is in beta", category=UserWarning)
+        return products if _exact(products) else None
+
+
+@functools.cache
+def fast_int8_products() -> Int8Products | None:
+    """Return the products where they are worth it on this processor, measured once per process, else None."""
+    products = int8_products()
+    if products is None:
+        return None
+    rows, columns, dim = _TRIAL
+    left, right = np.ones((rows, dim), np.int8), np.ones((columns, dim), np.int8)
+    nothing = np.full((rows, columns), np.inf, np.float32)
+    product = np.empty((rows, columns), np.int32)
+    wide_left, wide_right = left.astype(np.float32), right.astype(np.float32)
+    of_int8 = _seconds(lambda: products.reaching(left, right, nothing, product, 0))
+    of_float32 = _seconds(lambda: wide_left @ wide_right.T)
+    return products if of_float32 > _ENOUGH * of_int8 else None
+
+
+def _exact(products: Int8Products) -> bool:
+    """Kernels for processors without dot-product instructions add pairs of products in 16 bits, which can saturate."""
+    left = np.full((33, 67), 127, np.int8)
+    left[::2] *= -1
+    right = np.full((5, 67), 127, np.int8)
+    right[::2, ::3] = -127
+    expected = left.astype(np.int64) @ right.astype(np.int64).T
+    everything = np.full(expected.shape, -(2.0**30), np.float32)
+    a, b, excess = products.reaching(left, right, everything, np.empty(expected.shape, np.int32), len(left))
+    whole = len(a) == expected.size and np.array_equal(excess - 2.0**30, expected[a, b])
+    pairs = products.of_pairs(left.astype(np.float32), right.astype(np.float32), a, b)
+    return bool(whole and np.array_equal(pairs, expected[a, b]))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Fastest of a few calls after one that is not counted."""
+    call()
+    fastest = np.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        call()
+        fastest = min(fastest, time.perf_counter() - began)
+    return fastest

@@ -1,0 +1,110 @@
+"""Figure of LogitLens: precision and recall against captions, and agreement with the last layer, against depth."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis
+from analyses.lens_scores import VARIANTS
+from analyses.logit_lens_panels import BAND_NOTE, IDENTITY_NOTE, LensCurve, lens_curves, lens_panels
+from analyses.logit_lens_results import CURVES, GroupCurves, StoreLens
+
+__all__ = ["draw_curves"]
+
+_MEASURES = {"precision": "precision", "recall": "recall", "agreement": "agreement with\nthe last layer"}
+_LINES: Mapping[str, Any] = {
+    "unique": {"linewidth": 1.2},
+    "token": {"linewidth": 0.7, "linestyle": (0, (4, 2))},
+    "prefix": {"linewidth": 0.7, "linestyle": (0, (1, 1.2))},
+}
+_LINES_DRAWN: Mapping[str, Sequence[str]] = {"precision": VARIANTS, "recall": ("unique", "prefix"), "agreement": ("",)}
+"""Variants of each measure; the first has the band. Recall of token is that of unique."""
+_UNIQUE_NOTE = "Words count once; the table has the other variants."
+_VARIANTS_NOTE = (
+    "Words count once (unique, with its band), with repetition (token),\n"
+    "or as beginnings of the captions' words (prefix)."
+)
+_WITHOUT = {"precision": "no captions", "recall": "no captions", "agreement": "the last layer is not there"}
+
+
+def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]]) -> Figure:
+    """Draw the curves: of one store a panel per measure in a column, of several a row of panels per store.
+
+    A measure that no store has is left out. Where image states do not depend on the prompt there is one curve. A store
+    with one curve shows all variants; several would hide each other, so they are of unique words alone.
+
+    Parameters
+    ----------
+    results : sequence of StoreLens
+    curves : per store, the curves of its prompt groups
+    """
+    jobs = lens_curves(results, curves)
+    measures = [name for name in _MEASURES if any(_images(job.curves, name) for own in jobs for job in own)]
+    scored = "precision" in measures or "recall" in measures
+    variants = VARIANTS if any(len(own) == 1 for own in jobs) else VARIANTS[:1]
+    notes = _notes(results, variants if scored else ())
+    figure, panels = lens_panels(results, max(1, len(measures)), 0.45 + 0.1 * notes.count("\n"))
+    axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
+    with mpl.rc_context(STYLE):
+        highest = _highest(jobs)
+        for own, row in zip(jobs, panels, strict=True):
+            for ax, measure in zip(row, measures, strict=False):
+                _draw_panel(ax, axis, own, measure)
+                ax.set_ylim(-0.02, 1.02 if measure == "agreement" else highest)
+                ax.set_ylabel(_MEASURES[measure])
+                axis.set_on(ax, labelled=ax.get_subplotspec().is_last_row())
+        if not measures:
+            panels[0, 0].text(0.5, 0.5, "neither captions nor the last layer", ha="center", va="center")
+            panels[0, 0].set_axis_off()
+        _draw_legend(figure, jobs, variants if scored and len(variants) > 1 else ())
+        figure.supxlabel(notes, **NOTE)
+    return figure
+
+
+def _notes(results: Sequence[StoreLens], variants: Sequence[str]) -> str:
+    blind = any(item.identity.image_states_depend_on_prompt is False for item in results)
+    scores = [_VARIANTS_NOTE if len(variants) > 1 else _UNIQUE_NOTE] if variants else []
+    return "\n".join([BAND_NOTE, *scores, *([IDENTITY_NOTE] if blind else [])])
+
+
+def _images(curves: GroupCurves, measure: str) -> int:
+    return int(curves.images[CURVES.index((measure, _LINES_DRAWN[measure][0]))])
+
+
+def _highest(jobs: Sequence[Sequence[LensCurve]]) -> float:
+    """Upper end of the axes of precision and recall, which are to be compared."""
+    tops = [0.1]
+    for job in (job for own in jobs for job in own):
+        for number, (measure, variant) in enumerate(CURVES):
+            mean, std = job.curves.statistics[:2, number]
+            if measure != "agreement" and np.isfinite(mean).all():
+                tops.append(float((mean + np.nan_to_num(std) * (variant == "unique")).max()))
+    return min(1.02, 1.05 * max(tops))
+
+
+def _draw_panel(ax: Axes, axis: LayerAxis, own: Sequence[LensCurve], measure: str) -> None:
+    drawn, alone = False, len(own) == 1
+    for job in own:
+        places = axis.at(job.item.result.layers, job.item.result.block_count)
+        images = _images(job.curves, measure)
+        drawn = drawn or images > 0
+        for variant in _LINES_DRAWN[measure][: None if alone else 1] if images else ():
+            mean, std = job.curves.statistics[:2, CURVES.index((measure, variant))]
+            ax.plot(places, mean, color=job.colour, **_LINES.get(variant, _LINES["unique"]))
+            if variant == _LINES_DRAWN[measure][0] and images > 1:
+                low, high = np.maximum(mean - std, 0), np.minimum(mean + std, 1)
+                ax.fill_between(places, low, high, color=job.colour, alpha=0.2 if alone else 0.1, linewidth=0)
+    if not drawn:
+        ax.text(0.5, 0.5, _WITHOUT[measure], transform=ax.transAxes, ha="center", va="center", color="0.35")
+
+
+def _draw_legend(figure: Figure, jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> None:
+    entries = {job.label: Line2D([], [], color=job.colour, linewidth=1.2) for own in jobs for job in own}
+    entries |= {name: Line2D([], [], color="0.3", **_LINES[name]) for name in variants}
+    options: Any = {"ncols": 4, "frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
+    figure.legend([*entries.values()], [*entries], loc="outside upper center", **options)

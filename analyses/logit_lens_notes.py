@@ -1,0 +1,51 @@
+"""What whoever reads LogitLens should be told: where pieces come from, and what is missing or counts as 0."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analyses.logit_lens_plan import LensChoice
+from analyses.logit_lens_results import GroupCurves, StoreLens
+from analyses.prompt_groups import prompt_groups
+from analyses.resources import Resources
+
+__all__ = ["tell_of_lens"]
+
+
+def tell_of_lens(item: StoreLens, curves: Sequence[GroupCurves], choice: LensChoice, resources: Resources) -> None:
+    """Say it, each only where it is so."""
+    identity, result = item
+    total = len(result.samples)
+    if result.source == "lens":
+        resources.tell(f"{identity.store}: pieces are those that extraction stored; no logit was computed for them")
+    if result.topk < choice.topk:
+        resources.tell(f"{identity.store}: its vocabulary has {result.topk} pieces, so --topk {choice.topk} is all")
+    if result.block_count not in result.layers:
+        resources.tell(
+            f"{identity.store}: layer {result.block_count}, the last, is not among the layers, so agreement with it is "
+            "NaN"
+        )
+    without_tokens = int((result.image_tokens == 0).sum())
+    if without_tokens:
+        resources.tell(f"{identity.store}: {without_tokens} of {total} samples have no image token and decode nothing")
+    for (group, chosen), own in zip(prompt_groups(result.samples), curves, strict=True):
+        _tell_of_group(f"{identity.store}, {group.title}", int(chosen.sum()), own, resources)
+    if result.trajectory is not None:
+        unknown = int(np.isnan(result.trajectory[0, 1]).all(axis=1).sum())
+        if unknown:
+            resources.tell(
+                f"{identity.store}: the last text token of {unknown} of {total} samples is not stored, so its "
+                "trajectory is NaN"
+            )
+
+
+def _tell_of_group(name: str, total: int, curves: GroupCurves, resources: Resources) -> None:
+    if curves.without_captions:
+        resources.tell(
+            f"{name}: {curves.without_captions} of {total} samples have no captions, so no precision and no recall"
+        )
+    if curves.nothing_referred:
+        resources.tell(
+            f"{name}: the captions of {curves.nothing_referred} of {total} samples hold stop words only; their recall "
+            "counts as 0"
+        )

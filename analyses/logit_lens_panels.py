@@ -1,0 +1,95 @@
+"""Which curves figures of LogitLens have, in which colours, and the panels that they are drawn in."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analyses.figure_style import COLUMN_INCHES, STYLE, TEXT_INCHES
+from analyses.labels import LONGEST, short_label, store_labels
+from analyses.logit_lens_results import GroupCurves, StoreLens
+from analyses.prompt_groups import prompt_groups
+
+__all__ = ["ALL_PROMPTS", "BAND_NOTE", "IDENTITY_NOTE", "LensCurve", "lens_curves", "lens_panels"]
+
+ALL_PROMPTS = "all prompts"
+BAND_NOTE = "Line and band: mean and standard deviation over images."
+IDENTITY_NOTE = (
+    "Image states do not see the prompt, so they are decoded once:\none curve stands for all prompts, by construction."
+)
+
+_KIND_COLOURS = {"normal": "#0072B2", "question": "#009E73", "noisy": "#D55E00", "empty": "#CC79A7"}
+_ALL_COLOUR = "#333333"
+_OTHER_COLOURS = ("#E69F00", "#56B4E9", "#999999", "#F0E442")
+
+
+class LensCurve(NamedTuple):
+    """One prompt group's curves and how they are shown."""
+
+    item: StoreLens
+    curves: GroupCurves
+    label: str
+    colour: str
+
+
+def lens_curves(
+    results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]], *, once: bool = True
+) -> list[list[LensCurve]]:
+    """List the curves of every store.
+
+    Parameters
+    ----------
+    results : sequence of StoreLens
+    curves : per store, the curves of its prompt groups
+    once : bool
+        Whether prompts that the image cannot see share one curve.
+    """
+    others: dict[str, str] = {}
+    found = []
+    for item, of_store in zip(results, curves, strict=True):
+        groups = [group for group, _ in prompt_groups(item.result.samples)]
+        if once and item.identity.image_states_depend_on_prompt is False and len(groups) > 1:
+            found.append([LensCurve(item, of_store[0], ALL_PROMPTS, _ALL_COLOUR)])
+            continue
+        own = []
+        for group, one in zip(groups, of_store, strict=True):
+            colour = _KIND_COLOURS.get(group.kind)
+            if colour is None:
+                colour = others.setdefault(group.title, _OTHER_COLOURS[len(others) % len(_OTHER_COLOURS)])
+            own.append(LensCurve(item, one, short_label(group.title, 16), colour))
+        found.append(own)
+    return found
+
+
+def lens_panels(results: Sequence[StoreLens], measures: int, extra: float) -> tuple[Figure, NDArray[np.object_]]:
+    """Make panels: of one store a column as wide as a paper's, of several a row per store, as wide as its text.
+
+    Parameters
+    ----------
+    results : sequence of StoreLens
+    measures : int
+        Panels per store.
+    extra : float
+        Inches beside them, for a legend and notes.
+
+    Returns
+    -------
+    Figure
+    array (store, measure) of Axes
+    """
+    rows, columns = (measures, 1) if len(results) == 1 else (len(results), measures)
+    with mpl.rc_context(STYLE):
+        width = COLUMN_INCHES if columns == 1 else TEXT_INCHES
+        figure = Figure(figsize=(width, 1.25 * rows + extra), layout="constrained")
+        axes: NDArray[np.object_] = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        panels = axes.T if len(results) == 1 else axes
+        labels = store_labels([item.identity for item in results])
+        for item, row in zip(results, panels, strict=True):
+            first: Axes = row[0]
+            if len(results) > 1:
+                first.set_title(short_label(labels[item.identity.store], LONGEST), loc="left", pad=3)
+    return figure, panels

@@ -1,0 +1,93 @@
+"""Products by torch: exact in int8, the same pairs in float32 and float64, refused where a kernel is not exact."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from analyses import lens_products
+from analyses.lens_products import Int8Products, fast_int8_products, int8_products
+from analyses.lens_unembedding import Unembedding
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Look at the processor anew, before and after."""
+    for cached in (int8_products, fast_int8_products):
+        cached.cache_clear()
+    yield
+    for cached in (int8_products, fast_int8_products):
+        cached.cache_clear()
+
+
+def found() -> Int8Products:
+    products = int8_products()
+    assert products is not None
+    return products
+
+
+def test_reaching_pairs_are_those_of_whole_numbers() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.integers(-127, 128, (rows, 301)).astype(np.int8) for rows in (77, 13))
+    expected = left.astype(np.int64) @ right.astype(np.int64).T
+    threshold = rng.normal(0, 1e5, expected.shape).astype(np.float32)
+    threshold[:, 4] = np.inf
+    a, b, excess = found().reaching(left, right, threshold, np.empty(expected.shape, np.int32), 77)
+    np.testing.assert_array_equal(np.stack([a, b]), np.nonzero(expected >= threshold))
+    np.testing.assert_array_equal(excess, expected[a, b] - threshold[a, b].astype(np.float64))
+
+
+def test_a_column_that_too_many_rows_reach_is_cut() -> None:
+    left, right = np.ones((50, 8), np.int8), np.ones((3, 8), np.int8)
+    threshold = np.full((50, 3), 9, np.float32)
+    threshold[:, 1] = 8
+    threshold[:6, 2] = 8
+    a, b, _ = found().reaching(left, right, threshold, np.empty((50, 3), np.int32), 9)
+    np.testing.assert_array_equal(np.bincount(b, minlength=3), [0, 10, 6])
+    np.testing.assert_array_equal(a[b == 1], np.arange(10))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("stored", [np.float16, np.float32])
+def test_products_of_pairs_are_dot_products(stored: type, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lens_products, "PAIRED_ROWS_AT_ONCE", 4)
+    rng = np.random.default_rng(1)
+    left, right = rng.standard_normal((40, 33)).astype(stored), rng.standard_normal((9, 33)).astype(dtype)
+    a = np.repeat(rng.permutation(40)[:17], rng.integers(1, 4, 17))
+    b = rng.integers(0, 9, len(a))
+    products = found().of_pairs(left, right, a, b)
+    assert products.dtype == dtype
+    np.testing.assert_allclose(products, np.vecdot(left[a].astype(np.float64), right[b]), rtol=0, atol=1e-5)
+    assert len(found().of_pairs(left, right, a[:0], b[:0])) == 0
+
+
+def test_a_kernel_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    """Processors without dot-product instructions add two products in 16 bits."""
+
+    def saturating(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        pairs = left[:, : left.shape[1] // 2 * 2].int().reshape(len(left), 1, -1, 2)
+        pairs = pairs * right[: len(right) // 2 * 2].T.int().reshape(1, right.shape[1], -1, 2)
+        return out.copy_(pairs.sum(dim=3).clamp(-(2**15), 2**15 - 1).sum(dim=2))
+
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    assert int8_products() is None
+    assert fast_int8_products() is None
+
+
+@pytest.mark.parametrize(("seconds_of_int8", "used"), [(0.5, True), (0.9, False)])
+def test_products_are_used_where_they_are_faster(
+    seconds_of_int8: float, used: bool, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    seconds = iter([seconds_of_int8, 1.0])
+    monkeypatch.setattr(lens_products, "_seconds", lambda _: next(seconds))
+    assert (fast_int8_products() is not None) is used
+    weights = np.ones((300, 4), np.float16)
+    assert (Unembedding.prepare(weights, np.ones(300, np.bool_)).coded is not None) is used
+
+
+def test_rows_too_long_for_int32_are_not_coded() -> None:
+    dim = 2**31 // 127**2 + 1
+    weights = np.ones((2, dim), np.float16)
+    assert Unembedding.prepare(weights, np.ones(2, np.bool_), products=found()).coded is None
+    assert Unembedding.prepare(weights[:, 1:], np.ones(2, np.bool_), products=found()).coded is not None

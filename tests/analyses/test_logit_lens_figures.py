@@ -1,0 +1,193 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from analyses.figure_style import COLUMN_INCHES
+from analyses.kept_parts import KeptParts
+from analyses.lens_glyphs import drawable, fit
+from analyses.lens_patches import ImagePieces, image_pieces
+from analyses.logit_lens import analyze_store
+from analyses.logit_lens_figure import draw_curves
+from analyses.logit_lens_panels import ALL_PROMPTS
+from analyses.logit_lens_patches_figure import draw_patches
+from analyses.logit_lens_plan import LensChoice, plan_tasks
+from analyses.logit_lens_results import CURVES, GroupCurves, StoreLens, group_curves
+from analyses.logit_lens_trajectory_figure import draw_trajectory
+from analyses.opening import open_all
+from analyses.prompt_groups import prompt_groups
+from analyses.resources import Resources
+from analyses.results import write_figure
+from tests.analyses.attention_builders import Spec
+from tests.analyses.lens_builders import CAPTIONS, PIECES, LensModelSpec, lens_samples, write_lens
+from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, texts, words
+
+KINDS = ("normal-1", "normal-2", "question", "noisy-1", "empty")
+GRID = ((4, 4, False),)
+HOSTILE = ("$x_{$", "\\frac{", "草草", "\x00\n", "🙂", "a" * 60, "مرحبا", "", "\u0301", "<&>", "%s{}")
+
+
+def results_of(
+    folder: Path, *, depends: bool, stores: int = 1, captions: bool = True, layers: tuple[str, ...] = ()
+) -> tuple[list[StoreLens], list[list[GroupCurves]]]:
+    specs = [Spec(image, kind, f"sp{'i' * 16}nnt", GRID) for image in "abc" for kind in KINDS]
+    samples = lens_samples(specs, layers=9, depends=depends)
+    paths = [
+        write_lens(folder / f"s{n}", specs, samples, depends=depends, captions=CAPTIONS if captions else {})
+        for n in range(stores)
+    ]
+    opened, identities = open_all([str(path) for path in paths], Resources())
+    choice = LensChoice(2, layers, "auto", True)
+    results = [
+        StoreLens(identity, analyze_store(own, plan_tasks(own, choice), resources=Resources(), kept=KeptParts(folder)))
+        for identity, own in zip(identities, opened, strict=True)
+    ]
+    return results, [
+        [group_curves(own, chosen, 20, 0) for _, chosen in prompt_groups(own.samples)] for _, own in results
+    ]
+
+
+@pytest.mark.parametrize("stores", [1, 3])
+@pytest.mark.parametrize("depends", [False, True])
+def test_all_curves_are_labelled_and_nothing_overlaps(tmp_path: Path, stores: int, depends: bool) -> None:
+    results, curves = results_of(tmp_path, depends=depends, stores=stores)
+    for draw in (draw_curves, draw_trajectory):
+        figure = draw(results, curves)
+        assert_nothing_is_cut_or_overlaps(figure)
+        assert (figure.get_figwidth() == COLUMN_INCHES) == (stores == 1)
+
+
+def test_what_cannot_depend_on_the_prompt_is_drawn_once_and_said_so(tmp_path: Path) -> None:
+    free, bound = (results_of(tmp_path / str(flag), depends=flag) for flag in (False, True))
+    once, each = draw_curves(*free), draw_curves(*bound)
+    assert [len(ax.lines) for ax in once.axes] == [3, 2, 1]
+    assert [len(ax.lines) for ax in each.axes] == [4, 4, 4]
+    assert "the table has the other variants" in words(each)
+    assert ALL_PROMPTS in words(once)
+    assert "by construction" in words(once)
+    assert "by construction" not in words(each)
+    lines = draw_trajectory(*free).axes[0].lines
+    assert len(lines) == 1 + 4  # the last text token sees every prompt
+
+
+@pytest.mark.parametrize("depends", [False, True])
+def test_lines_are_the_means_of_the_curves(tmp_path: Path, depends: bool) -> None:
+    results, curves = results_of(tmp_path, depends=depends)
+    figure = draw_curves(results, curves)
+    of_measures = ([0], [3], [6]) if depends else ([0, 1, 2], [3, 5], [6])
+    for ax, own in zip(figure.axes, of_measures, strict=True):
+        expected = [one.statistics[0, number] for one in curves[0][: 4 if depends else 1] for number in own]
+        for line, values in zip(ax.lines, expected, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), values)
+    assert [CURVES[number] for number in (0, 5, 6)] == [
+        ("precision", "unique"),
+        ("recall", "prefix"),
+        ("agreement", ""),
+    ]
+
+
+def test_a_measure_that_nobody_has_is_left_out(tmp_path: Path) -> None:
+    without = draw_curves(*results_of(tmp_path / "a", depends=True, captions=False))
+    assert [ax.get_ylabel() for ax in without.axes] == ["agreement with\nthe last layer"]
+    assert "prefix" not in words(without)
+    first = draw_curves(*results_of(tmp_path / "b", depends=True, layers=("0:4",)))
+    assert [ax.get_ylabel() for ax in first.axes] == ["precision", "recall"]
+    neither = draw_curves(*results_of(tmp_path / "c", depends=True, captions=False, layers=("0:4",)))
+    assert "neither captions nor the last layer" in words(neither)
+    for figure in (without, first, neither):
+        assert_nothing_is_cut_or_overlaps(figure)
+
+
+def patches_of(folder: Path, grids: tuple[tuple[int, int, bool], ...], tokens: int) -> ImagePieces | None:
+    specs = [Spec("a", "normal-1", f"sp{'i' * tokens}nt", grids), Spec("b", "normal-1", f"s{'i' * tokens}nt", grids)]
+    store = write_lens(folder / "s", specs, lens_samples(specs, layers=9))
+    (opened,), _ = open_all([str(store)], Resources())
+    tasks = plan_tasks(opened, LensChoice(2, (), "auto", False))
+    analyze_store(opened, tasks, resources=Resources(), kept=KeptParts(folder))
+    return image_pieces(opened, tasks, KeptParts(folder), "b", ("0", "8"))
+
+
+def test_every_patch_shows_its_best_piece_where_it_lies(tmp_path: Path) -> None:
+    image = patches_of(tmp_path, ((2, 3, False),), 6)
+    assert image is not None
+    assert (image.layers, image.shape, image.placed) == ((0, 8), (2, 3), True)
+    specs = [Spec("a", "normal-1", "spiiiiiint"), Spec("b", "normal-1", "siiiiiint")]
+    states = lens_samples(specs, layers=9)["b/normal-1"].states[[0, 8], 1:7]
+    best, logit = (array[..., 0] for array in LensModelSpec().best(states, 1))
+    assert list(zip(image.row, image.col, strict=True)) == [(row, col) for row in range(2) for col in range(3)]
+    shown = {"dog": "-dog", "affe": "-affe", "\t": "␣", "▁": "␣"}
+    assert image.text.tolist() == [[shown.get(PIECES[n], PIECES[n].lstrip("▁")) for n in row] for row in best]
+    np.testing.assert_allclose(image.logit, logit, rtol=1e-5)
+    matching = {"dog", "▁Blue", "▁square,"}
+    assert image.matches.tolist() == [[PIECES[n] in matching for n in row] for row in best]
+
+
+def test_tokens_without_a_grid_follow_each_other_and_tiles_alone_are_not_drawn(tmp_path: Path) -> None:
+    image = patches_of(tmp_path / "queries", (), 20)
+    assert image is not None
+    assert (image.shape, image.placed) == ((3, 8), False)
+    assert image.row.tolist() == [0] * 8 + [1] * 8 + [2] * 4
+    assert patches_of(tmp_path / "tiles", ((1, 2, False), (1, 2, False)), 4) is None
+    thumbnail = patches_of(tmp_path / "thumbnail", ((1, 2, False), (1, 2, False), (2, 1, True)), 6)
+    assert thumbnail is not None
+    assert thumbnail.shape == (2, 1)
+    assert thumbnail.text.shape == (2, 2)
+
+
+def some_patches(shape: tuple[int, int], layers: int, text: tuple[str, ...]) -> ImagePieces:
+    count = shape[0] * shape[1]
+    row, col = np.divmod(np.arange(count), shape[1])
+    rng = np.random.default_rng(0)
+    return ImagePieces(
+        image_id="$\x00{_",
+        caption="a caption with $ and \n and 草, which is much longer than any line of a figure may ever be",
+        layers=tuple(range(layers)),
+        shape=shape,
+        placed=True,
+        row=row,
+        col=col,
+        text=rng.choice(np.array(text, object), (layers, count)),
+        logit=rng.normal(10, 3, (layers, count)).astype(np.float32),
+        matches=rng.random((layers, count)) < 0.2,
+    )
+
+
+@pytest.mark.parametrize(("shape", "layers"), [((8, 8), 6), ((24, 24), 2), ((2, 2), 4), ((1, 1), 1), ((3, 40), 2)])
+def test_pieces_of_any_vocabulary_are_drawn_inside_their_cells(
+    tmp_path: Path, shape: tuple[int, int], layers: int
+) -> None:
+    results, _ = results_of(tmp_path, depends=True)
+    figure = draw_patches(results, [some_patches(shape, layers, HOSTILE)])
+    write_figure(tmp_path, "x", figure)
+    assert_nothing_is_cut_or_overlaps(figure)
+    drawn = texts(figure)
+    for ax in figure.axes:
+        cell = ax.get_window_extent().width / shape[1]
+        for text in (text for text in drawn if text.axes is ax and text not in (ax.title, ax._left_title)):
+            assert text.get_window_extent().width <= cell, text.get_text()
+
+
+def test_a_picture_lies_beneath_the_words(tmp_path: Path) -> None:
+    results, _ = results_of(tmp_path, depends=True)
+    picture = np.zeros((30, 40, 3), np.uint8)
+    figure = draw_patches(results, [some_patches((4, 4), 2, ("red",))], picture=picture)
+    assert all(len(ax.images) == 1 for ax in figure.axes)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        assert ax.get_window_extent().width / ax.get_window_extent().height == pytest.approx(40 / 30, rel=0.02)
+
+
+def test_stores_that_hold_the_image_are_drawn_below_each_other(tmp_path: Path) -> None:
+    results, _ = results_of(tmp_path, depends=True, stores=3)
+    image = some_patches((2, 2), 2, ("red", "circle"))
+    figure: Figure = draw_patches(results, [image, None, image])
+    assert len(figure.axes) == 4
+    assert_nothing_is_cut_or_overlaps(figure)
+
+
+def test_texts_are_cut_and_cleaned() -> None:
+    assert drawable("a$b é") == "a$b é"
+    assert drawable("\n草\u0301🙂x") == "□□□□x"
+    assert fit("triangle", 8) == "triangle"
+    assert fit("triangles", 8) == "triangl…"
