@@ -10,7 +10,7 @@ from analyses.attention_sums import row_shares
 from analyses.attention_task import ARRAYS
 from analyses.key_places import find_sinks
 from analyses.part_keys import query_names, read_places, whole_image_grid
-from analyses.picture import Picture, choose_sample, read_picture
+from analyses.picture import Picture, read_picture
 from engine.store import Store
 
 __all__ = ["ImageAttention", "read_image_attention"]
@@ -49,7 +49,7 @@ def read_image_attention(store: Store, image: str, *, without_sinks: bool) -> Im
     ----------
     store : Store
     image : str
-        Its first sample is read; the store's first sample where empty.
+        Its id; its first sample is read.
     without_sinks : bool
         Whether position 0 and BOS are left out of the rows.
 
@@ -58,9 +58,12 @@ def read_image_attention(store: Store, image: str, *, without_sinks: bool) -> Im
     ImageAttention or None
         None where the store has no such image, no grid shows the whole image, or the sample has no query.
     """
-    row = choose_sample(store, image)
-    number = None if row is None else whole_image_grid(row["grids"])
-    if row is None or number is None:
+    rows = store.samples[store.samples["image_id"] == image]
+    if rows.empty:
+        return None
+    row = rows.iloc[0]
+    number = whole_image_grid(row["grids"])
+    if number is None:
         return None
     have = [place for place, position in enumerate(row["query_positions"]) if position >= 0]
     if not have:

@@ -1,8 +1,7 @@
 """What the patches of one image say, layer by layer: the best piece of each, ready to be drawn."""
 
-import difflib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,11 +16,11 @@ from analyses.lens_words import clean, piece_texts
 from analyses.logit_lens import stored_pieces
 from analyses.part_keys import whole_image_grid
 from analyses.part_task import open_array
+from analyses.picture import crop_to_grid, read_picture
 from analyses.stop_words import STOP_WORDS
-from engine.errors import UsageError
 from engine.store import Part, Store
 
-__all__ = ["ImagePieces", "choose_image", "image_pieces"]
+__all__ = ["ImagePieces", "image_pieces"]
 
 _MOST_LAYERS, _MOST_WIDE_LAYERS, _WIDE = 6, 3, 12
 _PER_ROW = 8  # tokens without places, such as those of a Q-Former
@@ -46,6 +45,8 @@ class ImagePieces(NamedTuple):
     logit : array (layer, token), float32
     matches : array (layer, token), bool
         Whether one of its words is a word of the captions.
+    picture : array (pixel row, pixel column, 3), uint8, or None
+        What the patches cover; None where the store keeps no thumbnails, or patches have no places.
     """
 
     image_id: str
@@ -58,22 +59,7 @@ class ImagePieces(NamedTuple):
     text: NDArray[np.object_]
     logit: NDArray[np.float32]
     matches: NDArray[np.bool_]
-
-
-def choose_image(stores: Sequence[Store], image_id: str) -> str:
-    """Check that a store holds the image; the first sample's where none is named.
-
-    Raises
-    ------
-    UsageError
-        No store holds it.
-    """
-    known = list(dict.fromkeys(name for store in stores for name in store.samples["image_id"]))
-    if image_id and image_id not in known:
-        close = difflib.get_close_matches(image_id, known, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(close)}?" if close else "see the column image_id of Store.samples"
-        raise UsageError(f"--image {image_id}: no committed sample of these stores shows it; {hint}")
-    return image_id or known[0]
+    picture: NDArray[np.uint8] | None
 
 
 def image_pieces(
@@ -119,12 +105,13 @@ def image_pieces(
         caption="".join(captions[:1]),
         layers=layers,
         shape=places.shape,
-        placed=places.placed,
+        placed=places.grid is not None,
         row=places.row,
         col=places.col,
         text=text,
         logit=pieces.logit[at][:, places.chosen, 0],
         matches=matches,
+        picture=None if places.grid is None else crop_to_grid(read_picture(store, sample), places.grid),
     )
 
 
@@ -136,7 +123,7 @@ def _layers(task: LensTask, columns: int, asked: Sequence[str]) -> tuple[int, ..
 
 class _Places(NamedTuple):
     shape: tuple[int, int]
-    placed: bool
+    grid: Mapping[str, Any] | None
     chosen: NDArray[np.int64]
     row: NDArray[np.int64]
     col: NDArray[np.int64]
@@ -151,7 +138,7 @@ def _places(part: Part, sample: int) -> _Places | None:
         return None
     if len(grids) == 0:
         row, col = np.divmod(np.arange(len(own)), _PER_ROW)
-        return _Places((int(row[-1]) + 1, min(_PER_ROW, len(own))), False, own, row, col)
+        return _Places((int(row[-1]) + 1, min(_PER_ROW, len(own))), None, own, row, col)
     number = whole_image_grid(grids)
     if number is None:
         return None
@@ -160,7 +147,7 @@ def _places(part: Part, sample: int) -> _Places | None:
         for name in ("grid", "patch_row", "patch_col")
     )
     on = grid == number
-    return _Places((int(grids[number]["rows"]), int(grids[number]["cols"])), True, own[on], row[on], col[on])
+    return _Places((int(grids[number]["rows"]), int(grids[number]["cols"])), grids[number], own[on], row[on], col[on])
 
 
 def _read(

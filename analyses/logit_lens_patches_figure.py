@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from analyses.figure_style import NOTE, STYLE, TEXT_INCHES
 from analyses.labels import short_label, store_labels
 from analyses.lens_glyphs import drawable, fit, text_width
 from analyses.lens_patches import ImagePieces
 from analyses.logit_lens_results import StoreLens
+from analyses.picture import pale
 
 __all__ = ["draw_patches"]
 
@@ -31,22 +31,18 @@ _NOTE = (
 )
 
 
-def draw_patches(
-    results: Sequence[StoreLens], images: Sequence[ImagePieces | None], *, picture: NDArray[np.number] | None = None
-) -> Figure:
+def draw_patches(results: Sequence[StoreLens], images: Sequence[ImagePieces | None]) -> Figure:
     """Draw one image, a panel per layer, store after store.
 
     Parameters
     ----------
     results : sequence of StoreLens
     images : per store, what `lens_patches.image_pieces` gives
-        At least one is not None.
-    picture : array (height, width, 3) or None
-        What the patches cover, drawn beneath the words.
+        At least one is not None. What the patches cover is drawn beneath the words where it is known.
     """
     labels = store_labels([item.identity for item in results])
     shown = [(item, image) for item, image in zip(results, images, strict=True) if image is not None]
-    heights = [_height(image, picture) + 0.2 for _, image in shown]
+    heights = [_height(image) + 0.2 for _, image in shown]
     placed = all(image.placed for _, image in shown)
     note = _NOTE.format(what="patch" if placed else "image token, in the order of the sequence")
     with mpl.rc_context(STYLE):
@@ -61,7 +57,7 @@ def draw_patches(
             axes = part.subplots(-(-len(image.layers) // columns), columns, squeeze=False).ravel()
             for number, ax in enumerate(axes):
                 if number < len(image.layers):
-                    _draw_layer(ax, image, number, picture)
+                    _draw_layer(ax, image, number)
                 else:
                     ax.set_axis_off()
         figure.supxlabel(note, **NOTE)
@@ -79,28 +75,28 @@ def _cell(image: ImagePieces) -> float:
     return (TEXT_INCHES * _POINTS / _columns(image) - 8) / image.shape[1]
 
 
-def _height(image: ImagePieces, picture: NDArray[np.number] | None) -> float:
+def _height(image: ImagePieces) -> float:
     """Inches of all panels of an image."""
     rows = -(-len(image.layers) // _columns(image))
-    panel = _cell(image) * image.shape[0] * _aspect(image, picture) / _POINTS
+    panel = _cell(image) * image.shape[0] * _aspect(image) / _POINTS
     return rows * (panel + 0.2)
 
 
-def _aspect(image: ImagePieces, picture: NDArray[np.number] | None) -> float:
+def _aspect(image: ImagePieces) -> float:
     """Height of a cell, of its width."""
-    if picture is None:
+    if image.picture is None:
         return _HEIGHT
-    return picture.shape[0] / picture.shape[1] * image.shape[1] / image.shape[0]
+    return image.picture.shape[0] / image.picture.shape[1] * image.shape[1] / image.shape[0]
 
 
-def _draw_layer(ax: Axes, image: ImagePieces, number: int, picture: NDArray[np.number] | None) -> None:
+def _draw_layer(ax: Axes, image: ImagePieces, number: int) -> None:
     rows, columns = image.shape
     logits = image.logit[number]
     low, high = float(logits.min()), float(logits.max())
     strength = (logits - low) / (high - low) if high > low else np.zeros_like(logits)
-    if picture is not None:
-        ax.imshow(picture, extent=(0, columns, rows, 0), interpolation="bilinear")
-    solid = 1.0 if picture is None else 0.6
+    if image.picture is not None:
+        ax.imshow(pale(image.picture), extent=(0, columns, rows, 0), interpolation="bilinear")
+    solid = 1.0 if image.picture is None else 0.6
     for row, col, text, share, match in zip(
         image.row, image.col, image.text[number], strength, image.matches[number], strict=True
     ):
@@ -108,7 +104,7 @@ def _draw_layer(ax: Axes, image: ImagePieces, number: int, picture: NDArray[np.n
         ax.add_patch(Rectangle((col, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.4, alpha=solid))
         ax.text(col + 0.5, row + 0.5, **_word(drawable(text), _cell(image), bold=bool(match)))
     ax.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[])
-    ax.set_aspect(_aspect(image, picture))
+    ax.set_aspect(_aspect(image))
     ax.spines[:].set_visible(False)
     ax.set_title(f"layer {image.layers[number]} ({low:.3g} to {high:.3g})", loc="left", pad=2, fontsize=6.5)
 

@@ -63,11 +63,11 @@ def _draw_line(part: Any, line: _Line) -> None:
     if picture.pixels is not None:
         colours["alpha"] = _OVER
     first, *axes = part.subplots(1, 1 + _MOST_BLOCKS, squeeze=False).ravel()
-    show_picture(first, picture, pale=False)
+    show_picture(first, picture, beneath=False)
     first.set_xlabel("the image" if picture.pixels is not None else "no picture", labelpad=2)
     first.spines[:].set_visible(False)
     for ax, block in zip(axes, chosen, strict=False):
-        show_picture(ax, picture, pale=True)
+        show_picture(ax, picture, beneath=True)
         image = show_on_grid(ax, positive(line.values[block]), line.item.grid, **colours)
         ax.spines[:].set_visible(False)
         ax.set_xlabel(f"block {blocks[block]}", labelpad=2)

@@ -1,10 +1,12 @@
 """The image of a sample beneath what is drawn on its patches: the store's thumbnail, in pixels of the upright image."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage, imread
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from engine.errors import UsageError
 from engine.store import Store
 
-__all__ = ["Picture", "choose_sample", "read_picture", "refuse_unknown", "show_on_grid", "show_picture"]
+__all__ = ["Picture", "choose_image", "crop_to_grid", "pale", "read_picture", "show_on_grid", "show_picture"]
 
 _PALE = 0.55  # of black; the picture must not outshine what is drawn over it
 
@@ -33,55 +35,72 @@ class Picture(NamedTuple):
     height: int
 
 
-def choose_sample(store: Store, image: str) -> Mapping[Any, Any] | None:
-    """Choose the first sample of an image, or of the store where ``image`` is empty; None where it has no such image.
-
-    Returns
-    -------
-    mapping
-        A row of ``store.samples``.
-    """
-    rows = store.samples if not image else store.samples[store.samples["image_id"] == image]
-    return None if rows.empty else rows.iloc[0].to_dict()
-
-
-def refuse_unknown(image: str, stores: list[Store]) -> None:
-    """Refuse an image that none of the stores has a sample of.
+def choose_image(stores: Sequence[Store], image_id: str) -> str:
+    """Check that a store holds the image; the first sample's where none is named.
 
     Raises
     ------
     UsageError
-        There is no such image.
+        No store holds it.
     """
-    if image and all(choose_sample(store, image) is None for store in stores):
-        known = list(dict.fromkeys(stores[0].samples["image_id"]))
-        raise UsageError(
-            f"--image {image!r} is no image of the given stores; {stores[0].url} has {len(known)}, the first is "
-            f"{known[0]!r}"
-        )
+    known = list(dict.fromkeys(name for store in stores for name in store.samples["image_id"]))
+    if image_id and image_id not in known:
+        close = difflib.get_close_matches(image_id, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(close)}?" if close else "see the column image_id of Store.samples"
+        raise UsageError(f"--image {image_id}: no committed sample of these stores shows it; {hint}")
+    return image_id or "".join(known[:1])
 
 
-def read_picture(store: Store, row: Mapping[Any, Any]) -> Picture:
+def read_picture(store: Store, row: Mapping[Any, Any] | pd.Series) -> Picture:
     """Read the picture of a row of ``store.samples``."""
     encoded = store.thumbnail(row["image_id"])
     pixels = None if encoded is None else np.asarray(imread(BytesIO(encoded), format="jpeg"))
     return Picture(pixels, int(row["width"]), int(row["height"]))
 
 
-def show_picture(ax: Axes, picture: Picture, *, pale: bool) -> None:
+def crop_to_grid(picture: Picture, grid: Mapping[str, Any]) -> NDArray[np.uint8] | None:
+    """Cut out what the patches of a grid cover; white where they reach beyond the image.
+
+    Parameters
+    ----------
+    picture : Picture
+    grid : mapping
+        An entry of the sample table's ``grids``.
+
+    Returns
+    -------
+    array (row, col, 3), uint8, or None
+        None without pixels.
+    """
+    if picture.pixels is None:
+        return None
+    rows, cols, _ = picture.pixels.shape
+    across = np.arange(round(grid["x0"] * cols / picture.width), round(grid["x1"] * cols / picture.width))
+    down = np.arange(round(grid["y0"] * rows / picture.height), round(grid["y1"] * rows / picture.height))
+    cut = picture.pixels[down.clip(0, rows - 1)[:, None], across.clip(0, cols - 1)]
+    cut[(down < 0) | (down >= rows)] = 255
+    cut[:, (across < 0) | (across >= cols)] = 255
+    return cut
+
+
+def pale(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Turn pixels (row, col, 3) pale and grey, within 0..1, for something to be drawn over them."""
+    grey = pixels.mean(axis=-1, keepdims=True) / 255
+    return (1 - _PALE * (1 - grey)).repeat(3, axis=-1)
+
+
+def show_picture(ax: Axes, picture: Picture, *, beneath: bool) -> None:
     """Draw the picture, and set the axes to its pixels.
 
     Parameters
     ----------
     ax : Axes
     picture : Picture
-    pale : bool
-        Pale and grey, for something to be drawn over it.
+    beneath : bool
+        Pale, for something to be drawn over it.
     """
     if picture.pixels is not None:
-        pixels = picture.pixels / 255
-        if pale:
-            pixels = (1 - _PALE * (1 - pixels.mean(axis=-1, keepdims=True))).repeat(3, axis=-1)
+        pixels = pale(picture.pixels) if beneath else picture.pixels
         ax.imshow(pixels, extent=(0, picture.width, picture.height, 0), interpolation="bilinear")
     ax.set_xlim(0, picture.width)
     ax.set_ylim(picture.height, 0)

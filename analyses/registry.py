@@ -44,7 +44,7 @@ _ADJUSTMENT = Option(
 _BOOTSTRAPS = Option("bootstraps", int, 1000, "bootstrap samples of items, which are images or belong together")
 _SEED = Option("seed", int, 0, "seed of the bootstrap, and of the halves of images that are compared")
 
-_IMAGE = Option("image", str, "", "image id of the picture that is drawn; the first image where empty")
+_IMAGE = Option("image", str, "", "id of the image whose patches are drawn; the first one by default")
 
 ANALYSES: Mapping[str, Analysis] = {
     analysis.name: analysis
@@ -96,7 +96,7 @@ ANALYSES: Mapping[str, Analysis] = {
                     ("auto", "lens", "hidden_states"),
                 ),
                 Option("trajectory", bool, False, "add entropy per layer, and divergence from the last layer"),
-                Option("image", str, "", "id of the image whose patches are drawn; the first one by default"),
+                _IMAGE,
                 Option("figure_layers", tuple, (), "layers at which they are drawn; some over the depth by default"),
                 _BOOTSTRAPS,
                 _SEED,

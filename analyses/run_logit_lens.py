@@ -6,7 +6,7 @@ from pathlib import Path
 from analyses.identity import settings_text
 from analyses.kept_parts import KeptParts
 from analyses.lens_layers import choose_layers
-from analyses.lens_patches import choose_image, image_pieces
+from analyses.lens_patches import image_pieces
 from analyses.logit_lens import analyze_store, stored_pieces
 from analyses.logit_lens_figure import draw_curves
 from analyses.logit_lens_notes import tell_of_lens
@@ -17,6 +17,7 @@ from analyses.logit_lens_table import LOGIT_LENS_SCHEMA, TRAJECTORY_SCHEMA, to_t
 from analyses.logit_lens_trajectory_figure import draw_trajectory
 from analyses.logit_lens_words_table import WORDS_SCHEMA, to_word_tables
 from analyses.opening import open_all
+from analyses.picture import choose_image
 from analyses.prompt_groups import prompt_groups
 from analyses.resampling import check_bootstraps
 from analyses.resources import Resources

@@ -14,7 +14,7 @@ from analyses.norm_attention_notes import tell_of_missing
 from analyses.norm_attention_results import StoreAttention, to_dataset
 from analyses.norm_attention_table import NORM_ATTENTION_SCHEMA, to_tables
 from analyses.opening import open_all
-from analyses.picture import refuse_unknown
+from analyses.picture import choose_image
 from analyses.resources import Resources
 from analyses.results import write_dataset, write_figure, write_table
 from analyses.results_folder import check_folder, result_attributes
@@ -31,7 +31,7 @@ def run(
     """Analyse stores one by one and write their results as one; see `analyses.registry.run`."""
     opened, identities = open_all(stores, resources)
     check_folder(results_folder, [NAME], identities)
-    refuse_unknown(image, opened)
+    image_id = choose_image(opened, image)
     kept = KeptParts(results_folder)
     results = [
         StoreAttention(identity, analyze_store(store, without_sinks=without_sinks, resources=resources, kept=kept))
@@ -48,7 +48,7 @@ def run(
     ]
     if any(item.result.maps.grid is not None for item in results):
         written += write_figure(results_folder, f"{NAME}-patches", draw_patches(results))
-    written += _write_image(results_folder, opened, identities, image, without_sinks=without_sinks)
+    written += _write_image(results_folder, opened, identities, image_id, without_sinks=without_sinks)
     kept.clear()
     return written
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from analyses.image_attention import ImageAttention, read_image_attention
 from analyses.norm_attention_image_figure import draw_image
 from analyses.opening import open_all
-from analyses.picture import Picture, show_on_grid, show_picture
+from analyses.picture import Picture, choose_image, crop_to_grid, show_on_grid, show_picture
 from analyses.registry import run
 from analyses.resources import Resources
 from engine.errors import UsageError
@@ -52,10 +52,10 @@ def test_shares_are_those_of_the_sample_s_rows(tmp_path: Path, number: int, with
                 np.testing.assert_allclose(found.shares[measure, query, block], expected, rtol=1e-6)
 
 
-def test_the_first_sample_is_taken_where_no_image_is_named(tmp_path: Path) -> None:
-    found = read(tmp_path, "")
-    assert found is not None
-    assert found.sample_id == "a/normal-1"
+def test_the_first_image_is_taken_where_none_is_named(tmp_path: Path) -> None:
+    (store,), _ = open_all([str(write_attention(tmp_path / "s", SPECS, attention_samples(SPECS)))], Resources())
+    assert choose_image([store], "") == "a"
+    assert choose_image([store], "b") == "b"
 
 
 @pytest.mark.parametrize("image", ["c", "nowhere"])
@@ -65,7 +65,7 @@ def test_no_grid_or_no_such_image(tmp_path: Path, image: str) -> None:
 
 def test_an_image_of_no_store_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     store = write_attention(tmp_path / "s", SPECS, attention_samples(SPECS))
-    with pytest.raises(UsageError, match=r"--image 'z' is no image of the given stores; .* has 3, the first is 'a'"):
+    with pytest.raises(UsageError, match=r"--image z: no committed sample of these stores shows it"):
         run("norm-attention", [str(store)], tmp_path / "out", memory=2**30, without_sinks=False, image="z")
     assert not list((tmp_path / "out").glob("*.parquet"))
 
@@ -88,7 +88,18 @@ def test_the_figure_is_labelled_and_says_whether_there_is_a_picture(tmp_path: Pa
 def test_patches_lie_where_they_were_cut_from_the_picture() -> None:
     """A grid on the right half of a wide picture: its left patch begins in the middle."""
     ax = Figure().subplots()
-    show_picture(ax, Picture(np.zeros((10, 20, 3), np.uint8), 40, 20), pale=True)
+    show_picture(ax, Picture(np.zeros((10, 20, 3), np.uint8), 40, 20), beneath=True)
     heat = show_on_grid(ax, np.eye(2), {"x0": 20.0, "y0": 0.0, "x1": 40.0, "y1": 20.0})
     assert list(heat.get_extent()) == [20, 40, 20, 0]
     assert (ax.get_xlim(), ax.get_ylim()) == ((0, 40), (20, 0))
+
+
+def test_what_a_grid_covers_is_cut_out_and_white_beyond_the_image() -> None:
+    """A thumbnail of half size; the grid covers the right half and as much again beyond it."""
+    pixels = np.arange(5 * 10 * 3, dtype=np.uint8).reshape(5, 10, 3)
+    cut = crop_to_grid(Picture(pixels, 20, 10), {"x0": 10.0, "y0": 2.0, "x1": 30.0, "y1": 10.0})
+    assert cut is not None
+    np.testing.assert_array_equal(cut[:, :5], pixels[1:, 5:])
+    assert cut.shape == (4, 10, 3)
+    assert (cut[:, 5:] == 255).all()
+    assert crop_to_grid(Picture(None, 20, 10), {"x0": 0.0, "y0": 0.0, "x1": 1.0, "y1": 1.0}) is None

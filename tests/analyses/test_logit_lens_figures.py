@@ -150,6 +150,7 @@ def some_patches(shape: tuple[int, int], layers: int, text: tuple[str, ...]) -> 
         text=rng.choice(np.array(text, object), (layers, count)),
         logit=rng.normal(10, 3, (layers, count)).astype(np.float32),
         matches=rng.random((layers, count)) < 0.2,
+        picture=None,
     )
 
 
@@ -171,7 +172,7 @@ def test_pieces_of_any_vocabulary_are_drawn_inside_their_cells(
 def test_a_picture_lies_beneath_the_words(tmp_path: Path) -> None:
     results, _ = results_of(tmp_path, depends=True)
     picture = np.zeros((30, 40, 3), np.uint8)
-    figure = draw_patches(results, [some_patches((4, 4), 2, ("red",))], picture=picture)
+    figure = draw_patches(results, [some_patches((4, 4), 2, ("red",))._replace(picture=picture)])
     assert all(len(ax.images) == 1 for ax in figure.axes)
     figure.draw_without_rendering()
     for ax in figure.axes:
