@@ -29,7 +29,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure states with outlier dimensions, states without structure, NumPy alone, and memory."""
     tokens, dim, vocab = (64, 512, 4000) if quick else (576, 4096, 32000)
     torch.set_num_threads(THREADS)
-    yield from _speed_rows(tokens, dim, vocab, rounds=2 if quick else 9)
+    yield from _speed_rows(tokens, dim, vocab, rounds=2 if quick else 7)
     yield from _memory_rows(tokens, dim, vocab)
 
 
