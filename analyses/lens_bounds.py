@@ -22,6 +22,9 @@ __all__ = ["LARGE_DIMENSIONS", "Bounds", "bound_products", "bounds_bytes"]
 LARGE_DIMENSIONS = 16
 """Dimensions that stay in float32; massive activations occupy fewer (Sun et al. 2024, arXiv 2402.17762)."""
 
+_PRODUCTS_OF_ONE_THREAD = 2**19
+"""Larger matrix products wake the threads of OpenBLAS, which then spin for a while in the way of the int8 product."""
+
 _ROOM = 2.0**100  # thresholds stay below it, far from the overflow of float32
 _LEAST = 2.0**-20  # of a code's step: covers what underflows in a threshold
 
@@ -58,8 +61,12 @@ class Bounds(NamedTuple):
 
     def thresholds(self, rows: slice, floor: NDArray[np.float64], out: NDArray[np.float32]) -> None:
         """Write what the products (row, token) of these rows must reach; out of reach for tokens whose floor is +∞."""
+        left = self.left[rows]
         with np.errstate(all="ignore"):
-            np.matmul(self.left[rows], np.vstack([self.right, self._floor_row(floor)]), out=out)
+            right = np.vstack([self.right, self._floor_row(floor)])
+            step = max(1, _PRODUCTS_OF_ONE_THREAD // right.size)
+            for start in range(0, len(left), step):
+                np.matmul(left[start : start + step], right, out=out[start : start + step])
 
     def hold(self, floor: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tokens (token,) with a finite floor and thresholds far from the overflow of float32."""

@@ -37,20 +37,18 @@ def pair_sums(
     weights : array (rows, dim), float16 or float32
     states : array (columns, dim), float64
     row, column : arrays (pair,), int64
-        Any order; equal columns are summed at once where they stand together.
+        In any order.
 
     Returns
     -------
     array (pair,), float64
     """
     sums = np.empty(len(row))
-    ends = np.append(np.flatnonzero(np.diff(column)) + 1, len(row))
-    start = 0
-    for end in ends:
-        for begin in range(start, end, _ROWS_AT_ONCE):
-            pairs = slice(begin, min(begin + _ROWS_AT_ONCE, end))
-            sums[pairs] = weights[row[pairs]].astype(np.float64) @ states[column[begin]]
-        start = end
+    order = np.argsort(column, kind="stable")
+    for pairs in np.split(order, np.flatnonzero(np.diff(column[order])) + 1):
+        for start in range(0, len(pairs), _ROWS_AT_ONCE):
+            block = pairs[start : start + _ROWS_AT_ONCE]
+            sums[block] = weights[row[block]].astype(np.float64) @ states[column[block[0]]]
     return sums
 
 

@@ -84,7 +84,8 @@ def _click_option(option: Option) -> click.Option:
         return click.Option([flag], is_flag=True, default=option.default, help=_sentence(option.help))
     names = option.type is tuple
     kind: Any = click.Choice(option.choices) if option.choices else _Names() if names else option.type
-    shown = ",".join(option.default) if names else True
+    empty = option.default in ((), "")  # the help says what that means
+    shown = not empty and (",".join(option.default) if names else True)
     return click.Option([flag], type=kind, default=option.default, show_default=shown, help=_sentence(option.help))
 
 

@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from analyses import lens_products
-from analyses.lens_products import Int8Products, fast_int8_products, int8_products
-from analyses.lens_unembedding import Unembedding
+from analyses.lens_products import TORCH_BYTES, Int8Products, fast_int8_products, int8_products
+from analyses.lens_unembedding import Unembedding, unembedding_bytes
 
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Look at the processor anew, before and after."""
-    for cached in (int8_products, fast_int8_products):
-        cached.cache_clear()
+    int8_products.cache_clear()
     yield
-    for cached in (int8_products, fast_int8_products):
-        cached.cache_clear()
+    int8_products.cache_clear()
 
 
 def found() -> Int8Products:
@@ -75,15 +73,16 @@ def test_a_kernel_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch, fr
     assert fast_int8_products() is None
 
 
-@pytest.mark.parametrize(("seconds_of_int8", "used"), [(0.5, True), (0.9, False)])
-def test_products_are_used_where_they_are_faster(
-    seconds_of_int8: float, used: bool, monkeypatch: pytest.MonkeyPatch, fresh: None
+@pytest.mark.parametrize("fast", [True, False])
+def test_rows_are_coded_where_the_processor_is_made_for_it(
+    fast: bool, monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
-    seconds = iter([seconds_of_int8, 1.0])
-    monkeypatch.setattr(lens_products, "_seconds", lambda _: next(seconds))
-    assert (fast_int8_products() is not None) is used
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: fast)
+    assert (fast_int8_products() is not None) is fast
     weights = np.ones((300, 4), np.float16)
-    assert (Unembedding.prepare(weights, np.ones(300, np.bool_)).coded is not None) is used
+    assert (Unembedding.prepare(weights, np.ones(300, np.bool_)).coded is not None) is fast
+    more = unembedding_bytes(300, 4, 2) - 2 * 300 * 4
+    assert (more > TORCH_BYTES) is fast
 
 
 def test_rows_too_long_for_int32_are_not_coded() -> None:
