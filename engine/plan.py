@@ -105,7 +105,7 @@ class CaptureChoice:
     lens_layers: tuple[int, ...] | None = None
 
     @property
-    def stored_layers(self) -> tuple[int, ...]:
+    def token_layers(self) -> tuple[int, ...]:
         """Layers of the token axis: of hidden states where these are stored, else of the lens."""
         alone = self.lens_layers if "residual" not in self.tensors else None
         return alone or (self.layers if self.residual_layers is None else self.residual_layers)

@@ -84,7 +84,7 @@ class Lens:
             tied = self._sorted(normed[rows])
             found.logit.index_copy_(0, rows, tied.logit)
             found.token_id.index_copy_(0, rows, tied.token_id)
-        logit = found.logit[:, : self.topk]
+        logit = found.logit[:, : self.topk].contiguous()
         if self._softcap is not None:
             logit = torch.tanh(logit / self._softcap) * self._softcap
         return Pieces(found.token_id[:, : self.topk].int(), logit)

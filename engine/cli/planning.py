@@ -212,7 +212,7 @@ def _part_arrays(
         dtype=STORED_DTYPES[dtype],
         residual="residual" in tensors,
         pooled="pooled" in tensors,
-        token_layers=len(capture.stored_layers),
+        token_layers=len(capture.token_layers),
         lens_ranks=capture.lens_topk or 0,
         last_layer=checkpoint.block_count in capture.layers,
         blocks=BlockTensors(

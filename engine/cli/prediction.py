@@ -186,7 +186,7 @@ def _decoded_bytes(planned: Planned) -> int:
     """Bytes of one position's states that wait for the lens and are not stored; on a GPU they are not the host's."""
     capture = planned.capture
     waiting = capture.lens_topk is not None and "residual" not in capture.tensors
-    return len(capture.stored_layers) * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype] if waiting else 0
+    return len(capture.token_layers) * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype] if waiting else 0
 
 
 def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:

@@ -129,7 +129,10 @@ def test_of_equal_logits_the_smaller_id_comes_first(topk: int, monkeypatch: pyte
     expected = [sorted(allowed, key=lambda token_id, row=row: (-row[token_id], token_id))[:topk] for row in logits]
     assert found.token_id.tolist() == expected
     monkeypatch.setattr(lens_module, "_LOGIT_BYTES", 4 * 24 * 7)
+    logits_of, held = lens._logits, []
+    monkeypatch.setattr(lens, "_logits", lambda rows: held.append(logits_of(rows)) or held[-1])
     in_chunks = lens.top(states)
+    assert max(logits.nbytes for logits in held) <= 4 * 24 * 7
     assert torch.equal(in_chunks.token_id, found.token_id)
     assert torch.equal(in_chunks.logit, found.logit)
 

@@ -65,3 +65,21 @@ def test_estimate_prices_a_full_size_model_without_weights(
     assert f"layer {layers} × token {tokens:,} × dim {dim:,}" in result.stdout
     assert f"{layers * tokens * dim * 2 / 2**20:.1f} MiB" in result.stdout
     assert f"vocab 32,064 × dim {dim:,}" in result.stdout
+
+
+def test_states_that_wait_for_the_lens_are_counted(strata: Callable[..., Result], tmp_path: Path) -> None:
+    folder = write_configuration(tmp_path / "llava", SIZES["llava-1.5-7b"])
+    annotations = write_images(tmp_path / "images", 1)
+    arguments = ["--model", folder, "--source", "coco", "--annotations", annotations, "--images", tmp_path / "images"]
+    pages = [
+        strata("estimate", *arguments, "--capture", capture, "--batch-size", size).stdout
+        for capture in ("lens", "residual,lens")
+        for size in (100, 200)
+    ]
+    memory = [float(page.split("up to ")[-1].split(" GiB")[0]) for page in pages]
+    sequence = int(pages[0].split("the longest sequence has ")[1].split(")")[0])
+    pieces, states = 33 * 10 * 8, 33 * 4096 * 2
+    for less, more in (memory[:2], memory[2:]):
+        assert more - less == pytest.approx(1.5 * 100 * sequence * (pieces + states) / 2**30, rel=0.01)
+    share = float(pages[0].split(" % of it lens")[0].rsplit(maxsplit=1)[-1])
+    assert 50 < share < 65
