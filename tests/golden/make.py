@@ -45,6 +45,9 @@ QUERY_POSITIONS = (5, 3, -1)
 KEPT_BLOCKS = (3,)
 KEPT_ROLES = ("image", "instruction")
 FEWER = "token/attention_mass"
+LENS_LAYERS = (2, 3)
+LENS_ROLES = ("image",)
+TOPK = 2
 THUMBNAIL = b"\xff\xd8 bytes of a JPEG \xff\xd9"
 SEGMENTS = {"a/normal-1": ((0, 4), (4, 6)), "a/question-1": ((0, 4), (6, 8))}
 
@@ -98,6 +101,34 @@ def only_kept(values: np.ndarray) -> np.ndarray:
     blocks = np.isin(BLOCKS, KEPT_BLOCKS)[:, None, None, None]
     tokens = np.isin(TOKEN_ROLES, KEPT_ROLES)[:, None]
     return np.where(blocks & tokens, values, np.float32(np.nan))
+
+
+def lens_values() -> dict[str, np.ndarray]:
+    """Ids and logits of the lens (layer, token, rank): −1 and NaN but at the layers and roles that are kept."""
+    layer, token, rank = np.meshgrid(LAYERS, np.arange(len(TOKEN_ROLES)), np.arange(TOPK), indexing="ij")
+    kept = np.isin(layer, LENS_LAYERS) & np.isin(TOKEN_ROLES, LENS_ROLES)[:, None]
+    return {
+        "token/lens_token_id": np.where(kept, 3 + (layer + token + rank) % 4, -1).astype(np.int32),
+        "token/lens_logit": np.where(kept, layer + token / 8 - rank, np.nan).astype(np.float32),
+    }
+
+
+def lens_arrays(tokens: int) -> tuple[PartArray, ...]:
+    """The arrays of the lens of a part of so many tokens."""
+    said = {"units": "1", "layers": list(LENS_LAYERS), "roles": list(LENS_ROLES)}
+    kept = (len(LENS_LAYERS), int(np.isin(TOKEN_ROLES[:tokens], LENS_ROLES).sum()), TOPK)
+    return tuple(
+        PartArray(
+            path,
+            ("layer", "token", "rank"),
+            (len(LAYERS), tokens, TOPK),
+            str(values.dtype),
+            np.ascontiguousarray(values[:, :tokens]).__getitem__,
+            said,
+            kept=kept,
+        )
+        for path, values in lens_values().items()
+    )
 
 
 BLOCK_DIMS = {
@@ -158,6 +189,7 @@ def part(number: int) -> PartContent:
         PartArray("sample/mean", dims, mean.shape, "float32", lambda index: mean[index]),
         PartArray("sample/token_count", dims[1:3], counts.shape, "int32", lambda index: counts[index]),
         *block_arrays(tokens, 6 * len(samples)),
+        *lens_arrays(tokens),
     )
     key_token = [np.arange(start, stop) for sample_id in samples for start, stop in SEGMENTS[sample_id]]
     position = np.array([0, 1, 2, 3, 4, 5, 4, 5], np.int32)[:tokens]
@@ -218,7 +250,7 @@ def main() -> None:
     matrix = unembedding()
     record = tiny_record(LAYERS, 3, "bfloat16", PLAN_SHA256)
     capture = {
-        "tensors": ["residual", "pooled", "attention", "attention-mass", "attention-output", "mlp-output"],
+        "tensors": ["residual", "pooled", "attention", "attention-mass", "attention-output", "mlp-output", "lens"],
         "layers": LAYERS,
         "share_prefix": True,
         "residual_layers": None,
@@ -226,9 +258,11 @@ def main() -> None:
         "queries": QUERIES,
         "dtypes": {},
         "roles": None,
-        "tensor_roles": {"attention-mass": KEPT_ROLES},
+        "tensor_roles": {"attention-mass": KEPT_ROLES, "lens": LENS_ROLES},
         "tensor_blocks": {"attention-mass": KEPT_BLOCKS},
         "thumbnails": True,
+        "lens_topk": TOPK,
+        "lens_layers": LENS_LAYERS,
     }
     create_store(
         FOLDER,

@@ -15,6 +15,8 @@ from tests.golden.make import (
     KEPT_BLOCKS,
     KEPT_ROLES,
     LAYERS,
+    LENS_LAYERS,
+    LENS_ROLES,
     QUERIES,
     QUERY_POSITIONS,
     SEGMENTS,
@@ -22,6 +24,7 @@ from tests.golden.make import (
     TOKEN_ROLES,
     attention,
     block_values,
+    lens_values,
     only_kept,
     state,
     unembedding,
@@ -128,6 +131,19 @@ def test_keys_and_thumbnails(folder: Path) -> None:
     np.testing.assert_array_equal(sequence["key_role"], sequence["role"])
     assert store.attention["role"].attrs["flag_meanings"].split()[2] == "image"
     np.testing.assert_array_equal(sequence["key_patch_col"], sequence["patch_col"])
+
+
+def test_pieces_of_the_lens(folder: Path) -> None:
+    store = open_store(folder)
+    if folder.name in BEFORE_CHOICES:
+        assert not any(path.startswith("token/lens") for path in store.parts[0].manifest["arrays"])
+        return
+    assert store.kept_roles("lens") == LENS_ROLES
+    for path, values in lens_values().items():
+        stored = getattr(store, path.split("/")[1])
+        np.testing.assert_array_equal(stored, values)
+        assert stored.attrs["layers"] == list(LENS_LAYERS)
+        assert stored["layer"].values.tolist() == list(LAYERS)
 
 
 @pytest.mark.parametrize(("number", "sample_id"), list(enumerate(SEGMENTS)))
