@@ -62,7 +62,7 @@ def to_word_tables(
     parts : iterable of (Part, Pieces)
         Of `logit_lens.stored_pieces`.
     """
-    texts = pa.array(vocabulary["piece"], pa.string())
+    texts = list(vocabulary["piece"])
     for part, pieces in parts:
         tokens = find_tokens(part.samples, np.asarray(open_array(part, "token/role")[...]))
         position = np.asarray(open_array(part, "token/position")[...])[tokens.place]
@@ -99,12 +99,14 @@ def _of_samples(samples: pd.DataFrame, rows: NDArray[np.int64]) -> dict[str, pa.
     return {name: _named(samples[name], row) for name in ("prompt_kind", "prompt_id", "sample_id")}
 
 
-def _named(names: Iterable[str], codes: NDArray[np.number]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(list(names), pa.string()))
+def _named(names: Iterable[str], rows: NDArray[np.number]) -> pa.DictionaryArray:
+    """Take the name of each row by its place; names may repeat, but pandas wants each category once."""
+    encoded = pa.array(list(names), pa.string()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(encoded.indices.to_numpy()[rows.astype(np.int32)], encoded.dictionary)
 
 
 def _of_pieces(
-    own: _Own, layers: NDArray[np.int32], position: NDArray[np.int32], pieces: Pieces, texts: pa.Array
+    own: _Own, layers: NDArray[np.int32], position: NDArray[np.int32], pieces: Pieces, texts: list[str]
 ) -> dict[str, pa.Array | NDArray[Any]]:
     """Lay (layer, token, rank) of each sample's own tokens flat, sample after sample."""
     ranks = np.arange(1, pieces.token_id.shape[2] + 1, dtype=np.int32)
@@ -121,6 +123,6 @@ def _of_pieces(
         "position": flat(1, [position[tokens] for tokens in own.tokens]),
         "rank": flat(2, [ranks] * len(own.samples)),
         "token_id": token_id,
-        "piece": pa.DictionaryArray.from_arrays(token_id, texts),
+        "piece": _named(texts, token_id),
         "logit": logit,
     }

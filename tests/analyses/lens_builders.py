@@ -236,6 +236,9 @@ class Found(NamedTuple):
     dataset: xr.Dataset
 
 
+WORD_NAMES = ("store", "model", "source", "prompt_kind", "prompt_id", "sample_id", "piece")
+
+
 def analyse(
     stores: Path | Sequence[Path],
     kept: Path,
@@ -268,7 +271,7 @@ def analyse(
     ]
     return Found(
         pa.concat_tables(to_tables(results)).to_pandas(),
-        pa.concat_tables(words).unify_dictionaries().to_pandas().astype(dict.fromkeys(("sample_id", "piece"), str)),
+        pd.concat([table.to_pandas().astype(dict.fromkeys(WORD_NAMES, str)) for table in words], ignore_index=True),
         pa.concat_tables(to_trajectory_tables(results)).to_pandas() if trajectory else pd.DataFrame(),
         to_dataset(results, curves, {}),
     )

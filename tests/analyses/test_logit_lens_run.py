@@ -15,7 +15,7 @@ from analyses.memory import PROCESS_BYTES
 from analyses.registry import ANALYSES, options_of, run
 from engine.errors import StrataError, UsageError
 from tests.analyses.attention_builders import Spec
-from tests.analyses.lens_builders import CAPTIONS, PIECES, analyse, lens_samples, write_lens
+from tests.analyses.lens_builders import CAPTIONS, PIECES, WORD_NAMES, analyse, lens_samples, write_lens
 from tests.engine.store.builders import TinyStore, tiny_store
 
 WrittenStore = Callable[..., TinyStore]
@@ -46,7 +46,7 @@ def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
     assert lens(store, out, trajectory=True) == NAMES | TRAJECTORY
     found = analyse(store, tmp_path / "kept", trajectory=True)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "logit-lens.parquet"), found.scores)
-    words = pd.read_parquet(out / "logit-lens-words.parquet").astype({"sample_id": str, "piece": str})
+    words = pd.read_parquet(out / "logit-lens-words.parquet").astype(dict.fromkeys(WORD_NAMES, str))
     pd.testing.assert_frame_equal(words, found.words, check_categorical=False)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "logit-lens-trajectory.parquet"), found.trajectory)
     stored = xr.open_zarr(out / "logit-lens.zarr").load()

@@ -1,0 +1,62 @@
+"""Pieces that extraction stored and pieces computed from the stored states are the same, up to ties of the dtype."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from engine.cli.main import main
+from tests import tiny_llava
+from tests.analyses.lens_builders import analyse
+
+TOP = 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tie"),
+    # What logits of one state may differ by: float32 sums in another order; the final norm's weights and the
+    # unembedding are stored exactly in all three, and states as they were captured.
+    [("float32", 1e-4), ("float16", 1e-4), ("bfloat16", 1e-4)],
+)
+def test_both_ways_agree(tmp_path: Path, dtype: str, tie: float) -> None:
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(3)
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    model = tiny_llava.save_checkpoint(tmp_path / "model")
+    arguments = ["extract", "--model", model, "--source", "folder", "--images", tmp_path / "images", "--device", "cpu",
+                 "--dtype", dtype, "--prompts", "normal:2", "--capture", "residual,lens", "--lens-topk", str(TOP),
+                 "--out", tmp_path / "store"]  # fmt: skip
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    stored, computed = (
+        analyse(tmp_path / "store", tmp_path / source, topk=TOP, source=source).words.reset_index(drop=True)
+        for source in ("lens", "hidden_states")
+    )
+    places = ["sample_id", "layer", "position", "rank"]
+    assert stored[places].equals(computed[places])
+    assert len(stored) == 2 * 5 * 16 * TOP
+    np.testing.assert_allclose(stored["logit"], computed["logit"], rtol=1e-5, atol=tie)
+    logits = computed["logit"].to_numpy().reshape(-1, TOP)
+    apart = np.pad(-np.diff(logits, axis=1) > tie, ((0, 0), (0, 1)), constant_values=True)
+    apart[:, 1:] &= apart[:, :-1]
+    same = (stored["token_id"] == computed["token_id"]).to_numpy().reshape(-1, TOP)
+    assert same[apart].all()
+    assert apart.mean() > 0.9
+
+
+def test_auto_takes_what_was_stored_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 20), (200, 30, 60)).save(tmp_path / "images" / "a.png")
+    model = tiny_llava.save_checkpoint(tmp_path / "model")
+    arguments = ["extract", "--model", model, "--source", "folder", "--images", tmp_path / "images", "--device", "cpu",
+                 "--prompts", "normal:1", "--capture", "lens", "--lens-topk", "2", "--no-unembedding",
+                 "--out", tmp_path / "store"]  # fmt: skip
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    told: list[str] = []
+    found = analyse(tmp_path / "store", tmp_path / "kept", topk=2, notify=told.append)
+    assert len(found.words) == 5 * 16 * 2
+    assert any("pieces are those that extraction stored" in text for text in told)
