@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from engine.capture.block_capture import BlockCollector, BlockRows
-from engine.capture.final_norm import normed_states
 from engine.capture.hooks import residual_hooks
 from engine.capture.lens import Lens, Pieces
 from engine.capture.probe import Probe
 from engine.capture.rows import OnDevices, select_rows
+from engine.models.final_norm import normed_states
 from engine.models.load import LoadedModel
 from engine.models.tokens import TokenLayout
 from engine.vocabulary import ROLES

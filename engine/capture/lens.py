@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.capture.final_norm import normed_states
 from engine.capture.rows import OnDevices
 from engine.models.checkpoint import Checkpoint
+from engine.models.final_norm import normed_states
 from engine.models.load import LanguageModel, LoadedModel
 from engine.models.vocabulary import TokenizerVocabulary
 

@@ -58,8 +58,8 @@ class Family:
     image_states_depend_on_prompt
         Whether the states of image tokens change with the prompt. False for causal models that read the image before
         the instruction; checked with two prompts when a model is loaded.
-    norm_kind, norm_weight_offset
-        The language model's final norm: ``rms`` or ``layer``, and what is added to its weight (Gemma's 1).
+    norm_kind
+        The language model's final norm: ``rms`` or ``layer``.
     checked
         What has been checked of this family, in words for ``strata models``.
     """
@@ -74,7 +74,6 @@ class Family:
     side_text: SideText | None
     image_states_depend_on_prompt: bool
     norm_kind: Literal["rms", "layer"]
-    norm_weight_offset: float
     checked: str
 
     @property
@@ -118,7 +117,6 @@ FAMILIES: dict[str, Family] = {
             side_text=None,
             image_states_depend_on_prompt=False,
             norm_kind="rms",
-            norm_weight_offset=0.0,
             checked="states, roles and patches against transformers on random-weight models of this architecture, "
             "and on the trained demo model; not yet against the published 7B and 13B checkpoints",
         ),
@@ -133,7 +131,6 @@ FAMILIES: dict[str, Family] = {
             side_text=SideText(("qformer_input_ids", "qformer_attention_mask"), "qformer_tokenizer", "qformer_config"),
             image_states_depend_on_prompt=True,
             norm_kind="rms",
-            norm_weight_offset=0.0,
             checked="states, roles and both paddings against transformers on random-weight models of this "
             "architecture; not yet against the published Vicuna 7B and 13B checkpoints",
         ),

@@ -8,11 +8,14 @@ import torch
 
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
+from engine.models.final_norm import normed_states
 from engine.models.load import LoadedModel
 from engine.models.vocabulary import TokenizerVocabulary
 from engine.store import ModelMatrix, widen_bfloat16
 
 __all__ = ["ModelTables", "model_tables"]
+
+_SAME_NORM = 1e-3  # of the largest value: the formula is tried without the norm's epsilon
 
 
 class ModelTables(NamedTuple):
@@ -31,7 +34,7 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
     Raises
     ------
     StrataError
-        Where the final norm is not of the kind that the family table says.
+        Where the final norm is not of the kind that the family table says, or computes something else.
     """
     norm, matrix = loaded.language.final_norm, loaded.language.unembedding
     kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
@@ -50,11 +53,32 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
         attributes={
             "norm_kind": kind,
             "norm_eps": float(epsilon),
-            "norm_weight_offset": checkpoint.family.norm_weight_offset,
+            "norm_weight_offset": _weight_offset(norm, checkpoint.model_id),
             "logit_softcap": checkpoint.logit_softcap,
             "tied_embeddings": loaded.model.get_input_embeddings().weight is matrix,
         },
     )
+
+
+def _weight_offset(norm: torch.nn.Module, model_id: str) -> float:
+    """Find what a final norm adds to its weight: 1 in Gemma's, whose checkpoints hold the weight less one."""
+    weight = norm.get_parameter("weight").detach().float()
+    bias = dict(norm.named_parameters()).get("bias")
+    states = torch.linspace(-1, 2, len(weight), device=weight.device)[None]
+    found = normed_states(norm, states)
+    centred = states - states.mean() if isinstance(norm, torch.nn.LayerNorm) else states
+    unit = centred / centred.square().mean().sqrt()
+    differences = {}
+    for offset in (0.0, 1.0):
+        expected = unit * (weight + offset) + (0.0 if bias is None else bias.detach().float())
+        differences[offset] = float((found - expected).abs().max())
+    best = min(differences, key=differences.__getitem__)
+    if not differences[best] <= _SAME_NORM * float(found.abs().max()):
+        raise StrataError(
+            f"the final norm of {model_id}, {type(norm).__name__}, is off by {differences[best]:.2g} from states / "
+            "root mean square × weight, with 1 added to the weight or not: the store could not say what it is."
+        )
+    return best
 
 
 def _matrix(weight: torch.Tensor) -> ModelMatrix:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from engine.capture import lens as lens_module
-from engine.capture.final_norm import normed_states
 from engine.capture.forward import BatchCapture, capture_batch
 from engine.capture.lens import Lens, Pieces
 from engine.capture.probe import Probe
+from engine.models.final_norm import normed_states
 from engine.models.load import LanguageModel, LoadedModel, find_language_model
 from engine.models.vocabulary import TokenizerVocabulary
 from engine.vocabulary import ROLE_CODES

@@ -1,5 +1,6 @@
 """Vocabulary, unembedding and final norm against the tokenizer's and the model's own."""
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.models.load import LoadedModel, load_model
 from engine.models.tables import model_tables
 from engine.models.vocabulary import TokenizerVocabulary
 from engine.store import PLAN_SCHEMA, VOCABULARY_SCHEMA, create_store, open_store
+from tests import tiny_gemma_llava
 from tests.tiny_llava import TinyShape, save_checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -78,6 +80,29 @@ def test_a_norm_of_another_kind_is_refused(opened: tuple[Checkpoint, LoadedModel
     other = replace(checkpoint, family=replace(checkpoint.family, norm_kind="layer"))
     with pytest.raises(StrataError, match="LlamaRMSNorm; strata expects a layer norm"):
         model_tables(other, loaded, unembedding=True)
+
+
+def test_what_gemma_adds_to_its_norm_is_found_by_trying_it(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_gemma_llava.save_checkpoint(tmp_path / "gemma", TinyShape(blocks=1))))
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    attributes = model_tables(checkpoint, loaded, unembedding=False).attributes
+    assert attributes["norm_weight_offset"] == 1.0
+    assert attributes["tied_embeddings"]
+    assert attributes["logit_softcap"] == loaded.language.config.final_logit_softcapping
+
+
+def test_a_norm_that_computes_something_else_is_refused(opened: tuple[Checkpoint, LoadedModel]) -> None:
+    checkpoint, loaded = opened
+
+    class Doubling(type(loaded.language.final_norm)):  # type: ignore[misc]
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(hidden_states)
+
+    norm = copy.deepcopy(loaded.language.final_norm)
+    norm.__class__ = Doubling
+    other = replace(loaded, language=replace(loaded.language, final_norm=norm))
+    with pytest.raises(StrataError, match=r"Doubling, is off by .* with 1 added to the weight or not"):
+        model_tables(checkpoint, other, unembedding=False)
 
 
 def test_every_row_of_the_unembedding_has_a_piece_and_a_kind(checkpoint: Checkpoint) -> None:
