@@ -113,7 +113,7 @@ def test_a_toml_file_holds_options_and_the_command_line_wins(strata: Strata, dat
         (["--layers", "0,9"], "layer 9 does not exist; this model has 4 blocks"),
         (["--roles", "picture"], "'picture' is unknown; choose from special, preamble, image"),
         (["--roles", "generated"], "no prompt of this run has a token of such a role"),
-        (["--capture", "lens"], "'lens' is unknown; choose from residual, pooled, attention"),
+        (["--capture", "nose"], "'nose' is unknown; choose from residual, pooled, attention"),
         (["--capture", "pooled", "--roles", "image"], "pooled states alone, which cover all"),
         (["--queries", "last_text"], "--queries 'last_text' chooses rows of attention, but --capture leaves it out"),
         (["--capture", "attention", "--queries", "first"], "query 'first' is unknown: write last_text, last_image"),
