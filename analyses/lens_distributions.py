@@ -73,7 +73,7 @@ def distributions(
     if len(wrong):
         raise StrataError(
             f"state {wrong[0]} has logits that are not finite, at its layer or at the last, so it has no distribution: "
-            "the model overflowed there, or the store is damaged; check it with `strata verify --deep`"
+            "the model overflowed there, or the store is damaged; check it with `strata verify`"
         )
     return found
 

@@ -166,7 +166,7 @@ def _decoded(token_ids: NDArray[np.integer], ids: int) -> csr_array:
     """S (layer, id): how often each id stands in each row of token_ids (layer, token)."""
     outside = token_ids[(token_ids < 0) | (token_ids >= ids)]
     if outside.size:
-        raise StrataError(f"token id {outside[0]} is none of the {ids} of the vocabulary: see strata verify --deep")
+        raise StrataError(f"token id {outside[0]} is none of the {ids} of the vocabulary: see strata verify")
     layers, tokens = token_ids.shape
     rows = np.repeat(np.arange(layers), tokens)
     return _counts(rows, token_ids.ravel(), (layers, ids))

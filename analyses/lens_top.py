@@ -163,6 +163,5 @@ def _check_finite(states: NDArray[np.float32], norm: NDArray[np.float64], unembe
         if not np.isfinite(states[row]).all():
             reason = "holds a value that is not finite, so it has no logits"
         raise StrataError(
-            f"state {row} {reason}: the model overflowed there, or the store is damaged; check it with "
-            "`strata verify --deep`"
+            f"state {row} {reason}: the model overflowed there, or the store is damaged; check it with `strata verify`"
         )

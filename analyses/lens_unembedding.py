@@ -129,7 +129,7 @@ class Unembedding(NamedTuple):
             row = int(np.flatnonzero(~np.isfinite(norm))[0])
             raise StrataError(
                 f"row {row} of the unembedding holds a value that is not finite or whose square exceeds float32, "
-                "so no logit of it exists: check the store with `strata verify --deep`, or extract it again"
+                "so no logit of it exists: check the store with `strata verify`, or extract it again"
             )
         fits = dim * LARGEST_CODE**2 < 2**31  # sums of products of codes are int32
         coded = _code_rows(weights, allowed, norm, products) if products is not None and fits else None

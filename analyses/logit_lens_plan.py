@@ -1,7 +1,7 @@
 """Planning LogitLens of a store: what pieces come from, which layers, one task per part, and what its memory allows."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from analyses.lens_layers import choose_layers
 from analyses.lens_memory import model_bytes, part_lens_bytes, results_bytes
@@ -12,11 +12,13 @@ from analyses.memory import check_memory, fitting_workers
 from analyses.resources import Resources
 from engine.errors import StrataError, UsageError
 from engine.store import Store
+from engine.vocabulary import ROLES
 
 __all__ = ["SOURCES", "LensChoice", "plan_tasks", "plan_workers"]
 
 SOURCES = ("auto", "lens", "hidden_states")
-"""What pieces may be asked to come from; auto is the stored pieces, where they are there and enough."""
+"""What pieces may be asked to come from; auto is the stored pieces, where they are there and enough, and hidden states
+do not reach further."""
 
 
 class LensChoice(NamedTuple):
@@ -55,16 +57,11 @@ def plan_tasks(store: Store, choice: LensChoice) -> list[LensTask]:
         raise UsageError(f"--topk {choice.topk}: at least one piece per token is needed")
     if not any(part.manifest["samples"] for part in store.parts):
         raise StrataError(f"{store.url} holds no committed sample: finish the extraction by running it again")
-    roles = store.record["capture"].get("roles")
-    if roles is not None and "image" not in roles:
-        raise UsageError(
-            f"{store.url} holds no image tokens, only tokens of {', '.join(roles)}: extract another store with image "
-            "among its --roles"
-        )
     source = _choose_source(store, choice)
+    _check_roles(store, ARRAYS[source][0])
     if source == "hidden_states" or choice.trajectory:
         _check_model(store, choice)
-    layers = choose_layers(store.parts[0].variable("token/layer").to_numpy().tolist(), choice.layers, "--layers")
+    layers = choose_layers(_kept_layers(store, ARRAYS[source][0]), choice.layers, "--layers")
     topk = choice.topk if source == "lens" else min(choice.topk, int(allowed_ids(store).sum()))
     return [
         LensTask(
@@ -76,7 +73,7 @@ def plan_tasks(store: Store, choice: LensChoice) -> list[LensTask]:
             layers,
             store.block_count,
             choice.trajectory,
-            roles is None,
+            _kept_roles(store, STATES_PATH) == ROLES,
         )
         for part in store.parts
     ]
@@ -86,7 +83,7 @@ def _choose_source(store: Store, choice: LensChoice) -> LensSource:
     if choice.source not in SOURCES:
         raise UsageError(f"--source {choice.source}: choose from {', '.join(SOURCES)}")
     ranks = _stored_ranks(store)
-    if choice.source == "lens" or (choice.source == "auto" and ranks >= choice.topk):
+    if choice.source == "lens" or (choice.source == "auto" and ranks >= choice.topk and not _states_say_more(store)):
         if not ranks:
             raise UsageError(
                 f"{store.url} holds no {ARRAYS['lens'][0]}: leave --source out, or extract another store with "
@@ -108,6 +105,41 @@ def _choose_source(store: Store, choice: LensChoice) -> LensSource:
     return "hidden_states"
 
 
+def _states_say_more(store: Store) -> bool:
+    """Whether image tokens have hidden states of layers that stored pieces leave out."""
+    if not _in_all_parts(store, ARRAYS["hidden_states"]) or "image" not in _kept_roles(store, STATES_PATH):
+        return False
+    path = ARRAYS["lens"][0]
+    fewer = len(_kept_layers(store, path)) < len(_kept_layers(store, STATES_PATH))
+    return fewer or "image" not in _kept_roles(store, path)
+
+
+def _check_roles(store: Store, path: str) -> None:
+    roles = _kept_roles(store, path)
+    if "image" not in roles:
+        raise UsageError(
+            f"{path} of {store.url} holds no image tokens, only tokens of {', '.join(roles)}: extract another store "
+            "with image among its roles"
+        )
+
+
+def _kept_roles(store: Store, path: str) -> tuple[str, ...]:
+    """Roles of the tokens that an array keeps."""
+    axis = store.record["capture"].get("roles") or ROLES
+    return tuple(_attributes(store, path).get("roles", axis))
+
+
+def _kept_layers(store: Store, path: str) -> list[int]:
+    """Layers that an array on the token axis keeps, ascending."""
+    axis = store.parts[0].variable("token/layer").to_numpy().tolist()
+    return list(_attributes(store, path).get("layers", axis))
+
+
+def _attributes(store: Store, path: str) -> Mapping[str, Any]:
+    arrays = store.parts[0].manifest["arrays"]
+    return arrays[path]["attributes"] if path in arrays else {}
+
+
 def _stored_ranks(store: Store) -> int:
     """Return how many pieces per token every part holds."""
     if not _in_all_parts(store, ARRAYS["lens"]):
@@ -121,6 +153,7 @@ def _in_all_parts(store: Store, paths: Sequence[str]) -> bool:
 
 def _check_model(store: Store, choice: LensChoice) -> None:
     """Refuse what logits cannot be computed from."""
+    _check_roles(store, STATES_PATH)
     if not _in_all_parts(store, ARRAYS["hidden_states"]):
         raise UsageError(
             f"{store.url} holds no {STATES_PATH}, and --trajectory needs all logits: leave --trajectory out, or "
@@ -136,7 +169,7 @@ def _check_model(store: Store, choice: LensChoice) -> None:
     if weights.shape != (pieces, dim):
         raise StrataError(
             f"{store.url} has an unembedding of {weights.shape[0]} rows of {weights.shape[1]} numbers, a vocabulary of "
-            f"{pieces} pieces and states of {dim} numbers, which do not fit each other: `strata verify --deep` says "
+            f"{pieces} pieces and states of {dim} numbers, which do not fit each other: `strata verify` says "
             "whether the store is damaged; else extract it again"
         )
     if not allowed_ids(store).any():

@@ -60,6 +60,7 @@ def model_tables(checkpoint: Checkpoint, loaded: LoadedModel, *, unembedding: bo
     )
 
 
+@torch.no_grad()
 def _weight_offset(norm: torch.nn.Module, model_id: str) -> float:
     """Find what a final norm adds to its weight: 1 in Gemma's, whose checkpoints hold the weight less one."""
     weight = norm.get_parameter("weight").detach().float()

@@ -157,7 +157,7 @@ def test_capped_logits_keep_the_order_of_the_others(products: Int8Products | Non
 def test_a_state_that_is_not_finite_is_named(value: float, products: Int8Products | None) -> None:
     weights, states = make("gaussian")
     states[4, 7] = value
-    with pytest.raises(StrataError, match=r"state 4 holds a value that is not finite, .* `strata verify --deep`"):
+    with pytest.raises(StrataError, match=r"state 4 holds a value that is not finite, .* `strata verify`"):
         top_pieces(states, Unembedding.prepare(weights, everything(len(weights)), products=products), K)
 
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from engine.cli.main import main
+from engine.errors import UsageError
 from tests import tiny_llava
 from tests.analyses.lens_builders import analyse
 
@@ -45,6 +46,52 @@ def test_both_ways_agree(tmp_path: Path, dtype: str, tie: float) -> None:
     same = (stored["token_id"] == computed["token_id"]).to_numpy().reshape(-1, TOP)
     assert same[apart].all()
     assert apart.mean() > 0.9
+
+
+LAYERS_AND_ROLES = """
+[residual]
+roles = "image,template"
+[lens]
+layers = "1,3"
+roles = "image"
+"""
+
+
+def test_layers_and_roles_of_their_own(tmp_path: Path) -> None:
+    """Pieces of two layers beside states of all: auto takes what reaches further, and each source knows its layers."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 20), (200, 30, 60)).save(tmp_path / "images" / "a.png")
+    model = tiny_llava.save_checkpoint(tmp_path / "model")
+    (tmp_path / "run.toml").write_text(LAYERS_AND_ROLES)
+    arguments = ["extract", "--model", model, "--source", "folder", "--images", tmp_path / "images", "--device", "cpu",
+                 "--prompts", "normal:1", "--capture", "residual,lens", "--lens-topk", "2",
+                 "--config", tmp_path / "run.toml", "--out", tmp_path / "store"]  # fmt: skip
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    found = {
+        source: analyse(tmp_path / "store", tmp_path / source, topk=2, source=source).words
+        for source in ("auto", "lens", "hidden_states")
+    }
+    assert found["lens"]["layer"].unique().tolist() == [1, 3]
+    assert found["hidden_states"]["layer"].unique().tolist() == [0, 1, 2, 3, 4]
+    assert found["auto"].equals(found["hidden_states"])
+    of_two = found["hidden_states"][found["hidden_states"]["layer"].isin([1, 3])]
+    assert of_two["token_id"].tolist() == found["lens"]["token_id"].tolist()
+
+
+def test_states_without_image_tokens_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 20), (200, 30, 60)).save(tmp_path / "images" / "a.png")
+    model = tiny_llava.save_checkpoint(tmp_path / "model")
+    (tmp_path / "run.toml").write_text('[residual]\nroles = "template"\n')
+    arguments = ["extract", "--model", model, "--source", "folder", "--images", tmp_path / "images", "--device", "cpu",
+                 "--prompts", "normal:1", "--capture", "residual,lens", "--lens-topk", "2",
+                 "--config", tmp_path / "run.toml", "--out", tmp_path / "store"]  # fmt: skip
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    with pytest.raises(UsageError, match=r"token/hidden_states of .* holds no image tokens, only tokens of template"):
+        analyse(tmp_path / "store", tmp_path / "kept", topk=2, source="hidden_states")
+    assert len(analyse(tmp_path / "store", tmp_path / "kept", topk=2).words) == 5 * 16 * 2
 
 
 def test_auto_takes_what_was_stored_and_says_so(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_attention_that_is_changed_before_its_projection_is_refused_with_block_a
     loaded = load(checkpoints["llava"], dtype)
     gate = loaded.language.blocks[1].self_attn.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * 0.7,))
     with pytest.raises(
-        StrataError, match=r"does not get what the model's attention puts out \(block 2: relative difference (2.9|3.0)[0-9]e-01"
+        StrataError,
+        match=r"does not get what the model's attention puts out \(block 2: relative difference (2.9|3.0)[0-9]e-01",
     ):
         check_attention(loaded, prepared(checkpoints["llava"]), PROBE, pad_id=0)
     check_attention(loaded, prepared(checkpoints["llava"]), PROBE._replace(blocks=(1, 3)), pad_id=0)
