@@ -95,7 +95,9 @@ def _draw_panel(ax: Axes, axis: LayerAxis, own: Sequence[LensCurve], measure: st
         drawn = drawn or images > 0
         for variant in _LINES_DRAWN[measure][: None if alone else 1] if images else ():
             mean, std = job.curves.statistics[:2, CURVES.index((measure, variant))]
-            ax.plot(places, mean, color=job.colour, **_LINES.get(variant, _LINES["unique"]))
+            # A line through one layer would be invisible.
+            marker = "o" if len(places) == 1 else ""
+            ax.plot(places, mean, color=job.colour, marker=marker, **_LINES.get(variant, _LINES["unique"]))
             if variant == _LINES_DRAWN[measure][0] and images > 1:
                 low, high = np.maximum(mean - std, 0), np.minimum(mean + std, 1)
                 ax.fill_between(places, low, high, color=job.colour, alpha=0.2 if alone else 0.1, linewidth=0)

@@ -96,7 +96,7 @@ def _draw_layer(ax: Axes, image: ImagePieces, number: int) -> None:
     strength = (logits - low) / (high - low) if high > low else np.zeros_like(logits)
     if image.picture is not None:
         ax.imshow(pale(image.picture), extent=(0, columns, rows, 0), interpolation="bilinear")
-    solid = 1.0 if image.picture is None else 0.6
+    solid = 1.0 if image.picture is None else 0.8
     for row, col, text, share, match in zip(
         image.row, image.col, image.text[number], strength, image.matches[number], strict=True
     ):

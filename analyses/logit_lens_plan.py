@@ -83,7 +83,9 @@ def _choose_source(store: Store, choice: LensChoice) -> LensSource:
     if choice.source not in SOURCES:
         raise UsageError(f"--source {choice.source}: choose from {', '.join(SOURCES)}")
     ranks = _stored_ranks(store)
-    if choice.source == "lens" or (choice.source == "auto" and ranks >= choice.topk and not _states_say_more(store)):
+    if choice.source == "lens" or (
+        choice.source == "auto" and ranks >= choice.topk and not _states_say_more(store, choice)
+    ):
         if not ranks:
             raise UsageError(
                 f"{store.url} holds no {ARRAYS['lens'][0]}: leave --source out, or extract another store with "
@@ -97,7 +99,11 @@ def _choose_source(store: Store, choice: LensChoice) -> LensSource:
         return "lens"
     if not _in_all_parts(store, ARRAYS["hidden_states"]):
         captured = ", ".join(store.record["capture"].get("tensors", ())) or "nothing that this strata knows"
-        stored = f"{ranks} pieces per token (lower --topk to {ranks}), but no" if ranks else "neither pieces nor"
+        stored = (
+            f"{ranks} pieces per token (leave --source out, --topk at most {ranks}), but no"
+            if ranks
+            else "neither pieces nor"
+        )
         raise UsageError(
             f"{store.url} holds {stored} hidden states, it captured {captured}: extract another store with "
             f"--capture residual, or with --capture lens --lens-topk {choice.topk}"
@@ -105,13 +111,14 @@ def _choose_source(store: Store, choice: LensChoice) -> LensSource:
     return "hidden_states"
 
 
-def _states_say_more(store: Store) -> bool:
-    """Whether image tokens have hidden states of layers that stored pieces leave out."""
-    if not _in_all_parts(store, ARRAYS["hidden_states"]) or "image" not in _kept_roles(store, STATES_PATH):
+def _states_say_more(store: Store, choice: LensChoice) -> bool:
+    """Whether image tokens have hidden states, which can be decoded, of layers asked for that stored pieces lack."""
+    decodable = _in_all_parts(store, ARRAYS["hidden_states"]) and store.model.unembedding is not None
+    if not decodable or "image" not in _kept_roles(store, STATES_PATH):
         return False
     path = ARRAYS["lens"][0]
-    fewer = len(_kept_layers(store, path)) < len(_kept_layers(store, STATES_PATH))
-    return fewer or "image" not in _kept_roles(store, path)
+    asked = choose_layers(_kept_layers(store, STATES_PATH), choice.layers, "--layers")
+    return bool(set(asked) - set(_kept_layers(store, path))) or "image" not in _kept_roles(store, path)
 
 
 def _check_roles(store: Store, path: str) -> None:
@@ -161,9 +168,11 @@ def _check_model(store: Store, choice: LensChoice) -> None:
         )
     weights = store.model.unembedding
     if weights is None:
+        ranks = _stored_ranks(store)
+        stored = f"take its {ranks} stored pieces per token (--source lens --topk {ranks}), or " if ranks else ""
         raise UsageError(
-            f"{store.url} holds no unembedding, it was extracted with --no-unembedding, and logits need it: extract "
-            f"another store without --no-unembedding, or with --capture lens --lens-topk {choice.topk}"
+            f"{store.url} holds no unembedding, it was extracted with --no-unembedding, and logits need it: {stored}"
+            f"extract another store without --no-unembedding, or with --capture lens --lens-topk {choice.topk}"
         )
     pieces, dim = len(store.model.vocabulary), int(store.parts[0].manifest["arrays"][STATES_PATH]["shape"][2])
     if weights.shape != (pieces, dim):

@@ -59,7 +59,7 @@ def _draw_curve(ax: Axes, axis: LayerAxis, curve: LensCurve, measure: str, what:
     assert curve.curves.trajectory is not None
     mean, std = curve.curves.trajectory[:2, MEASURES.index(measure), WHATS.index(what)]
     places = axis.at(curve.item.result.layers, curve.item.result.block_count)
-    ax.plot(places, mean, color=curve.colour, **_LINES[what])
+    ax.plot(places, mean, color=curve.colour, marker="o" if len(places) == 1 else "", **_LINES[what])
     if np.isfinite(std).all():
         low = np.maximum(mean - std, 0)
         ax.fill_between(places, low, mean + std, color=curve.colour, alpha=0.15, linewidth=0)

@@ -11,7 +11,7 @@ from engine.audit.compare import Deviations, compare_vectors
 from engine.audit.fresh import FreshPass, FreshPasses
 from engine.audit.logits import stored_logits
 from engine.audit.stored import StoredSample
-from engine.audit.tensors import ComparedSample, compare_sample, name_place
+from engine.audit.tensors import ComparedSample, compare_sample, name_place, relative_rounding
 from engine.audit.verdict import TOLERANCES, Worst, find_worst
 from engine.errors import StrataError
 from engine.prompts import Prompt
@@ -189,8 +189,7 @@ def _logit_deviations(
 ) -> Deviations:
     states = sample.slab(_STATES, int(np.flatnonzero(store.state_layers == store.block_count)[0]))[chosen]
     found = stored_logits(store.model, states)
-    attributes = sample.arrays[_STATES]["attributes"]
-    relative = float(attributes.get("rounding_max_relative_error", 0.0))
+    relative = relative_rounding(sample.arrays[_STATES])
     values = (found.values, *(one.logits for one in (fresh, *others)))
     held, anew, *again = (logits.astype(np.float64)[None] for logits in values)
     return compare_vectors(held, anew, again, 2 * relative * found.leverage)

@@ -13,7 +13,7 @@ from engine.audit.lens import LENS_ID, FreshPieces, compare_ids
 from engine.audit.stored import StoredSample
 from engine.store import KEY_COORDINATES, PartArray, PartContent
 
-__all__ = ["ComparedSample", "compare_sample", "name_place", "rounding_allowance"]
+__all__ = ["ComparedSample", "compare_sample", "name_place", "relative_rounding", "rounding_allowance"]
 
 _VECTOR_DIMS = ("dim", "source_role", "key", "head", "rank")
 """The first of these that a tensor has runs along its vectors: states by token, attention rows by query and head."""
@@ -159,7 +159,7 @@ def _dims(array: PartArray) -> tuple[str, ...]:
 
 def _deviations(stored: StoredSample, fresh: PartArray, others: Sequence[PartArray]) -> Deviations:
     axis = fresh.dims.index(_dims(fresh)[-1]) - 1
-    attributes = stored.arrays[fresh.path]["attributes"]
+    entry = stored.arrays[fresh.path]
     slabs = []
     for index in range(fresh.shape[0]):
         one = fresh.slab(index)
@@ -167,24 +167,43 @@ def _deviations(stored: StoredSample, fresh: PartArray, others: Sequence[PartArr
         copies = (other.slab(index)[tuple(map(slice, one.shape))] for other in others)
         values = (stored.slab(fresh.path, index), one, *copies)
         held, anew, *again = (np.moveaxis(np.asarray(slab, dtype=np.float64), axis, -1) for slab in values)
-        slabs.append(compare_vectors(held, anew, again, rounding_allowance(attributes, np.abs(anew))))
+        slabs.append(compare_vectors(held, anew, again, rounding_allowance(entry, np.abs(anew))))
     return Deviations(*(np.stack(part) for part in zip(*slabs, strict=True)))
 
 
-def rounding_allowance(attributes: Mapping[str, Any], magnitude: np.ndarray) -> np.ndarray | float:
+def rounding_allowance(entry: Mapping[str, Any], magnitude: np.ndarray) -> np.ndarray | float:
     """How far values may be off because they were rounded for storing, from the errors measured at writing.
+
+    Below the smallest normal number of the dtype the spacing is constant, so the error is what it is at that number.
 
     Parameters
     ----------
-    attributes
-        Of the stored array.
+    entry
+        The manifest's entry of the stored array.
     magnitude
         Of the values, any shape.
     """
-    if "rounding_max_relative_error" not in attributes:
+    relative = relative_rounding(entry)
+    if not relative:
         return 0.0
-    relative = float(attributes["rounding_max_relative_error"])
-    return np.minimum(relative * magnitude, float(attributes["rounding_max_absolute_error"]))
+    normal = np.maximum(magnitude, np.finfo(entry["dtype"]).tiny)
+    return np.minimum(relative * normal, float(entry["attributes"]["rounding_max_absolute_error"]))
+
+
+def relative_rounding(entry: Mapping[str, Any]) -> float:
+    """Largest relative error of normal numbers that were rounded for storing: measured, at most that of the arithmetic.
+
+    What is measured may be 1: a single value below the smallest number of float16 becomes 0, and would excuse others.
+
+    Parameters
+    ----------
+    entry
+        The manifest's entry of the stored array.
+    """
+    attributes = entry["attributes"]
+    steps = [np.finfo(entry["dtype"]).nmant, *([attributes["mantissa_bits"]] if "mantissa_bits" in attributes else [])]
+    possible = float(np.prod([1 + 2.0 ** -(bits + 1) for bits in steps])) - 1
+    return min(float(attributes.get("rounding_max_relative_error", 0.0)), possible)
 
 
 def name_place(path: str, dims: tuple[str, ...], index: tuple[int, ...], compared: ComparedSample) -> str:

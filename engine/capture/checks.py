@@ -73,7 +73,7 @@ def check_prompt_dependence(
         Naming the layer with the lowest mean cosine.
     """
     layers = probe.layers if probe.layers and not depends else tuple(range(probe.block_count + 1))
-    of_states = probe._replace(layers=layers, residual=True, residual_layers=None, pooled=False, lens_layers=())
+    of_states = Probe(layers, residual=True, pooled=False, block_count=probe.block_count)
     states = _states_of_two(loaded, prepared, of_states, pad_id)
     if len(states) < 2:
         return

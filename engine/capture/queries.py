@@ -16,7 +16,7 @@ __all__ = ["DEFAULT_QUERIES", "check_query_names", "query_positions"]
 
 DEFAULT_QUERIES = ("last_text", "last_image")
 
-_BY_INDEX = re.compile(rf"(?P<role>{'|'.join(ROLES)}):(?P<index>-?[0-9]{{1,6}})")
+_BY_INDEX = re.compile(rf"(?P<role>{'|'.join(ROLES)}):(?P<index>0|-?[1-9][0-9]{{0,5}})")
 
 
 def check_query_names(names: Sequence[str]) -> None:

@@ -55,12 +55,12 @@ class RunOptions:
     def from_click(cls, values: dict[str, Any]) -> "RunOptions":
         """Pick this class's fields out of a command's parameters, while the command runs."""
         chosen = {field.name: values[field.name] for field in fields(cls)}
-        source = click.get_current_context().get_parameter_source("layers")
-        if source is ParameterSource.COMMANDLINE:
-            chosen["tensors"] = {
-                name: {key: value for key, value in table.items() if key != "layers"}
-                for name, table in chosen["tensors"].items()
-            }
+        context = click.get_current_context()
+        given = {key for key in ("layers", "roles") if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
+        chosen["tensors"] = {
+            name: {key: value for key, value in table.items() if key not in given}
+            for name, table in chosen["tensors"].items()
+        }
         return cls(**chosen)
 
 
@@ -95,6 +95,8 @@ def _load_config(context: click.Context, parameter: click.Parameter, path: Path 
     options = {option.name: option for option in context.command.params if option is not parameter}
     tables = {name: _read_table(path, name, value) for name, value in entries.items() if isinstance(value, dict)}
     defaults = {name.replace("-", "_"): value for name, value in entries.items() if name not in tables}
+    # One file serves both commands that plan a run: what only the other one knows is for it.
+    defaults = {name: value for name, value in defaults.items() if name in options or name not in _of_runs(context)}
     unknown = sorted(set(defaults) - options.keys())
     if unknown:
         raise UsageError(
@@ -110,6 +112,14 @@ def _load_config(context: click.Context, parameter: click.Parameter, path: Path 
         defaults["queries"] = tables["attention"].pop("queries")
     context.default_map = {**(context.default_map or {}), **defaults}
     return tables
+
+
+def _of_runs(context: click.Context) -> set[str | None]:
+    """Names of the options of all commands that plan a run."""
+    root = context.find_root().command
+    names = ("extract", "estimate")
+    commands = [root.get_command(context, name) for name in names] if isinstance(root, click.Group) else []
+    return {option.name for command in commands if command is not None for option in command.params}
 
 
 def _in_notation(value: Any) -> Any:
@@ -208,8 +218,8 @@ _OPTIONS = (
     click.option("--layers", help="Layers to keep, 0 (embeddings) to L: 0,8,16:32 (the end excluded). Default: all."),
     click.option(
         "--roles",
-        help="Roles whose tokens are stored, such as image,instruction, of every tensor whose table in --config names "
-        "none. Default: all.",
+        help="Roles whose tokens are stored, such as image,instruction. In a --config file tensors can have their own; "
+        "on the command line this is for all of them. Default: all.",
     ),
     click.option(
         "--share-prefix",

@@ -105,7 +105,7 @@ def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
     for path, options, message in (
         (store, {"topk": 0}, "--topk 0: at least one"),
         (store, {"topk": 5, "source": "lens"}, "holds 2 pieces per token, --topk 5.*lower --topk to 2"),
-        (alone, {"topk": 5}, r"2 pieces per token \(lower --topk to 2\), but no hidden states"),
+        (alone, {"topk": 5}, r"2 pieces per token \(leave --source out, --topk at most 2\), but no hidden states"),
         (plain, {"source": "lens"}, "holds no token/lens_token_id: leave --source out"),
         (plain, {"source": "pooled"}, "--source pooled: choose from auto, lens, hidden_states"),
         (plain, {"bootstraps": 0}, "--bootstraps 0: at least 1"),

@@ -11,6 +11,7 @@ from engine.audit.stored import StoredSample
 from engine.audit.tensors import ComparedSample, compare_sample, name_place, rounding_allowance
 from engine.audit.verdict import find_worst
 from engine.store import PartContent, open_store
+from engine.store.dtypes import round_mantissa, round_to_dtype
 from tests.engine.store.builders import TinySample, TinyStore, tiny_part, tiny_store
 from tests.engine.store.kept_roles import keep_roles
 
@@ -148,6 +149,23 @@ def test_tensors_that_only_one_side_has_are_named(tmp_path: Path) -> None:
 
 
 def test_rounding_allows_the_smaller_of_both_recorded_errors() -> None:
-    attributes = {"rounding_max_relative_error": 0.25, "rounding_max_absolute_error": 1.0}
-    np.testing.assert_array_equal(rounding_allowance(attributes, np.array([0.0, 2.0, 100.0])), [0.0, 0.5, 1.0])
-    assert rounding_allowance({"units": "1"}, np.ones(3)) == 0.0
+    attributes = {"rounding_max_relative_error": 0.25, "rounding_max_absolute_error": 1.0, "mantissa_bits": 1}
+    entry = {"dtype": "float32", "attributes": attributes}
+    np.testing.assert_allclose(rounding_allowance(entry, np.array([0.0, 2.0, 100.0])), [0.0, 0.5, 1.0], atol=1e-30)
+    assert rounding_allowance({"dtype": "float32", "attributes": {"units": "1"}}, np.ones(3)) == 0.0
+
+
+@pytest.mark.parametrize("bits", [None, 3])
+def test_rounding_of_numbers_too_small_for_float16_excuses_no_others(bits: int | None) -> None:
+    captured = np.array([1e-9, 3e-8, 1e-6, 5e-5, 1e-3, 0.3, 700.0], np.float32)
+    rounded = round_to_dtype(captured, "float16", "token/x")
+    roundings = [rounded, *([] if bits is None else [round_mantissa(rounded.values, bits)])]
+    attributes = {
+        "rounding_max_relative_error": sum(rounding.max_relative_error for rounding in roundings),
+        "rounding_max_absolute_error": sum(rounding.max_absolute_error for rounding in roundings),
+        **({} if bits is None else {"mantissa_bits": bits}),
+    }
+    assert attributes["rounding_max_relative_error"] >= 1
+    allowed = rounding_allowance({"dtype": "float16", "attributes": attributes}, captured.astype(np.float64))
+    assert (np.abs(roundings[-1].values.astype(np.float64) - captured) <= allowed).all()
+    assert (allowed[4:] <= captured[4:] * (2**-10 if bits is None else 2**-3)).all()
