@@ -9,7 +9,7 @@ from analyses.final_norm import read_final_norm
 from analyses.memory import check_memory, fitting_workers, means_bytes, part_bytes, result_bytes, statistics_bytes
 from analyses.part_task import ADJUSTMENTS, Adjustment, PartTask, Source
 from analyses.resources import Resources
-from engine.errors import StrataError, UsageError
+from engine.errors import StrataError, UnfitStoreError, UsageError
 from engine.store import Part, Store
 from engine.vocabulary import ROLES
 
@@ -87,13 +87,13 @@ def check_kept(store: Store, text_roles: Sequence[str]) -> None:
 
     Raises
     ------
-    UsageError
+    UnfitStoreError
         Naming those that are not.
     """
     kept = store.kept_roles("residual")
     missing = [role for role in ("image", *text_roles) if role not in kept]
     if missing:
-        raise UsageError(
+        raise UnfitStoreError(
             f"{store.url} keeps hidden states of {', '.join(kept)} tokens alone, not of {', '.join(missing)}, and no "
             "pooled states are read instead: choose --text-roles among those that are kept, or extract another store "
             "with --capture pooled or with hidden states of these roles"

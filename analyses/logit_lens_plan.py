@@ -10,7 +10,7 @@ from analyses.lens_states import STATES_PATH
 from analyses.lens_task import ARRAYS, LensSource, LensTask
 from analyses.memory import check_memory, fitting_workers
 from analyses.resources import Resources
-from engine.errors import StrataError, UsageError
+from engine.errors import StrataError, UnfitStoreError, UsageError
 from engine.store import Store
 from engine.vocabulary import ROLES
 
@@ -87,12 +87,12 @@ def _choose_source(store: Store, choice: LensChoice) -> LensSource:
         choice.source == "auto" and ranks >= choice.topk and not _states_say_more(store, choice)
     ):
         if not ranks:
-            raise UsageError(
+            raise UnfitStoreError(
                 f"{store.url} holds no {ARRAYS['lens'][0]}: leave --source out, or extract another store with "
                 f"--capture lens --lens-topk {choice.topk}"
             )
         if ranks < choice.topk:
-            raise UsageError(
+            raise UnfitStoreError(
                 f"{store.url} holds {ranks} pieces per token, --topk {choice.topk} are asked for: lower --topk to "
                 f"{ranks}, or extract another store with --lens-topk {choice.topk}"
             )
@@ -104,7 +104,7 @@ def _choose_source(store: Store, choice: LensChoice) -> LensSource:
             if ranks
             else "neither pieces nor"
         )
-        raise UsageError(
+        raise UnfitStoreError(
             f"{store.url} holds {stored} hidden states, it captured {captured}: extract another store with "
             f"--capture residual, or with --capture lens --lens-topk {choice.topk}"
         )
@@ -124,7 +124,7 @@ def _states_say_more(store: Store, choice: LensChoice) -> bool:
 def _check_roles(store: Store, path: str) -> None:
     roles = _kept_roles(store, path)
     if "image" not in roles:
-        raise UsageError(
+        raise UnfitStoreError(
             f"{path} of {store.url} holds no image tokens, only tokens of {', '.join(roles)}: extract another store "
             "with image among its roles"
         )
@@ -162,7 +162,7 @@ def _check_model(store: Store, choice: LensChoice) -> None:
     """Refuse what logits cannot be computed from."""
     _check_roles(store, STATES_PATH)
     if not _in_all_parts(store, ARRAYS["hidden_states"]):
-        raise UsageError(
+        raise UnfitStoreError(
             f"{store.url} holds no {STATES_PATH}, and --trajectory needs all logits: leave --trajectory out, or "
             "extract another store with --capture residual"
         )
@@ -170,7 +170,7 @@ def _check_model(store: Store, choice: LensChoice) -> None:
     if weights is None:
         ranks = _stored_ranks(store)
         stored = f"take its {ranks} stored pieces per token (--source lens --topk {ranks}), or " if ranks else ""
-        raise UsageError(
+        raise UnfitStoreError(
             f"{store.url} holds no unembedding, it was extracted with --no-unembedding, and logits need it: {stored}"
             f"extract another store without --no-unembedding, or with --capture lens --lens-topk {choice.topk}"
         )
@@ -187,7 +187,7 @@ def _check_model(store: Store, choice: LensChoice) -> None:
             "extract it again with the model's own tokenizer"
         )
     if choice.trajectory and store.block_count not in store.state_layers:
-        raise UsageError(
+        raise UnfitStoreError(
             f"{store.url} does not hold layer {store.block_count}, the last, from which --trajectory measures: leave "
             "--trajectory out, or extract another store with that layer"
         )

@@ -15,7 +15,7 @@ from typing import Any
 from analyses.declaration import Analysis, Option
 from analyses.plugins import load_plugin, load_run, plugin_names
 from analyses.resources import Notify, Progress, Resources
-from engine.errors import UsageError
+from engine.errors import UnfitStoreError, UsageError
 from engine.store import Store, open_store
 
 __all__ = ["ALL", "ANALYSES", "Analysis", "Option", "options_of", "run"]
@@ -188,10 +188,19 @@ def run(
     )
     chosen = _readable(_chosen(name), stores, resources) if name == ALL else _chosen(name)
     written: list[Path] = []
+    refusals: list[UnfitStoreError] = []
     for analysis in chosen:
         own = {option.name: _value(option, options, known[option.name]) for option in analysis.options}
         function = import_module(analysis.module).run if analysis.name in ANALYSES else load_run(analysis)
-        written += function(stores, Path(results_folder), resources, **own)
+        try:
+            written += function(stores, Path(results_folder), resources, **own)
+        except UnfitStoreError as error:
+            if name != ALL:
+                raise
+            refusals.append(error)
+            resources.tell(f"{analysis.name} is left out: {error}")
+    if refusals and not written:
+        raise refusals[0]
     from analyses.results_folder import name_outdated  # noqa: PLC0415  (zarr, which a help text does without)
 
     for sentence in name_outdated(Path(results_folder), written):

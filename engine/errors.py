@@ -4,7 +4,7 @@ Every message names the value, the rule it breaks and the next step. The command
 and exits with the class's ``exit_code``; everything else that is raised is a bug and keeps its traceback.
 """
 
-__all__ = ["StrataError", "UsageError"]
+__all__ = ["StrataError", "UnfitStoreError", "UsageError"]
 
 
 class StrataError(Exception):
@@ -17,3 +17,7 @@ class UsageError(StrataError):
     """The request itself is wrong: an unknown option value, a plan that does not fit the store."""
 
     exit_code = 2
+
+
+class UnfitStoreError(UsageError):
+    """A store does not hold what one analysis asks of it; others may do."""

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from analyses.registry import run
 from engine.cli.main import main
-from engine.errors import UsageError
+from engine.errors import UnfitStoreError, UsageError
 from tests import tiny_llava
 from tests.analyses.lens_builders import analyse
 
@@ -107,3 +108,26 @@ def test_auto_takes_what_was_stored_and_says_so(tmp_path: Path) -> None:
     found = analyse(tmp_path / "store", tmp_path / "kept", topk=2, notify=told.append)
     assert len(found.words) == 5 * 16 * 2
     assert any("pieces are those that extraction stored" in text for text in told)
+
+
+def test_all_leaves_out_what_a_store_cannot_give(tmp_path: Path) -> None:
+    """Fewer pieces than LogitLens asks for by default, and no states: the other analyses run, and a note says so."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(3)
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    model = tiny_llava.save_checkpoint(tmp_path / "model", tiny_llava.TinyShape(blocks=6))
+    arguments = ["extract", "--model", model, "--source", "folder", "--images", tmp_path / "images", "--device", "cpu",
+                 "--prompts", "normal:1", "--capture", "pooled,lens", "--lens-topk", "2",
+                 "--out", tmp_path / "store"]  # fmt: skip
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    store, out = str(tmp_path / "store"), tmp_path / "results"
+    told: list[str] = []
+    written = run("all", [store], out, memory=2**31, notify=told.append)
+    names = {path.name for path in written}
+    assert "contextualization.parquet" in names
+    assert "logit-lens.parquet" not in names
+    assert any("logit-lens is left out" in text and "2 pieces per token" in text for text in told)
+    with pytest.raises(UnfitStoreError, match="2 pieces per token"):
+        run("logit-lens", [store], out, memory=2**31)
