@@ -14,7 +14,24 @@ def test_a_tensor_of_the_host_is_not_copied() -> None:
     copies.wait()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_rows_are_packed_without_overlap(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Where copies go, in memory that is not pinned: sizes that fit a block together, alone, and not at all."""
+    make = torch.empty
+
+    def unpinned(size: int, *, dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
+        return make(size, dtype=dtype)
+
+    monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(torch, "empty", unpinned)
+    rows = [torch.randn(size, 3).to(dtype) for size in (0, 1, 1000, 3000, 5, 40_000, 7) * 5]
+    copies = HostCopies()
+    places = [copies._place(own).copy_(own) for own in rows]
+    assert all(torch.equal(place, own) for place, own in zip(places, rows, strict=True))
+    assert len({place.untyped_storage().data_ptr() for place in places}) < len(places)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU copies here; where rows are packed is tested without")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_copies_are_packed_and_equal(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 2**16)
