@@ -12,7 +12,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("strata needs Python 3.11 or newer; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[extract,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[extract,report,dev]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -22,6 +22,7 @@ demo: $(INSTALLED)
 	    --prompts normal --prompts question --prompts noisy:3 --prompts empty \
 	    --capture residual,pooled,attention --dtype float32 --thumbnails --out out/demo/store
 	$(BIN)/strata analyze all out/demo/store --out out/demo/results
+	$(BIN)/strata report out/demo/results --store out/demo/store --out out/demo/report.html
 	$(BIN)/strata verify out/demo/store
 	@echo
 	@echo "out/demo/store                             the activations (Zarr v3, Parquet): strata inspect out/demo/store"
@@ -30,6 +31,7 @@ demo: $(INSTALLED)
 	@echo "out/demo/results/norm-attention*.png       where the last text and image tokens look: roles, positions, patches, sinks"
 	@echo "out/demo/results/logit-lens*.png           what image tokens say in words, layer by layer, and on the patches of an image"
 	@echo "out/demo/results/*.parquet, *.zarr, *.svg  the numbers as tidy tables and datasets, the figures for a paper"
+	@echo "out/demo/report.html                       all of it on one page: open it in a browser"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -27,9 +27,9 @@ from analyses.figure_style import (
 from analyses.labels import LONGEST, short_label, store_labels
 from analyses.prompt_groups import PromptGroup, prompt_groups
 
-__all__ = ["draw_contextualization", "has_one_image_curve"]
+__all__ = ["IDENTITY_NOTE", "draw_contextualization", "has_one_image_curve"]
 
-_IDENTITY_NOTE = (
+IDENTITY_NOTE = (
     "Image states that do not see the prompt give one image–image curve\n"
     "for all prompts by construction: it is drawn once."
 )
@@ -60,7 +60,7 @@ def draw_contextualization(results: Sequence[StoreResult]) -> Figure:
     """
     jobs = [panel for item in results for panel in _panels(item)]
     notes = [_BAND_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
-    notes += [_IDENTITY_NOTE] if any(job.without for job in jobs) else []
+    notes += [IDENTITY_NOTE] if any(job.without for job in jobs) else []
     lines = "\n".join(filter(None, notes))
     labels = store_labels([item.identity for item in results])
     several = len(results) > 1

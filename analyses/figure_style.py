@@ -113,17 +113,19 @@ class LayerAxis(NamedTuple):
         """Return where the layers of a model of so many blocks lie."""
         return layers / blocks if self.relative else layers
 
+    @property
+    def label(self) -> str:
+        """What the axis shows."""
+        return f"depth ({self.word} / blocks)" if self.relative else self.word
+
     def set_on(self, axes: Axes, *, labelled: bool) -> None:
         """Set limits, ticks and, where asked for, the label."""
         if self.relative:
             axes.set_xlim(self.first - 0.02, self.last + 0.02)
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5))
-            axes.set_xlabel(f"depth ({self.word} / blocks)")
         else:
             layer_axis(axes, int(self.first), int(self.last))
-            axes.set_xlabel(self.word)
-        if not labelled:
-            axes.set_xlabel("")
+        axes.set_xlabel(self.label if labelled else "")
 
 
 def common_axis(models: Sequence[tuple[NDArray[np.integer], int]], word: str = "layer") -> LayerAxis:

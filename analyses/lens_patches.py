@@ -20,7 +20,7 @@ from analyses.picture import crop_to_grid, read_picture
 from analyses.stop_words import STOP_WORDS
 from engine.store import Part, Store
 
-__all__ = ["ImagePieces", "image_pieces"]
+__all__ = ["ImagePieces", "image_pieces", "read_pieces"]
 
 _MOST_LAYERS, _MOST_WIDE_LAYERS, _WIDE = 6, 3, 12
 _PER_ROW = 8  # tokens without places, such as those of a Q-Former
@@ -99,7 +99,7 @@ def image_pieces(
     at = [task.layers.index(layer) for layer in layers]
     sample = part.samples.iloc[row]
     captions = [] if sample["references"] is None else list(sample["references"])
-    text, matches = _read(store.model.vocabulary, pieces.token_id[at][:, places.chosen, 0], captions)
+    text, matches = read_pieces(store.model.vocabulary, pieces.token_id[at][:, places.chosen, 0], captions)
     return ImagePieces(
         image_id=image_id,
         caption="".join(captions[:1]),
@@ -150,10 +150,23 @@ def _places(part: Part, sample: int) -> _Places | None:
     return _Places((int(grids[number]["rows"]), int(grids[number]["cols"])), grids[number], own[on], row[on], col[on])
 
 
-def _read(
+def read_pieces(
     vocabulary: pd.DataFrame, token_id: NDArray[np.int32], captions: Sequence[str]
 ) -> tuple[NDArray[np.object_], NDArray[np.bool_]]:
-    """Return the text of each piece, and whether it matches the captions."""
+    """Return the text of each piece as a figure shows it, and whether one of its words is one of the captions'.
+
+    Parameters
+    ----------
+    vocabulary : DataFrame (id)
+    token_id : array (…), int32
+    captions : sequence of str
+
+    Returns
+    -------
+    array (…) of str
+        Without the mark of a beginning word; a hyphen in front where the piece goes on with one.
+    array (…), bool
+    """
     texts = vocabulary["piece"].to_numpy(object).copy()
     normal = np.flatnonzero(vocabulary["kind"] == "normal")
     texts[normal] = piece_texts(list(texts[normal]))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from analyses.figure_style import COLUMN_INCHES, STYLE, TEXT_INCHES
 from analyses.labels import LONGEST, short_label, store_labels
 from analyses.logit_lens_results import GroupCurves, StoreLens
+from analyses.prompt_colours import prompt_colours
 from analyses.prompt_groups import prompt_groups
 
 __all__ = ["ALL_PROMPTS", "BAND_NOTE", "IDENTITY_NOTE", "LensCurve", "lens_curves", "lens_panels"]
@@ -22,9 +23,7 @@ IDENTITY_NOTE = (
     "Image states do not see the prompt, so they are decoded once:\none curve stands for all prompts, by construction."
 )
 
-_KIND_COLOURS = {"normal": "#0072B2", "question": "#009E73", "noisy": "#D55E00", "empty": "#CC79A7"}
 _ALL_COLOUR = "#333333"
-_OTHER_COLOURS = ("#E69F00", "#56B4E9", "#999999", "#F0E442")
 
 
 class LensCurve(NamedTuple):
@@ -48,20 +47,19 @@ def lens_curves(
     once : bool
         Whether prompts that the image cannot see share one curve.
     """
-    others: dict[str, str] = {}
+    groups_of = [[group for group, _ in prompt_groups(item.result.samples)] for item in results]
+    colours = prompt_colours([group for groups in groups_of for group in groups])
     found = []
-    for item, of_store in zip(results, curves, strict=True):
-        groups = [group for group, _ in prompt_groups(item.result.samples)]
+    for item, groups, of_store in zip(results, groups_of, curves, strict=True):
         if once and item.identity.image_states_depend_on_prompt is False and len(groups) > 1:
             found.append([LensCurve(item, of_store[0], ALL_PROMPTS, _ALL_COLOUR)])
             continue
-        own = []
-        for group, one in zip(groups, of_store, strict=True):
-            colour = _KIND_COLOURS.get(group.kind)
-            if colour is None:
-                colour = others.setdefault(group.title, _OTHER_COLOURS[len(others) % len(_OTHER_COLOURS)])
-            own.append(LensCurve(item, one, short_label(group.title, 16), colour))
-        found.append(own)
+        found.append(
+            [
+                LensCurve(item, one, short_label(group.title, 16), colours[group])
+                for group, one in zip(groups, of_store, strict=True)
+            ]
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from analyses.phase_detection import Phase
 
-__all__ = ["FAINT", "STRONG", "boundary_colours", "full_name", "numeral", "shade"]
+__all__ = ["FAINT", "STRONG", "boundary_colours", "full_name", "numeral", "shade", "tint"]
 
 STRONG, FAINT = "0.15", "0.6"
 
@@ -28,9 +28,14 @@ def full_name(phase: Phase) -> str:
     return phase.name if numeral(phase) != str(phase.phase) else f"{phase.phase} {phase.name}"
 
 
+def tint(phase: Phase) -> str:
+    """Colour of a phase, supported or not."""
+    return _TINTS[phase.name.split(" ")[0]]
+
+
 def shade(phase: Phase) -> Any:
     """Style of a patch; hatched where the phase is not supported."""
-    return {"facecolor": _TINTS[phase.name.split(" ")[0]], "alpha": 0.35} if phase.supported else _UNSUPPORTED
+    return {"facecolor": tint(phase), "alpha": 0.35} if phase.supported else _UNSUPPORTED
 
 
 def boundary_colours(phases: Sequence[Phase]) -> list[str]:

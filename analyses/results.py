@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from engine.errors import StrataError
 
-__all__ = ["open_dataset", "write_dataset", "write_figure", "write_table"]
+__all__ = ["open_dataset", "write_dataset", "write_figure", "write_page", "write_table"]
 
 
 def write_dataset(folder: Path, name: str, dataset: xr.Dataset) -> Path:
@@ -60,6 +60,15 @@ def write_figure(folder: Path, name: str, figure: Figure) -> list[Path]:
             figure.savefig(path, dpi=300, metadata=undated)
 
     return [_replace(folder, f"{name}{suffix}", write) for suffix in (".png", ".svg")]
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page, which is UTF-8."""
+
+    def write(staged: Path) -> None:
+        staged.write_bytes(html.encode())
+
+    return _replace(path.parent, path.name, write)
 
 
 def _replace(folder: Path, name: str, write: Callable[[Path], None]) -> Path:

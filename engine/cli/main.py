@@ -19,7 +19,11 @@ COMMANDS = {
     "audit": "Run the model again over some samples and compare every stored tensor; exit 1 where one is wrong.",
     "models": "List model families and what was checked of each.",
     "analyze": "Compute an analysis from stores, out-of-core, without the model.",
+    "report": "Make one page of results that opens offline in a browser.",
 }
+
+_EXTRAS = {"report": "report"}
+"""Extra that brings what a command needs, where that is not the one for running models."""
 
 
 class LazyGroup(click.Group):
@@ -40,7 +44,7 @@ class LazyGroup(click.Group):
                 raise
             raise UsageError(
                 f"`strata {name}` needs {error.name}, which is not installed; "
-                "install the extra that brings it: pip install 'activation-strata[extract]'."
+                f"install the extra that brings it: pip install 'activation-strata[{_EXTRAS.get(name, 'extract')}]'."
             ) from error
         assert isinstance(command, click.Command)
         return command

@@ -1,0 +1,274 @@
+"""The section of norm-based attention: shares of roles, and the map of block and position linked to the picture.
+
+Norms stand on the left and weights on the right, as in the figures; a choice made in one chart holds in all of them.
+"""
+
+import math
+from typing import Any
+
+from analyses.figure_style import LayerAxis
+from analyses.norm_attention_figure import ROLE_COLOURS
+from analyses.norm_attention_panels import IDENTITY_NOTE, QUERY_NAMES
+from analyses.report.attention_rows import SINKS, mean_rows, place_rows, role_rows, segment_rows
+from analyses.report.chart_style import BAND, TEXT, chart, choice, x_axis
+from analyses.report.explorer import NO_PICTURES
+from analyses.report.packing import Rows
+from analyses.report.results import Results
+from analyses.report.section import Chart, Figure, Section
+
+__all__ = ["attention_section", "query_names"]
+
+_SIDES = {"norm": "By norm ‖Σ α f‖", "weight": "By weight α"}
+_SHOWN = "datum.s === store && datum.g === prompt && datum.q === query"
+_DECADES = 4
+_SQUARE = 320  # pixels of a picture; two fit beside each other, one fits a phone
+_BLOCK = "at_block"  # the signal that Vega-Lite makes of the field block of the selection `at`
+_SEGMENT_NAMES = {"before": "text|before", "image": "image tokens", "after": "text|behind", "end": "template's|end"}
+_NOTHING = "#80808033"
+
+
+def query_names(results: Results) -> list[str]:
+    """Names of the queries of ``norm-attention``, in the order of its dataset; none without it."""
+    dataset = results.datasets.get("norm-attention")
+    return [] if dataset is None else [str(name) for name in dataset["query"].values]
+
+
+def attention_section(results: Results, pictures: Rows, of_images: Rows) -> tuple[Section, dict[str, Rows]]:
+    """Make the section and the rows that its charts name.
+
+    Parameters
+    ----------
+    results : Results
+    pictures : list of dict
+        The page's: ``p`` and ``name`` of every image, and its ``href``.
+    of_images : list of dict
+        Of `attention_rows.image_rows`.
+    """
+    if "norm-attention" not in results.datasets:
+        missing = (
+            f"Attention is not there: strata analyze norm-attention STORE --out {results.folder} computes it from a "
+            "store that was extracted with --capture attention."
+        )
+        return Section("attention", "Norm-based attention", missing=(missing,)), {}
+    axis = results.axis(results.datasets["norm-attention"]["block"].values, "block")
+    rows = {
+        "roles": role_rows(results, axis),
+        "places": (places := place_rows(results)),
+        "segments": segment_rows(places),
+        "patches": [*mean_rows(results), *of_images],
+    }
+    figures = [_roles(results, axis, rows["roles"]), _maps(results, pictures, rows)]
+    missing = () if of_images else ("Single images are not there: strata report --store STORE reads them.",)
+    return Section("attention", "Norm-based attention", tuple(figures), missing), rows
+
+
+def _choices(results: Results, *, asks: bool = True) -> list[dict[str, Any]]:
+    return [
+        choice("store", "Store", results.labels, asks=asks),
+        choice("prompt", "Prompt", results.titles, asks=asks),
+        choice("query", "From", [QUERY_NAMES.get(name, name) for name in query_names(results)], asks=asks),
+    ]
+
+
+def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
+    there = {row["role"] for row in rows}
+    colours = {role: colour for role, colour in {**ROLE_COLOURS, SINKS: TEXT}.items() if role in there}
+    scale = {"domain": list(colours), "range": list(colours.values())}
+    legend = {"title": None, "columns": 3}
+    color = {"field": "role", "type": "nominal", "scale": scale, "legend": legend}
+    dash = {"condition": {"test": f"datum.role === '{SINKS}'", "value": [5, 3]}, "value": [1, 0]}
+    charts = []
+    for side, title in _SIDES.items():
+        shown = {"field": side, "type": "quantitative", "title": "share of the row", "scale": {"domain": [0, 1]}}
+        tooltip: list[dict[str, Any]] = [{"field": "role"}, {"field": "block", "type": "quantitative"}]
+        tooltip.append({"field": side, "type": "quantitative", "title": "share", "format": ".3f"})
+        spec = chart(
+            f"{title}: share of each role against {axis.label}, a line per role; dashed the share of {SINKS}",
+            height=220,
+            params=_choices(results, asks=side == "norm"),
+            data={"name": "roles"},
+            transform=[{"filter": _SHOWN}],
+            encoding={"x": x_axis(axis), "y": shown, "color": color},
+            layer=[
+                {
+                    "mark": {"type": "area", **BAND},
+                    "transform": [
+                        {"calculate": f"max(0, datum.{side} - datum.{side}_std)", "as": "below"},
+                        {"calculate": f"min(1, datum.{side} + datum.{side}_std)", "as": "above"},
+                    ],
+                    "encoding": {"y": {**shown, "field": "below"}, "y2": {"field": "above"}},
+                },
+                {"mark": {"type": "line", "aria": False, "clip": True}, "encoding": {"strokeDash": dash}},
+                {
+                    "mark": {"type": "point", "filled": True, "size": 140, "opacity": 0, "aria": False},
+                    "encoding": {"tooltip": tooltip},
+                },
+            ],
+        )
+        charts.append(Chart(f"attention-roles-{side}", title, spec, ("store", "prompt", "query")))
+    notes = [
+        "Line and band: mean and standard deviation over images. Dashed: what position 0 and BOS (sinks) take, whatever "
+        "their role.",
+    ]
+    if any(identity.image_states_depend_on_prompt is False for identity in results.identities):
+        notes.append(IDENTITY_NOTE.replace(": drawn once", ""))
+    return Figure("attention-roles", "Shares of roles", tuple(charts), tuple(notes), None, "roles")
+
+
+def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
+    blocks = sorted({row["block"] for row in rows["places"]})
+    shares = [row[side] for row in rows["places"] for side in _SIDES if row[side]]
+    shares += [value for row in rows["patches"] for side in _SIDES for value in row[side]]
+    top = max(shares, default=1.0)
+    domain = [10 ** (math.log10(top) - _DECADES), top]
+    at = {
+        "name": "at",
+        "select": {"type": "point", "fields": ["block"], "on": "click", "toggle": False, "clear": False},
+        "bind": {"block": {"input": "range", "min": blocks[0], "max": blocks[-1], "step": 1, "name": "Block"}},
+        "value": [{"block": blocks[len(blocks) // 2]}],
+    }
+    there = {row["p"] for row in rows["patches"]}
+    names = ["mean over samples", *dict.fromkeys(row["name"] for row in pictures if row["p"] in there)]
+    charts = [_places(results, side, domain, at if side == "norm" else _follow(at), blocks) for side in _SIDES]
+    charts += [_patches(results, side, domain, _follow(at), names) for side in _SIDES]
+    notes = [
+        "Colours are shares of the row on one logarithmic scale; grey: 0, as behind the query. Click a block, or move "
+        "the slider, to see it on the patches. Text is drawn wider than image tokens.",
+    ]
+    if len(names) > 1:
+        notes.append("A picture shows the image's first sample, whatever prompt is chosen.")
+        if all(row["href"] is None for row in pictures):
+            notes.append(NO_PICTURES)
+    return Figure("attention-maps", "Blocks and positions, and the same on the picture", tuple(charts), tuple(notes), None, "places")
+
+
+def _follow(at: dict[str, Any]) -> dict[str, Any]:
+    """Make the parameter that holds the chosen block in a chart that does not ask for it."""
+    return {"name": _BLOCK, "value": at["value"][0]["block"]}
+
+
+def _colour(side: str, domain: list[float], *, legend: bool) -> dict[str, Any]:
+    scale = {"type": "log", "domain": domain, "clamp": True, "scheme": "viridis"}
+    look = {"title": "share of the row", "orient": "bottom", "gradientLength": 200, "format": ".1e", "values": domain}
+    return {"field": side, "type": "quantitative", "scale": scale, "legend": look if legend else None}
+
+
+def _places(
+    results: Results, side: str, domain: list[float], at: dict[str, Any], blocks: list[int]
+) -> Chart:
+    asks = "select" in at
+    y = {"field": "block", "type": "ordinal", "title": "block", "sort": "ascending"}
+    y["axis"] = {"values": blocks[:: -(-len(blocks) // 10)], "grid": False}
+    x = {"field": "left", "type": "quantitative", "scale": {"nice": False, "domainMin": 0}, "axis": None}
+    tooltip = [{"field": "where", "title": "key"}, {"field": "block", "type": "quantitative"}]
+    tooltip += [{"field": name, "type": "quantitative", "format": ".3g"} for name in _SIDES]
+    colour = _colour(side, domain, legend=False)
+    grey = {"test": f"!isValid(datum.{side})", "value": _NOTHING}
+    spec = chart(
+        f"{_SIDES[side]}: share of the row, blocks against positions, mean over samples",
+        height=max(180, min(420, 18 * len(blocks))),
+        params=[*_choices(results, asks=False), *([] if asks else [at])],
+        data={"name": "places"},
+        transform=[{"filter": _SHOWN}],
+        encoding={"y": y},
+        layer=[
+            {
+                "params": [at] if asks else [],
+                "mark": {"type": "rect", "aria": False, "cursor": "pointer"},
+                "encoding": {
+                    "x": x,
+                    "x2": {"field": "right"},
+                    "color": {"condition": grey, **colour},
+                    "tooltip": tooltip,
+                },
+            },
+            {
+                "transform": [
+                    {"filter": f"datum.block === {_BLOCK}"},
+                    {
+                        "aggregate": [
+                            {"op": "min", "field": "left", "as": "start"},
+                            {"op": "max", "field": "right", "as": "end"},
+                        ],
+                        "groupby": ["block"],
+                    },
+                ],
+                "mark": {"type": "rect", "fillOpacity": 0, "stroke": TEXT, "strokeWidth": 1.5, "aria": False},
+                "encoding": {"x": {**x, "field": "start"}, "x2": {"field": "end"}},
+            },
+            *_segments(x),
+        ],
+    )
+    return Chart(f"attention-places-{side}", _SIDES[side], spec, ("store", "prompt", "query", _BLOCK))
+
+
+def _segments(x: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where text before the image, image tokens and text behind them begin, and their names under the map."""
+    own = {
+        "data": {"name": "segments"},
+        "transform": [
+            {"filter": "datum.s === store && datum.g === prompt"},
+            {"calculate": f"{_SEGMENT_NAMES}[datum.segment]", "as": "name"},
+        ],
+    }
+    begins = {"x": {**x, "field": "left"}, "y": {"value": 0}, "y2": {"value": {"expr": "height + 5"}}}
+    named = {"x": {**x, "field": "middle"}, "y": {"value": {"expr": "height + 12"}}, "text": {"field": "name"}}
+    return [
+        {**own, "mark": {"type": "rule", "color": "white", "strokeWidth": 1.5, "aria": False}, "encoding": begins},
+        {**own, "mark": {"type": "text", "baseline": "top", "aria": False, "lineBreak": "|"}, "encoding": named},
+    ]
+
+
+def _patches(
+    results: Results, side: str, domain: list[float], at: dict[str, Any], names: list[str]
+) -> Chart:
+    asks = side == "norm"
+    unit = {"type": "quantitative", "scale": {"domain": [0, 1], "nice": False}, "axis": None}
+    shown = "datum.s === store && datum.q === query && datum.p === picture && datum.block === at_block"
+    cells = [
+        {"filter": f"{shown} && (picture > 0 || datum.g === prompt)"},
+        {"flatten": [side]},
+        {"window": [{"op": "row_number", "as": "place"}], "frame": [None, None]},
+        {"calculate": "floor((datum.place - 1) / datum.cols)", "as": "row"},
+        {"calculate": "(datum.place - 1) % datum.cols", "as": "col"},
+        {"calculate": "datum.left + datum.col * datum.cell_width", "as": "x"},
+        {"calculate": "datum.x + datum.cell_width", "as": "x2"},
+        {"calculate": "1 - datum.top - datum.row * datum.cell_height", "as": "y"},
+        {"calculate": "datum.y - datum.cell_height", "as": "y2"},
+    ]
+    tooltip: list[dict[str, Any]] = [{"field": name, "type": "quantitative"} for name in ("row", "col", "block")]
+    tooltip.append({"field": side, "type": "quantitative", "title": "share", "format": ".3g"})
+    spec = chart(
+        f"{_SIDES[side]}: share of the row on the patches of the chosen picture at the chosen block",
+        width=_SQUARE,
+        height=_SQUARE,
+        autosize="pad",
+        params=[*_choices(results, asks=False), at, choice("picture", "Picture", names, asks=asks, chosen=min(1, len(names) - 1))],
+        layer=[
+            {
+                "data": {"name": "pictures"},
+                "transform": [{"filter": "datum.s === store && datum.p === picture && isValid(datum.href)"}],
+                "mark": {"type": "image", "width": _SQUARE, "height": _SQUARE, "aspect": True, "aria": False},
+                "encoding": {
+                    "url": {"field": "href"},
+                    "x": {"datum": 0.5, **unit},
+                    "y": {"datum": 0.5, **unit},
+                },
+            },
+            {
+                "data": {"name": "patches"},
+                "transform": cells,
+                "mark": {"type": "rect", "aria": False, "clip": True},
+                "encoding": {
+                    "x": {"field": "x", **unit},
+                    "x2": {"field": "x2"},
+                    "y": {"field": "y", **unit},
+                    "y2": {"field": "y2"},
+                    "color": {"condition": {"test": f"!(datum.{side} > 0)", "value": _NOTHING}, **_colour(side, domain, legend=True)},
+                    "opacity": {"condition": {"test": "picture > 0", "value": 0.65}, "value": 1},
+                    "tooltip": tooltip,
+                },
+            },
+        ],
+    )
+    return Chart(f"attention-patches-{side}", _SIDES[side], spec, ("store", "prompt", "query", _BLOCK, "picture"))

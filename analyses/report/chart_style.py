@@ -1,0 +1,139 @@
+"""How charts of a page look and are switched. They take the colour of text from the page, so one drawing serves light
+and dark; a saved drawing, which has no page around it, is black on nothing.
+
+Data colours are those of the figures (Okabe and Ito's), all of which stand out from white and from the dark page.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analyses.figure_style import LayerAxis
+from analyses.prompt_colours import prompt_colours
+from analyses.report.results import Results
+
+__all__ = ["BAND", "TEXT", "chart", "choice", "looks", "switches", "x_axis"]
+
+TEXT = "currentColor"
+BAND = {"opacity": 0.18, "aria": False}
+
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+_CONFIG: Mapping[str, Any] = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": TEXT,
+        "titleColor": TEXT,
+        "domainColor": TEXT,
+        "tickColor": TEXT,
+        "gridColor": TEXT,
+        "gridOpacity": 0.1,
+        "domainOpacity": 0.5,
+        "tickOpacity": 0.5,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "legend": {
+        "labelColor": TEXT,
+        "titleColor": TEXT,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelLimit": 320,
+        "symbolType": "stroke",
+        "symbolOpacity": 1,
+        "symbolStrokeWidth": 2.5,
+        "symbolSize": 250,
+        "orient": "top",
+    },
+    "text": {"color": TEXT, "fontSize": 12},
+    "rule": {"color": TEXT},
+    "line": {"strokeWidth": 2},
+}
+_STORES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#999999")
+_DASHES = ([1, 0], [6, 3], [1.5, 2.5], [8, 3, 2, 3])
+_MOST_BUTTONS = 5
+
+
+def chart(description: str, **parts: Any) -> dict[str, Any]:
+    """Make a specification that Vega-Lite draws as wide as its place."""
+    return {
+        "$schema": _SCHEMA,
+        "description": description,
+        "width": "container",
+        "height": 260,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": _CONFIG,
+        **parts,
+    }
+
+
+def choice(name: str, label: str, options: Sequence[str], *, asks: bool = True, chosen: int = 0) -> dict[str, Any]:
+    """Make a parameter that is the place of one of the options.
+
+    Parameters
+    ----------
+    name : str
+    label : str
+        What is chosen.
+    options : sequence of str
+        One alone is nothing to choose.
+    asks : bool
+        Whether this chart brings the choice; the others follow.
+    chosen : int
+        At first.
+    """
+    parameter: dict[str, Any] = {"name": name, "value": chosen}
+    if asks and len(options) > 1:
+        kind = "radio" if len(options) <= _MOST_BUTTONS else "select"
+        places = list(range(len(options)))
+        parameter["bind"] = {"input": kind, "options": places, "labels": list(options), "name": label}
+    return parameter
+
+
+def switches(name: str, options: Sequence[str], *, asks: bool = True) -> tuple[list[dict[str, Any]], str]:
+    """Make a box to tick per option; all are ticked.
+
+    Returns
+    -------
+    list of dict
+        Parameters ``NAME_0``, ``NAME_1``, …
+    str
+        Whether the option whose place is the field ``NAME`` of a row is ticked, for a filter.
+    """
+    parameters = [
+        {"name": f"{name}_{number}", "value": True}
+        | ({"bind": {"input": "checkbox", "name": option}} if asks and len(options) > 1 else {})
+        for number, option in enumerate(options)
+    ]
+    ticked = ", ".join(f"{name}_{number}" for number in range(len(options)))
+    return parameters, f"[{ticked}][datum.{name}]"
+
+
+def x_axis(axis: LayerAxis) -> dict[str, Any]:
+    """Encode the field ``x``, layers or depths that all stores share."""
+    ticks = {} if axis.relative else {"tickMinStep": 1, "format": "d"}
+    margin = 0.02 * (axis.last - axis.first or 1)
+    scale = {"domain": [axis.first - margin, axis.last + margin], "nice": False, "zero": False}
+    return {"field": "x", "type": "quantitative", "title": axis.label, "axis": {"grid": False, **ticks}, "scale": scale}
+
+
+def looks(results: Results) -> dict[str, Any]:
+    """Encode which curve it is: of one store, colours tell prompts; of several, colours tell stores, dashes prompts."""
+    titles = results.titles
+    if len(results.labels) == 1:
+        colours = prompt_colours(results.groups)
+        return {"color": _scale("prompt", titles, [colours[group] for group in results.groups])}
+    stores = [_STORES[number % len(_STORES)] for number in range(len(results.labels))]
+    dashes = [_DASHES[number % len(_DASHES)] for number in range(len(titles))]
+    encoding = {"color": _scale("store", results.labels, stores)}
+    if len(titles) > 1:
+        encoding["strokeDash"] = _scale("prompt", titles, dashes)
+    return encoding
+
+
+def _scale(field: str, domain: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    legend = {"title": None, "columns": 1 if len(domain) > 4 else 0}
+    scale = {"domain": list(domain), "range": list(values)}
+    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}

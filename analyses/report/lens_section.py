@@ -1,0 +1,138 @@
+"""The section of LogitLens: precision, recall and agreement against depth, and the explorer of patches."""
+
+from typing import Any
+
+from analyses.figure_style import LayerAxis
+from analyses.logit_lens_panels import ALL_PROMPTS, BAND_NOTE, IDENTITY_NOTE
+from analyses.report.chart_style import BAND, TEXT, chart, choice, looks, switches, x_axis
+from analyses.report.packing import Rows, number
+from analyses.report.results import Results, groups_of, stores_of
+from analyses.report.section import Chart, Figure, Section
+
+__all__ = ["lens_rows", "lens_section"]
+
+_MEASURES = {"precision": "Precision", "recall": "Recall", "agreement": "Agreement with the last layer"}
+_STATISTICS = {"": "mean", "_std": "std"}
+_VARIANT_WORDS = {"unique": "distinct words", "token": "words with repetition", "prefix": "beginnings of words"}
+
+
+def lens_section(results: Results) -> tuple[Section, dict[str, Rows]]:
+    """Make the section, without the explorer, and the rows that its charts name."""
+    if "logit-lens" not in results.datasets:
+        missing = f"LogitLens is not there: strata analyze logit-lens STORE --out {results.folder} computes it."
+        return Section("logit-lens", "LogitLens", missing=(missing,)), {}
+    axis = results.axis(results.datasets["logit-lens"]["layer"].values)
+    rows = lens_rows(results, axis)
+    once = all(row["prompt"] == ALL_PROMPTS for row in rows)
+    notes = (
+        BAND_NOTE,
+        "Words count once (distinct), with repetition, or as beginnings of the captions' words.",
+        *([IDENTITY_NOTE.replace("\n", " ")] if once else []),
+    )
+    measures = [name for name in _MEASURES if any(row[name] is not None for row in rows)]
+    charts = tuple(
+        _chart(results, axis, name, _highest(rows, name), asks=name == measures[0], once=once) for name in measures
+    )
+    missing = () if "precision" in measures else ("The source has no captions, so there is nothing to score words with.",)
+    figure = Figure("lens-curves", "Words against captions", charts, notes, None, "lens")
+    return Section("logit-lens", "LogitLens", (figure,), missing), {"lens": rows}
+
+
+def lens_rows(results: Results, axis: LayerAxis) -> Rows:
+    """Row per store, prompt group, variant and layer.
+
+    Returns
+    -------
+    list of dict
+        Places ``s``, ``g`` and ``v`` of store, group and variant, their names, ``layer``, ``x``, and per measure its
+        mean over images, and with ``_std`` its standard deviation. Where image states do not see the prompt,
+        the first group stands for all prompts.
+    """
+    dataset = results.datasets["logit-lens"]
+    layers, variants = dataset["layer"].values, [str(name) for name in dataset["variant"].values]
+    values = {end: {name: dataset[f"{name}_{what}"].values for name in _MEASURES} for end, what in _STATISTICS.items()}
+    stores = stores_of(dataset)
+    rows: Rows = []
+    for place, (store, group) in enumerate(zip(stores, groups_of(dataset), strict=True)):
+        s = results.place(store)
+        shared = results.identities[s].image_states_depend_on_prompt is False and stores.count(store) > 1
+        if shared and stores.index(store) != place:
+            continue
+        g = results.groups.index(group)
+        x = axis.at(layers, results.blocks[s])
+        for v, variant in enumerate(variants):
+            for at in range(len(layers)):
+                statistics = {
+                    f"{name}{end}": number(array[(place, v, at) if array.ndim == 3 else (place, at)])
+                    for end, arrays in values.items()
+                    for name, array in arrays.items()
+                }
+                if all(value is None for value in statistics.values()):
+                    continue
+                rows.append(
+                    {
+                        "s": s,
+                        "g": g,
+                        "v": v,
+                        "store": results.labels[s],
+                        "prompt": ALL_PROMPTS if shared else results.titles[g],
+                        "variant": variant,
+                        "layer": int(layers[at]),
+                        "x": number(x[at]),
+                        **statistics,
+                    }
+                )
+    return rows
+
+
+def _highest(rows: Rows, measure: str) -> float:
+    """Return the upper end of an axis: precision and recall, which are compared, have the same."""
+    if measure == "agreement":
+        return 1.0
+    ends = [row[name] + (row[f"{name}_std"] or 0) for row in rows for name in ("precision", "recall") if row[name]]
+    return min(1.0, 1.04 * max(ends, default=1.0))
+
+
+def _chart(results: Results, axis: LayerAxis, measure: str, highest: float, *, asks: bool, once: bool) -> Chart:
+    variants = [_STATISTICS = {"": "mean", "_std": "std"}
+_VARIANT_WORDS[str(name)] for name in results.datasets["logit-lens"]["variant"].values]
+    prompts, prompt_shown = switches("g", results.titles, asks=asks and not once)
+    stores, store_shown = switches("s", results.labels, asks=asks)
+    encoding = looks(results)
+    if once:  # of one store there is nothing to tell apart then
+        encoding = {"color": encoding["color"] if len(results.labels) > 1 else {"value": TEXT}}
+    shown: dict[str, Any] = {"field": measure, "type": "quantitative", "title": None}
+    shown["scale"] = {"domain": [0, highest], "nice": False}
+    tooltip = [{"field": name} for name in ("store", "prompt", "variant")]
+    tooltip += [{"field": name, "type": "quantitative"} for name in ("layer", measure)]
+    words = "agreement does not depend on how words count" if measure == "agreement" else "choose how words count"
+    spec = chart(
+        f"{_MEASURES[measure]} against {axis.label}, a line per store and prompt kind; {words}",
+        height=220,
+        params=[choice("variant", "Words", variants, asks=asks), *prompts, *stores],
+        data={"name": "lens"},
+        transform=[
+            {"filter": f"datum.v === variant && {prompt_shown} && {store_shown}"},
+            {"calculate": f"max(0, datum.{measure} - datum.{measure}_std)", "as": "below"},
+            {"calculate": f"min(1, datum.{measure} + datum.{measure}_std)", "as": "above"},
+        ],
+        encoding={
+            "x": x_axis(axis),
+            "y": shown,
+            **encoding,
+            "detail": [{"field": "s"}, {"field": "g"}],
+        },
+        layer=[
+            {
+                "mark": {"type": "area", "clip": True, **BAND},
+                "encoding": {"y": {**shown, "field": "below"}, "y2": {"field": "above"}},
+            },
+            {"mark": {"type": "line", "aria": False}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 140, "opacity": 0, "aria": False},
+                "encoding": {"tooltip": tooltip},
+            },
+        ],
+    )
+    shared = ("variant", *(parameter["name"] for parameter in (*prompts, *stores)))
+    return Chart(f"lens-{measure}", _MEASURES[measure], spec, shared)
