@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analyses.report.attention_rows import image_rows
-from analyses.report.attention_section import attention_section, query_names
+from analyses.report.attention_section import attention_section
 from analyses.report.commands import analyze_command
 from analyses.report.explorer import Explorer, make_explorer
 from analyses.report.lens_section import lens_section
@@ -17,7 +17,7 @@ from analyses.report.pictures import choose_images, thumbnail_uri
 from analyses.report.provenance import describe_store
 from analyses.report.results import Results, open_results
 from analyses.report.section import Section
-from analyses.report.stores import ReportedStore, open_reported, verification
+from analyses.report.stores import Check, ReportedStore, open_reported, verification
 from engine import __version__
 from engine.errors import UsageError
 
@@ -82,7 +82,7 @@ def make_report(
     explorer = _explorer(results, reported, chosen, pictures)
     sections, rows = _sections(results, reported, chosen, pictures, explorer)
     notes = [*results.notes, *(one.note for one in reported if one.note)]
-    notes += [f"{one.path}: {checks[one.place][1]}" for one in reported if one.place in checks and not checks[one.place][0]]
+    notes += [f"{one.path}: {checks[one.place].sentence}" for one in reported if _is_bad(checks.get(one.place))]
     subset = f"{len(chosen)} of {len(known)} images, chosen by seed {seed}" if reported else ""
     page = Page(
         folder=str(folder),
@@ -93,7 +93,7 @@ def make_report(
                 label,
                 identity,
                 next((one for one in reported if one.place == place), None),
-                checks.get(place, (False, ""))[1],
+                checks[place].sentence if place in checks else "",
             )
             for place, (label, identity) in enumerate(zip(results.labels, results.identities, strict=True))
         ],
@@ -105,6 +105,10 @@ def make_report(
         strata=__version__,
     )
     return Report(render(page), tuple(notes))
+
+
+def _is_bad(check: Check | None) -> bool:
+    return check is not None and not check.sound
 
 
 def _pictures(reported: Sequence[ReportedStore], images: Sequence[str]) -> Rows:
@@ -142,7 +146,7 @@ def _sections(
     stores = {one.place: one.store for one in reported}
     of_images: Rows = []
     if "norm-attention" in results.datasets and stores:
-        of_images = image_rows(results, stores, images, query_names(results), _ATTENTION_VALUES)
+        of_images = image_rows(results, stores, images, _ATTENTION_VALUES)
     lens, lens_rows = lens_section(results)
     if explorer is not None:
         lens = lens._replace(figures=(*lens.figures, explorer.figure))

@@ -1,7 +1,6 @@
 """Norm-attention as rows: shares of roles, the map of block and position, and where queries look on the patches."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -68,8 +67,9 @@ def place_rows(results: Results) -> Rows:
     -------
     list of dict
         Places ``s``, ``g``, ``q``; ``block``; ``left`` and ``right`` of the column, text wider than image tokens;
-        ``segment`` of `key_places.SEGMENTS` and ``where`` in words; ``norm`` and ``weight``, mean share of the row; null where there is nothing. Where an image
-        has many tokens, a column is the mean of as many neighbours as it says.
+        ``segment`` of `key_places.SEGMENTS` and ``where`` in words; ``norm`` and ``weight``, mean share of the
+        row; null where there is nothing. Where an image has many tokens, a column is the mean of as many neighbours as
+        it says.
     """
     rows: Rows = []
     for s, g, own in _curves(results):
@@ -156,9 +156,7 @@ def mean_rows(results: Results) -> Rows:
     return rows
 
 
-def image_rows(
-    results: Results, stores: Mapping[int, Store], images: Sequence[str], queries: Sequence[str], most: int
-) -> Rows:
+def image_rows(results: Results, stores: Mapping[int, Store], images: Sequence[str], most: int) -> Rows:
     """Row per store, image, query and block: shares of all patches of its first sample; picture 1, 2, ….
 
     Parameters
@@ -166,7 +164,7 @@ def image_rows(
     results : Results
     stores : mapping
         By their place in the results.
-    images, queries : sequence of str
+    images : sequence of str
     most : int
         Values of all rows together; further images are left out.
 
@@ -177,7 +175,8 @@ def image_rows(
         ``top``, ``cell_width``, ``cell_height`` in a square that the picture fills; ``norm`` and ``weight``, flat lists
         of shares, 0 where there is nothing.
     """
-    without_sinks = bool(results.datasets["norm-attention"].attrs["without_sinks"])
+    dataset = results.datasets["norm-attention"]
+    without_sinks, queries = bool(dataset.attrs["without_sinks"]), dataset["query"].values.tolist()
     rows: Rows = []
     left = most
     for p, image in enumerate(images, start=1):

@@ -3,34 +3,32 @@
 Norms stand on the left and weights on the right, as in the figures; a choice made in one chart holds in all of them.
 """
 
-import math
 from typing import Any
 
+import numpy as np
+
 from analyses.figure_style import LayerAxis
+from analyses.logit_lens_panels import BAND_NOTE
 from analyses.norm_attention_figure import ROLE_COLOURS
-from analyses.norm_attention_panels import IDENTITY_NOTE, QUERY_NAMES
+from analyses.norm_attention_panels import IDENTITY_NOTE
 from analyses.report.attention_rows import SINKS, mean_rows, place_rows, role_rows, segment_rows
+from analyses.report.attention_tables import largest_table, query_names, role_table
 from analyses.report.chart_style import BAND, TEXT, chart, choice, x_axis
 from analyses.report.explorer import NO_PICTURES
 from analyses.report.packing import Rows
 from analyses.report.results import Results
 from analyses.report.section import Chart, Figure, Section
 
-__all__ = ["attention_section", "query_names"]
+__all__ = ["attention_section"]
 
 _SIDES = {"norm": "By norm ‖Σ α f‖", "weight": "By weight α"}
 _SHOWN = "datum.s === store && datum.g === prompt && datum.q === query"
 _DECADES = 4
+_FEW = 0.02
 _SQUARE = 320  # pixels of a picture; two fit beside each other, one fits a phone
 _BLOCK = "at_block"  # the signal that Vega-Lite makes of the field block of the selection `at`
-_SEGMENT_NAMES = {"before": "text|before", "image": "image tokens", "after": "text|behind", "end": "template's|end"}
+_SEGMENT_NAMES = {"before": "before", "image": "image tokens", "after": "behind", "end": "end"}
 _NOTHING = "#80808033"
-
-
-def query_names(results: Results) -> list[str]:
-    """Names of the queries of ``norm-attention``, in the order of its dataset; none without it."""
-    dataset = results.datasets.get("norm-attention")
-    return [] if dataset is None else [str(name) for name in dataset["query"].values]
 
 
 def attention_section(results: Results, pictures: Rows, of_images: Rows) -> tuple[Section, dict[str, Rows]]:
@@ -45,11 +43,11 @@ def attention_section(results: Results, pictures: Rows, of_images: Rows) -> tupl
         Of `attention_rows.image_rows`.
     """
     if "norm-attention" not in results.datasets:
-        missing = (
+        how = (
             f"Attention is not there: strata analyze norm-attention STORE --out {results.folder} computes it from a "
             "store that was extracted with --capture attention."
         )
-        return Section("attention", "Norm-based attention", missing=(missing,)), {}
+        return Section("attention", "Norm-based attention", missing=(how,)), {}
     axis = results.axis(results.datasets["norm-attention"]["block"].values, "block")
     rows = {
         "roles": role_rows(results, axis),
@@ -58,15 +56,15 @@ def attention_section(results: Results, pictures: Rows, of_images: Rows) -> tupl
         "patches": [*mean_rows(results), *of_images],
     }
     figures = [_roles(results, axis, rows["roles"]), _maps(results, pictures, rows)]
-    missing = () if of_images else ("Single images are not there: strata report --store STORE reads them.",)
-    return Section("attention", "Norm-based attention", tuple(figures), missing), rows
+    missing = [] if of_images else ["Single images are not there: strata report --store STORE reads them."]
+    return Section("attention", "Norm-based attention", tuple(figures), tuple(missing)), rows
 
 
 def _choices(results: Results, *, asks: bool = True) -> list[dict[str, Any]]:
     return [
         choice("store", "Store", results.labels, asks=asks),
         choice("prompt", "Prompt", results.titles, asks=asks),
-        choice("query", "From", [QUERY_NAMES.get(name, name) for name in query_names(results)], asks=asks),
+        choice("query", "From", query_names(results), asks=asks),
     ]
 
 
@@ -74,7 +72,7 @@ def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
     there = {row["role"] for row in rows}
     colours = {role: colour for role, colour in {**ROLE_COLOURS, SINKS: TEXT}.items() if role in there}
     scale = {"domain": list(colours), "range": list(colours.values())}
-    legend = {"title": None, "columns": 3}
+    legend = {"title": None, "columns": 2}
     color = {"field": "role", "type": "nominal", "scale": scale, "legend": legend}
     dash = {"condition": {"test": f"datum.role === '{SINKS}'", "value": [5, 3]}, "value": [1, 0]}
     charts = []
@@ -107,20 +105,17 @@ def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
         )
         charts.append(Chart(f"attention-roles-{side}", title, spec, ("store", "prompt", "query")))
     notes = [
-        "Line and band: mean and standard deviation over images. Dashed: what position 0 and BOS (sinks) take, whatever "
-        "their role.",
+        f"{BAND_NOTE} Dashed: what position 0 and BOS (sinks) take, whatever their role.",
     ]
     if any(identity.image_states_depend_on_prompt is False for identity in results.identities):
         notes.append(IDENTITY_NOTE.replace(": drawn once", ""))
-    return Figure("attention-roles", "Shares of roles", tuple(charts), tuple(notes), None, "roles")
+    return Figure("attention-roles", "Shares of roles", tuple(charts), tuple(notes), role_table(results, rows), "roles")
 
 
 def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
     blocks = sorted({row["block"] for row in rows["places"]})
-    shares = [row[side] for row in rows["places"] for side in _SIDES if row[side]]
-    shares += [value for row in rows["patches"] for side in _SIDES for value in row[side]]
-    top = max(shares, default=1.0)
-    domain = [10 ** (math.log10(top) - _DECADES), top]
+    of_places = _domain([row[side] for row in rows["places"] for side in _SIDES])
+    of_patches = _domain([value for row in rows["patches"] for side in _SIDES for value in row[side]])
     at = {
         "name": "at",
         "select": {"type": "point", "fields": ["block"], "on": "click", "toggle": False, "clear": False},
@@ -129,17 +124,25 @@ def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
     }
     there = {row["p"] for row in rows["patches"]}
     names = ["mean over samples", *dict.fromkeys(row["name"] for row in pictures if row["p"] in there)]
-    charts = [_places(results, side, domain, at if side == "norm" else _follow(at), blocks) for side in _SIDES]
-    charts += [_patches(results, side, domain, _follow(at), names) for side in _SIDES]
+    charts = [_places(results, side, of_places, at if side == "norm" else _follow(at), blocks) for side in _SIDES]
+    charts += [_patches(results, side, of_patches, _follow(at), names) for side in _SIDES]
     notes = [
-        "Colours are shares of the row on one logarithmic scale; grey: 0, as behind the query. Click a block, or move "
-        "the slider, to see it on the patches. Text is drawn wider than image tokens.",
+        "Colours are shares of the row, logarithmic, on one scale for both sides; grey: 0, as behind the query. "
+        "Click a block, or move the slider, to see it on the patches. Text before and behind the image, and the "
+        "template's end, are drawn wider than image tokens.",
     ]
     if len(names) > 1:
         notes.append("A picture shows the image's first sample, whatever prompt is chosen.")
         if all(row["href"] is None for row in pictures):
             notes.append(NO_PICTURES)
-    return Figure("attention-maps", "Blocks and positions, and the same on the picture", tuple(charts), tuple(notes), None, "places")
+    return Figure(
+        "attention-maps",
+        "Blocks and positions, and the same on the picture",
+        tuple(charts),
+        tuple(notes),
+        largest_table(results, rows["places"]),
+        "places",
+    )
 
 
 def _follow(at: dict[str, Any]) -> dict[str, Any]:
@@ -147,27 +150,33 @@ def _follow(at: dict[str, Any]) -> dict[str, Any]:
     return {"name": _BLOCK, "value": at["value"][0]["block"]}
 
 
-def _colour(side: str, domain: list[float], *, legend: bool) -> dict[str, Any]:
+def _domain(shares: list[float | None]) -> list[float]:
+    """Return a scale for all: up to the largest share, down to what few are below, but no more decades than tell."""
+    there = np.array([share for share in shares if share] or [1.0])
+    high = float(there.max())
+    low = max(float(np.quantile(there, _FEW)), high * 10.0**-_DECADES)
+    return [float(f"{min(low, high / 2):.1e}"), float(f"{high:.1e}")]
+
+
+def _colour(side: str, domain: list[float]) -> dict[str, Any]:
     scale = {"type": "log", "domain": domain, "clamp": True, "scheme": "viridis"}
-    look = {"title": "share of the row", "orient": "bottom", "gradientLength": 200, "format": ".1e", "values": domain}
-    return {"field": side, "type": "quantitative", "scale": scale, "legend": look if legend else None}
+    look = {"title": "share of the row", "gradientLength": 160, "format": ".2", "values": domain}
+    return {"field": side, "type": "quantitative", "scale": scale, "legend": look}
 
 
-def _places(
-    results: Results, side: str, domain: list[float], at: dict[str, Any], blocks: list[int]
-) -> Chart:
+def _places(results: Results, side: str, domain: list[float], at: dict[str, Any], blocks: list[int]) -> Chart:
     asks = "select" in at
-    y = {"field": "block", "type": "ordinal", "title": "block", "sort": "ascending"}
-    y["axis"] = {"values": blocks[:: -(-len(blocks) // 10)], "grid": False}
+    ticks = {"values": blocks[:: -(-len(blocks) // 10)], "grid": False}
+    y = {"field": "block", "type": "ordinal", "title": "block", "sort": "ascending", "axis": ticks}
     x = {"field": "left", "type": "quantitative", "scale": {"nice": False, "domainMin": 0}, "axis": None}
     tooltip = [{"field": "where", "title": "key"}, {"field": "block", "type": "quantitative"}]
     tooltip += [{"field": name, "type": "quantitative", "format": ".3g"} for name in _SIDES]
-    colour = _colour(side, domain, legend=False)
+    colour = _colour(side, domain)
     grey = {"test": f"!isValid(datum.{side})", "value": _NOTHING}
     spec = chart(
         f"{_SIDES[side]}: share of the row, blocks against positions, mean over samples",
         height=max(180, min(420, 18 * len(blocks))),
-        params=[*_choices(results, asks=False), *([] if asks else [at])],
+        params=[*_choices(results, asks=asks), *([] if asks else [at])],
         data={"name": "places"},
         transform=[{"filter": _SHOWN}],
         encoding={"y": y},
@@ -215,13 +224,11 @@ def _segments(x: dict[str, Any]) -> list[dict[str, Any]]:
     named = {"x": {**x, "field": "middle"}, "y": {"value": {"expr": "height + 12"}}, "text": {"field": "name"}}
     return [
         {**own, "mark": {"type": "rule", "color": "white", "strokeWidth": 1.5, "aria": False}, "encoding": begins},
-        {**own, "mark": {"type": "text", "baseline": "top", "aria": False, "lineBreak": "|"}, "encoding": named},
+        {**own, "mark": {"type": "text", "baseline": "top", "aria": False}, "encoding": named},
     ]
 
 
-def _patches(
-    results: Results, side: str, domain: list[float], at: dict[str, Any], names: list[str]
-) -> Chart:
+def _patches(results: Results, side: str, domain: list[float], at: dict[str, Any], names: list[str]) -> Chart:
     asks = side == "norm"
     unit = {"type": "quantitative", "scale": {"domain": [0, 1], "nice": False}, "axis": None}
     shown = "datum.s === store && datum.q === query && datum.p === picture && datum.block === at_block"
@@ -243,7 +250,11 @@ def _patches(
         width=_SQUARE,
         height=_SQUARE,
         autosize="pad",
-        params=[*_choices(results, asks=False), at, choice("picture", "Picture", names, asks=asks, chosen=min(1, len(names) - 1))],
+        params=[
+            *_choices(results, asks=False),
+            at,
+            choice("picture", "Picture", names, asks=asks, chosen=min(1, len(names) - 1)),
+        ],
         layer=[
             {
                 "data": {"name": "pictures"},
@@ -264,7 +275,10 @@ def _patches(
                     "x2": {"field": "x2"},
                     "y": {"field": "y", **unit},
                     "y2": {"field": "y2"},
-                    "color": {"condition": {"test": f"!(datum.{side} > 0)", "value": _NOTHING}, **_colour(side, domain, legend=True)},
+                    "color": {
+                        "condition": {"test": f"!(datum.{side} > 0)", "value": _NOTHING},
+                        **_colour(side, domain),
+                    },
                     "opacity": {"condition": {"test": "picture > 0", "value": 0.65}, "value": 1},
                     "tooltip": tooltip,
                 },

@@ -1,6 +1,7 @@
-"""How charts of a page look and are switched. They take the colour of text from the page, so one drawing serves light
-and dark; a saved drawing, which has no page around it, is black on nothing.
+"""How charts of a page look and are switched.
 
+They take the colour of text from the page, so one drawing serves light and dark; a saved drawing, which has no page
+around it, is black on nothing.
 Data colours are those of the figures (Okabe and Ito's), all of which stand out from white and from the dark page.
 """
 

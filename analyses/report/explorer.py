@@ -90,7 +90,8 @@ def _words(
     chosen = {s: _samples(results, s, store, images) for s, store in stores.items()}
     table = results.folder / f"{_WORDS}.parquet"
     words = {
-        s: read_words(table, results.identities[s].store, samples["sample_id"].tolist()) for s, samples in chosen.items()
+        s: read_words(table, results.identities[s].store, samples["sample_id"].tolist())
+        for s, samples in chosen.items()
     }
     for image in images:
         for s, store in stores.items():

@@ -7,7 +7,7 @@ from analyses.logit_lens_panels import ALL_PROMPTS, BAND_NOTE, IDENTITY_NOTE
 from analyses.report.chart_style import BAND, TEXT, chart, choice, looks, switches, x_axis
 from analyses.report.packing import Rows, number
 from analyses.report.results import Results, groups_of, stores_of
-from analyses.report.section import Chart, Figure, Section
+from analyses.report.section import Chart, Figure, Section, Table
 
 __all__ = ["lens_rows", "lens_section"]
 
@@ -19,8 +19,8 @@ _VARIANT_WORDS = {"unique": "distinct words", "token": "words with repetition", 
 def lens_section(results: Results) -> tuple[Section, dict[str, Rows]]:
     """Make the section, without the explorer, and the rows that its charts name."""
     if "logit-lens" not in results.datasets:
-        missing = f"LogitLens is not there: strata analyze logit-lens STORE --out {results.folder} computes it."
-        return Section("logit-lens", "LogitLens", missing=(missing,)), {}
+        how = f"LogitLens is not there: strata analyze logit-lens STORE --out {results.folder} computes it."
+        return Section("logit-lens", "LogitLens", missing=(how,)), {}
     axis = results.axis(results.datasets["logit-lens"]["layer"].values)
     rows = lens_rows(results, axis)
     once = all(row["prompt"] == ALL_PROMPTS for row in rows)
@@ -33,8 +33,10 @@ def lens_section(results: Results) -> tuple[Section, dict[str, Rows]]:
     charts = tuple(
         _chart(results, axis, name, _highest(rows, name), asks=name == measures[0], once=once) for name in measures
     )
-    missing = () if "precision" in measures else ("The source has no captions, so there is nothing to score words with.",)
-    figure = Figure("lens-curves", "Words against captions", charts, notes, None, "lens")
+    missing = (
+        () if "precision" in measures else ("The source has no captions, so there is nothing to score words with.",)
+    )
+    figure = Figure("lens-curves", "Words against captions", charts, notes, _table(rows, measures), "lens")
     return Section("logit-lens", "LogitLens", (figure,), missing), {"lens": rows}
 
 
@@ -85,6 +87,21 @@ def lens_rows(results: Results, axis: LayerAxis) -> Rows:
     return rows
 
 
+def _table(rows: Rows, measures: list[str]) -> Table:
+    def said(row: dict[str, Any], measure: str) -> str:
+        mean, std = row[measure], row[f"{measure}_std"]
+        return "–" if mean is None else f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+    return Table(
+        "Mean and standard deviation over images",
+        ("store", "prompt", "words", "layer", *measures),
+        [
+            (row["store"], row["prompt"], row["variant"], str(row["layer"]), *(said(row, name) for name in measures))
+            for row in rows
+        ],
+    )
+
+
 def _highest(rows: Rows, measure: str) -> float:
     """Return the upper end of an axis: precision and recall, which are compared, have the same."""
     if measure == "agreement":
@@ -94,8 +111,7 @@ def _highest(rows: Rows, measure: str) -> float:
 
 
 def _chart(results: Results, axis: LayerAxis, measure: str, highest: float, *, asks: bool, once: bool) -> Chart:
-    variants = [_STATISTICS = {"": "mean", "_std": "std"}
-_VARIANT_WORDS[str(name)] for name in results.datasets["logit-lens"]["variant"].values]
+    variants = [_VARIANT_WORDS[str(name)] for name in results.datasets["logit-lens"]["variant"].values]
     prompts, prompt_shown = switches("g", results.titles, asks=asks and not once)
     stores, store_shown = switches("s", results.labels, asks=asks)
     encoding = looks(results)

@@ -39,7 +39,7 @@ def read_words(table: Path, store: str, sample_ids: Sequence[str]) -> dict[str, 
     chosen = (pc.field("store").cast("string") == store) & pc.field("sample_id").cast("string").isin(list(sample_ids))
     rows = ds.dataset(table, format="parquet").to_table(columns=list(_COLUMNS), filter=chosen).to_pandas()
     rows["sample_id"] = rows["sample_id"].astype(str)
-    found = {name: own for name, own in rows.sort_values(["layer", "position", "rank"]).groupby("sample_id")}
+    found = dict(iter(rows.sort_values(["layer", "position", "rank"]).groupby("sample_id")))
     return {name: found[name] for name in sample_ids if name in found}
 
 

@@ -12,8 +12,8 @@ from importlib.resources import files
 from typing import NamedTuple
 
 import jinja2
-from markupsafe import Markup
 import vl_convert
+from markupsafe import Markup
 
 from analyses.report.explorer import Explorer
 from analyses.report.packing import Rows, pack

@@ -7,7 +7,7 @@ import xarray as xr
 
 from analyses.contextualization import SAMPLE_COLUMNS
 from analyses.curves import image_curves
-from analyses.figure_style import LayerAxis, PAIR_NAMES
+from analyses.figure_style import PAIR_NAMES, LayerAxis
 from analyses.phase_detection import Phase
 from analyses.phases import HEADLINE
 from analyses.phases_style import full_name, numeral, tint
@@ -112,9 +112,7 @@ def phase_rows(results: Results, axis: LayerAxis) -> list[dict[str, Any]]:
         phases = [_phase(own.isel(phase=at)) for at in range(own.sizes["phase"])]
         s, g = results.place(store), results.groups.index(group)
         there = [phase for phase in phases if phase.start >= 0]
-        rows += [
-            {**_phase_row(results, axis, s, g, phase), "inner": phase is not there[-1]} for phase in there
-        ]
+        rows += [{**_phase_row(results, axis, s, g, phase), "inner": phase is not there[-1]} for phase in there]
     return rows
 
 

@@ -26,8 +26,8 @@ _NOTES = (
 def phase_section(results: Results) -> tuple[Section, dict[str, Rows]]:
     """Make the section and the rows that its charts name."""
     if "contextualization" not in results.datasets:
-        missing = f"Curves and phases are not there: strata analyze phases STORE --out {results.folder} computes both."
-        return Section("phases", "Phase diagram", missing=(missing,)), {}
+        how = f"Curves and phases are not there: strata analyze phases STORE --out {results.folder} computes both."
+        return Section("phases", "Phase diagram", missing=(how,)), {}
     axis = results.axis(results.datasets["contextualization"]["layer"].values)
     curves, phases = curve_rows(results, axis), phase_rows(results, axis)
     rows = {
@@ -36,11 +36,11 @@ def phase_section(results: Results) -> tuple[Section, dict[str, Rows]]:
         "layers": layer_rows(curves),
         "normed": normed_rows(results, axis),
     }
-    missing = () if phases else (f"Phases are not there: strata analyze phases STORE --out {results.folder} adds them.",)
+    how = f"Phases are not there: strata analyze phases STORE --out {results.folder} adds them."
     figures = [_diagram(results, axis, rows)]
     if len({(row["s"], row["g"]) for row in curves}) > 1:
         figures.append(_comparison(results, axis, curves))
-    return Section("phases", "Phase diagram", tuple(figures), missing), rows
+    return Section("phases", "Phase diagram", tuple(figures), () if phases else (how,)), rows
 
 
 def _cosine(results: Results) -> str:
@@ -56,8 +56,8 @@ def _domain(rows: Rows) -> list[float]:
 
 def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure:
     x = x_axis(axis)
-    y = {"field": "mean", "type": "quantitative", "title": _cosine(results)}
-    y["scale"] = {"domain": _domain(rows["curves"]), "zero": False, "nice": False}
+    scale = {"domain": _domain(rows["curves"]), "zero": False, "nice": False}
+    y = {"field": "mean", "type": "quantitative", "title": _cosine(results), "scale": scale}
     colours = {"domain": _PAIRS, "range": [PAIR_COLOURS[pair] for pair in PAIR_NAMES]}
     colour = {"field": "pair", "type": "nominal", "scale": colours, "legend": {"title": None}}
     curve: dict[str, Any] = {"data": {"name": "curves"}, "transform": [{"filter": _SHOWN}]}
@@ -180,14 +180,19 @@ def _table(phases: Rows) -> Table:
                 *(row[name] for name in (*store, "prompt")),
                 row["name"],
                 f"{row['start']}–{row['end']}",
-                f"{row['end_low']}–{row['end_high']}",
+                _span(row["end_low"], row["end_high"]),
                 _signed(row["change"]),
                 f"{_signed(row['change_low'])} to {_signed(row['change_high'])}",
                 "yes" if row["supported"] else "not supported",
             )
             for row in phases
         ],
+        open=True,
     )
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first}–{last}"
 
 
 def _signed(value: float | None) -> str:
@@ -225,4 +230,5 @@ def _comparison(results: Results, axis: LayerAxis, curves: Rows) -> Figure:
         ],
     )
     notes = ("Lines: means over images. One curve alone, with its band, stands in the figure above.",)
-    return Figure("phase-comparison", "All curves of one pair", (Chart("phase-comparison", "", spec),), notes, None, "curves")
+    charts = (Chart("phase-comparison", "", spec),)
+    return Figure("phase-comparison", "All curves of one pair", charts, notes, None, "curves")

@@ -55,8 +55,8 @@ def describe_store(
         "Revision": _UNKNOWN,
         "Source": identity.source,
         "Format version": _UNKNOWN,
-        "Samples": f"{counts.stored_samples:,} of {counts.planned_samples:,} planned samples, in {counts.stored_parts:,} of "
-        f"{counts.planned_parts:,} parts",
+        "Samples": f"{counts.stored_samples:,} of {counts.planned_samples:,} planned samples, in "
+        f"{counts.stored_parts:,} of {counts.planned_parts:,} parts",
         "Bad samples": f"{counts.bad_samples:,}",
         "Image states see the prompt": {True: "yes", False: "no", None: "unknown"}[
             identity.image_states_depend_on_prompt
@@ -88,7 +88,7 @@ def describe_store(
         label,
         list(facts.items()),
         Table("Prompts", ("prompt", "kind", "text"), prompts) if prompts else None,
-        Table("Bad samples", ("sample", "reason"), _first(bad)) if bad else None,
+        Table("Bad samples", ("sample", "reason"), _first(bad), open=True) if bad else None,
         extract_command(record, reported.path),
     )
 

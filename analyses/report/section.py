@@ -33,6 +33,7 @@ class Table(NamedTuple):
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    open: bool = False
 
 
 class Figure(NamedTuple):

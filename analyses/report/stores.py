@@ -10,7 +10,7 @@ from analyses.report.results import Results
 from engine.errors import UsageError
 from engine.store import Store, open_store, verify
 
-__all__ = ["ReportedStore", "open_reported", "verification"]
+__all__ = ["Check", "ReportedStore", "open_reported", "verification"]
 
 _MOST_PROBLEMS = 5
 
@@ -51,8 +51,8 @@ def open_reported(paths: Sequence[str], results: Results) -> list[ReportedStore]
         if not places:
             plans = ", ".join(f"{one.store} (plan {one.plan_sha256[:8]})" for one in results.identities)
             raise UsageError(
-                f"--store {path} has the plan {own.plan_sha256[:8]}, {results.folder} holds results of {plans}: name the "
-                "stores of these results"
+                f"--store {path} has the plan {own.plan_sha256[:8]}, {results.folder} holds results of {plans}: "
+                "name the stores of these results"
             )
         if places[0] in [other.place for other in found]:
             raise UsageError(f"--store {path} is a store that is named already: name each store once")
@@ -62,7 +62,14 @@ def open_reported(paths: Sequence[str], results: Results) -> list[ReportedStore]
     return sorted(found)
 
 
-def verification(path: str, progress: Callable[[int, int], None] | None = None) -> tuple[bool, str]:
+class Check(NamedTuple):
+    """What verifying a store found: whether it has no problem, and a sentence with the time."""
+
+    sound: bool
+    sentence: str
+
+
+def verification(path: str, progress: Callable[[int, int], None] | None = None) -> Check:
     """Verify a local store and say so in a sentence, with the time.
 
     Parameters
@@ -70,19 +77,13 @@ def verification(path: str, progress: Callable[[int, int], None] | None = None) 
     path : str
     progress : callable, optional
         As of `engine.store.verify`.
-
-    Returns
-    -------
-    bool
-        Whether there is no problem.
-    str
     """
     if "://" in path:
-        return False, f"not verified: {path} is not on this machine, and strata verify reads local stores"
+        return Check(False, f"not verified: {path} is not on this machine, and strata verify reads local stores")
     found = verify(Path(path), progress)
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     if not found.problems:
-        return True, f"verified on {when}: every planned part is there, every file has the size and SHA-256 as written"
+        return Check(True, f"verified on {when}: every planned part is there, every file as it was written")
     named = "; ".join(f"{problem.file}: {problem.message}" for problem in found.problems[:_MOST_PROBLEMS])
     count = f"{len(found.problems)} problem{'' if len(found.problems) == 1 else 's'}"
-    return False, f"verified on {when}: {count}: {named}"
+    return Check(False, f"verified on {when}: {count}: {named}")

@@ -24,11 +24,16 @@ __all__ = ["command"]
     "Repeat for several.",
 )
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The page, FILE.html.")
-@click.option("--images", type=click.IntRange(min=1), default=IMAGES, show_default=True,
-              help="Images that are shown at most; fewer where the page would grow beyond 8 MB.")
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=IMAGES,
+    show_default=True,
+    help="Images that are shown at most; fewer where the page would grow beyond 8 MB.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed that chooses them.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Verify each store, which reads all of it.")
-def command(results: Path, stores: tuple[str, ...], out: Path, images: int, seed: int, verify: bool) -> None:
+def command(results: Path, *, stores: tuple[str, ...], out: Path, images: int, seed: int, verify: bool) -> None:
     """Make one page of a results folder: phase diagram, LogitLens, attention and provenance.
 
     The page holds all that it shows and loads nothing. What was not computed, or needs a --store, it names with the
