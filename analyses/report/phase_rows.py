@@ -58,7 +58,7 @@ def curve_rows(results: Results, axis: LayerAxis) -> list[dict[str, Any]]:
 
 
 def layer_rows(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Row per store, group and layer: what a reader who points at it is told, a text per pair."""
+    """Row per store, group and layer: a text per pair for a reader who points between ``left`` and ``right``."""
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
     for row in curves:
         key = row["s"], row["g"], row["layer"]
@@ -66,6 +66,12 @@ def layer_rows(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
         spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
         interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
         own[row["pair"]] = f"{row['mean']:.3f}{spread}{interval}".replace("-", "−")
+    for s, g in dict.fromkeys((row["s"], row["g"]) for row in found.values()):
+        own = [row for row in found.values() if (row["s"], row["g"]) == (s, g)]
+        x = np.array([row["x"] for row in own])
+        middles = (x[:-1] + x[1:]) / 2
+        for row, left, right in zip(own, [x[0], *middles], [*middles, x[-1]], strict=True):
+            row |= {"left": float(left), "right": float(right)}
     return list(found.values())
 
 

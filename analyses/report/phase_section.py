@@ -100,10 +100,11 @@ def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure
                         "select": {"type": "point", "fields": ["layer"], "on": "pointerover", "clear": "pointerout"},
                     }
                 ],
-                "mark": {"type": "rule", "strokeWidth": 16, "aria": False},
+                "mark": {"type": "rect", "color": TEXT, "aria": False},
                 "encoding": {
-                    "x": x,
-                    "opacity": {"condition": {"param": "pointed", "empty": False, "value": 0.12}, "value": 0},
+                    "x": {**x, "field": "left"},
+                    "x2": {"field": "right"},
+                    "opacity": {"condition": {"param": "pointed", "empty": False, "value": 0.08}, "value": 0},
                     "tooltip": tooltip,
                 },
             },

@@ -1,0 +1,70 @@
+"""Results that the tests of the report share, analysed once."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from analyses.report import make_report
+from tests.analyses.report.builders import HOSTILE, analyse, write_store
+
+IMAGES = (HOSTILE[0], "plain", HOSTILE[1], HOSTILE[4])
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+class Analysed(NamedTuple):
+    """A results folder, and the stores of its results."""
+
+    results: Path
+    stores: tuple[Path, ...]
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
+    """Every analysis of one store whose texts would act if a page let them; one image is bad."""
+    folder = tmp_path_factory.mktemp("hostile")
+    store = write_store(folder / "store", IMAGES, model=f"evil/{HOSTILE[0]}", bad=["broken"])
+    return Analysed(analyse([store], folder / "results"), (store,))
+
+
+@pytest.fixture(scope="session")
+def deep_and_flat(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
+    """Every analysis of two stores of models of 6 and 9 blocks; the second keeps no thumbnails."""
+    folder = tmp_path_factory.mktemp("two")
+    stores = (
+        write_store(folder / "flat", ["1", "2"], model="tiny/flat"),
+        write_store(folder / "deep", ["2", "3"], model="tiny/deep", blocks=9, thumbnails=False, seed=1),
+    )
+    return Analysed(analyse(stores, folder / "results"), stores)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """The system's Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is missing")
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser to open reports in: install one of {', '.join(_BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def hostile_page(hostile: Analysed) -> Path:
+    """The report of `hostile`, beside its results."""
+    page = hostile.results.parent / "report.html"
+    page.write_text(make_report(hostile.results, [str(hostile.stores[0])]).html, encoding="utf-8")
+    return page
+
+
+@pytest.fixture(scope="session")
+def two_page(deep_and_flat: Analysed) -> Path:
+    """The report of `deep_and_flat`, beside its results."""
+    page = deep_and_flat.results.parent / "report.html"
+    report = make_report(deep_and_flat.results, [str(store) for store in deep_and_flat.stores], verified=False)
+    page.write_text(report.html, encoding="utf-8")
+    return page

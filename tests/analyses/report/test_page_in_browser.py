@@ -1,0 +1,306 @@
+"""Reports in a real browser: nothing is fetched, nothing hostile acts, and what is chosen is what is shown."""
+
+import csv
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from engine.store import open_store
+from tests.analyses.report.builders import HOSTILE, PIECES
+from tests.analyses.report.conftest import IMAGES, Analysed
+
+Open = Callable[..., Any]
+READY = "html[data-ready]"
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Open]:
+    """Open a page from disk; whatever it asks for, logs or throws is kept on it and must be nothing."""
+    contexts = []
+
+    def open_page(path: Path, *, width: int = 1200, scheme: str = "light") -> Any:
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector(READY, state="attached")
+        page.wait_for_selector(".patch", state="attached")
+        return page
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            assert page.said == []
+            assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+            assert sum(url.startswith("file:") for url in page.asked) == 1
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_it_opens_from_disk_at_any_width_in_light_and_dark(
+    hostile_page: Path, opened: Open, width: int, scheme: str
+) -> None:
+    page = opened(hostile_page, width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert light == (scheme == "light")
+    axis = page.locator("#plot-phase-diagram .role-axis-label text").first
+    assert axis.evaluate("node => getComputedStyle(node).fill") == page.evaluate(
+        "getComputedStyle(document.body).color"
+    )
+    charts = page.locator(".plot > svg, .plot .marks")
+    assert charts.count() >= 11
+    for chart in charts.all():
+        assert chart.bounding_box()["width"] > 250
+
+
+def test_hostile_text_is_shown_and_does_nothing(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    page.select_option("#explorer-picture", label=HOSTILE[1])
+    page.wait_for_function("document.querySelector('#explorer-image').alt.length > 0")
+    assert page.locator("#explorer-captions li").all_text_contents() == [*HOSTILE, "the red one"]
+    assert page.locator("h1").text_content() == f"{HOSTILE[0].rsplit('/', 1)[-1]} · coco"
+    page.locator("#plot-phase-diagram svg").hover()
+    assert page.evaluate("window.stolen") is None
+    assert page.locator("img").count() == 1
+    assert page.locator("body script:not([type])").count() == 3
+    assert page.locator("a[href^='javascript']").count() == 0
+
+
+def table_words(results: Path, image: str) -> dict[tuple[int, int], list[tuple[str, float]]]:
+    """Pieces and logits of an image by layer and position, as `logit-lens` tabled them."""
+    words = pd.read_parquet(results / "logit-lens-words.parquet").sort_values("rank")
+    own = words[words["sample_id"].astype(str) == f"{image}/normal-1"]
+    found = {}
+    for key, rows in own.groupby(["layer", "position"]):
+        found[key] = list(zip(rows["piece"].astype(str), rows["logit"].tolist(), strict=True))
+    return found
+
+
+def shown_words(page: Any) -> list[list[tuple[str, float]]]:
+    """Pieces and logits in the explorer's table, layer after layer."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('#explorer-table tbody tr')].map((row) =>
+           [...row.querySelectorAll('td')].map((cell) =>
+             [cell.firstElementChild.textContent, Number(cell.lastElementChild.textContent)]))"""
+    )
+
+
+@pytest.mark.parametrize("image", ["plain", IMAGES[0]])
+def test_the_words_of_every_patch_and_layer_are_the_tables(
+    hostile: Analysed, hostile_page: Path, opened: Open, image: str
+) -> None:
+    page = opened(hostile_page)
+    page.select_option("#explorer-picture", label=image)
+    page.wait_for_function("document.querySelector('#explorer-status') !== null")
+    page.focus("#explorer-grid")
+    for _ in range(2):
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("ArrowLeft")
+    expected = table_words(hostile.results, image)
+    texts = {piece: piece[1:] if piece.startswith("▁") else f"-{piece}" for piece in PIECES}
+    for key, (row, col) in zip(
+        ("", "ArrowRight", "ArrowDown", "ArrowLeft"), ((0, 0), (0, 1), (1, 1), (1, 0)), strict=True
+    ):
+        if key:
+            page.keyboard.press(key)
+        assert page.locator("#explorer-where").text_content().endswith(f"patch row {row + 1}, column {col + 1}")
+        shown = shown_words(page)
+        assert len(shown) == 7
+        for layer, words in enumerate(shown):
+            tabled = expected[layer, 2 + 2 * row + col]  # two tokens stand before the image
+            assert [text for text, _ in words] == [texts[piece] for piece, _ in tabled]
+            assert [logit for _, logit in words] == pytest.approx([logit for _, logit in tabled], abs=0.006)
+    marked = set(page.locator("#explorer-table mark").all_text_contents())
+    assert marked <= {"red", f"<script>window.stolen = true</script>"}
+    assert "red" in marked
+
+
+def test_pointing_sliding_and_keys_change_what_is_shown(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    where, current = page.locator("#explorer-where"), page.locator("#explorer-table tr.current th")
+    page.hover("#explorer-patch-0")
+    assert "row 1, column 1" in where.text_content()
+    page.click("#explorer-patch-3")
+    assert where.text_content().endswith("row 2, column 2 (held)")
+    page.hover("#explorer-patch-1")
+    assert "row 2, column 2" in where.text_content()
+    page.click("#explorer-patch-3")
+    page.hover("#explorer-patch-1")
+    assert "row 1, column 2" in where.text_content()
+    page.focus("#explorer-layer")
+    page.keyboard.press("Home")
+    assert current.text_content() == "0"
+    before = page.locator(".patch").first.get_attribute("aria-label")
+    page.keyboard.press("End")
+    assert current.text_content() == "6"
+    assert page.locator("#explorer-layer-name").text_content() == "6 of 6"
+    assert page.locator(".patch").first.get_attribute("aria-label") != before
+    page.focus("#explorer-grid")
+    page.keyboard.press("PageDown")
+    assert current.text_content() == "5"
+    said = page.locator("#explorer-status").text_content()
+    assert said.startswith("patch row 1, column 2, layer 5: ")
+
+
+def test_the_grid_lies_on_the_picture_where_the_patches_were_cut(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    picture, grid = (page.locator(f"#explorer-{name}").bounding_box() for name in ("image", "grid"))
+    assert picture["width"] / picture["height"] == pytest.approx(64 / 48, rel=0.01)
+    assert (grid["x"] - picture["x"]) / picture["width"] == pytest.approx(8 / 64, abs=0.01)
+    assert grid["width"] / picture["width"] == pytest.approx(48 / 64, abs=0.01)
+    assert grid["height"] == pytest.approx(picture["height"], rel=0.01)
+    patch = page.locator("#explorer-patch-3").bounding_box()
+    assert patch["x"] + patch["width"] == pytest.approx(grid["x"] + grid["width"], abs=1)
+
+
+def test_without_thumbnails_the_grid_stands_alone(two_page: Path, opened: Open) -> None:
+    page = opened(two_page)
+    labels = page.locator("#explorer-picture optgroup").evaluate_all("groups => groups.map((group) => group.label)")
+    assert labels == ["flat · coco", "deep · coco"]
+    assert not page.locator("#explorer-image").is_hidden()
+    last = page.locator("#explorer-picture option").last.get_attribute("value")
+    page.select_option("#explorer-picture", last)
+    page.wait_for_function("document.querySelector('#explorer-table tbody').rows.length === 10")
+    assert page.locator("#explorer-image").is_hidden()
+    assert page.locator("#explorer-grid").bounding_box()["width"] > 200
+    assert "--thumbnails" in page.locator("#figure-lens-explorer figcaption").text_content()
+
+
+def lines(page: Any, chart: str) -> list[str]:
+    return page.locator(f"#plot-{chart} .mark-line path").evaluate_all(
+        "nodes => nodes.map((node) => node.getAttribute('d'))"
+    )
+
+
+def test_prompts_are_switched_by_keyboard(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    normal = lines(page, "phase-diagram")
+    assert len([path for path in normal if path]) >= 3
+    page.locator("#figure-phase-diagram .choices input[name=prompt]").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("strata.views['phase-diagram'].signal('prompt') === 1")
+    page.evaluate("strata.views['phase-diagram'].runAsync()")
+    assert lines(page, "phase-diagram") != normal
+    both = len(lines(page, "phase-comparison"))
+    page.locator("#figure-phase-comparison input[type=checkbox]").first.focus()
+    page.keyboard.press("Space")
+    page.evaluate("strata.views['phase-comparison'].runAsync()")
+    assert (both, len(lines(page, "phase-comparison"))) == (2, 1)
+
+
+def test_values_appear_under_the_pointer(hostile: Analysed, hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    box = page.locator("#plot-phase-diagram .role-frame.root > g > path.background").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 10, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    table = pd.read_parquet(hostile.results / "contextualization.parquet")
+    own = table[(table["prompt_kind"] == "normal") & ~table["normed"] & (table["layer"] == 6)]
+    inter = own[own["pair"] == "image-text"].groupby("image_id")["cosine"].mean()
+    said = page.locator("#vg-tooltip-element").inner_text().replace("−", "-")
+    assert f"{inter.mean():.3f} ± {inter.std():.3f}" in said
+
+
+def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    charts = [f"attention-{kind}-{side}" for kind in ("places", "patches") for side in ("norm", "weight")]
+
+    def fills() -> list[list[str]]:
+        cells = "nodes => nodes.map((node) => node.getAttribute('fill'))"
+        return [page.locator(f"#plot-{name} .mark-rect path[fill]").evaluate_all(cells) for name in charts[2:]]
+
+    def blocks() -> list[int]:
+        return page.evaluate("(names) => names.map((name) => strata.views[name].signal('at_block'))", charts)
+
+    before = fills()
+    assert all(len(own) >= 4 for own in before)
+    page.locator("#figure-attention-maps input[type=range]").focus()
+    page.keyboard.press("End")
+    page.wait_for_function("strata.views['attention-patches-weight'].signal('at_block') === 6")
+    assert blocks() == [6] * 4
+    after = fills()
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    rows = page.locator("#plot-attention-places-weight .role-axis-label text")
+    box = rows.first.bounding_box()
+    page.mouse.click(
+        page.locator("#plot-attention-places-norm .mark-rect path").nth(40).bounding_box()["x"] + 1, box["y"] + 5
+    )
+    page.wait_for_function("strata.views['attention-patches-weight'].signal('at_block') === 1")
+    assert blocks() == [1] * 4
+    shown = page.locator("#plot-attention-patches-norm image")
+    assert shown.get_attribute("href").startswith("data:image/jpeg;base64,")
+    page.select_option("#figure-attention-maps select[name=picture]", "0")
+    page.wait_for_function("strata.views['attention-patches-weight'].signal('picture') === 0")
+    assert shown.count() == 0
+
+
+def test_drawings_and_numbers_are_saved(hostile: Analysed, hostile_page: Path, opened: Open, tmp_path: Path) -> None:
+    page = opened(hostile_page)
+    with page.expect_download() as download:
+        page.click("[data-svg='phase-diagram']")
+    download.value.save_as(tmp_path / "figure.svg")
+    drawing = ET.parse(tmp_path / "figure.svg").getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "script" not in {node.tag.rsplit("}", 1)[-1] for node in drawing.iter()}
+    with page.expect_download() as download:
+        page.locator("[data-csv='curves']").first.click()
+    download.value.save_as(tmp_path / "curves.csv")
+    with (tmp_path / "curves.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = pd.read_parquet(hostile.results / "contextualization.parquet")
+    means = table[~table["normed"]].groupby(["prompt_kind", "pair", "layer"])["cosine"].mean()
+    assert len(rows) == len(means)
+    for row in rows:
+        mean = means[row["prompt"], row["pair"].replace("–", "-"), int(row["layer"])]
+        assert float(row["mean"]) == pytest.approx(mean, rel=1e-3, abs=1e-4)
+        assert row["store"].endswith("script> · coco")
+
+
+def test_everything_is_reached_by_tab_and_has_a_name(two_page: Path, opened: Open) -> None:
+    page = opened(two_page)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('input, select, button, img, [role=grid]')].filter((node) =>
+           !(node.labels?.length && [...node.labels].some((label) => label.textContent.trim()))
+           && !node.getAttribute('aria-label') && !node.textContent.trim() && !node.alt).map((node) => node.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.locator(".plot svg").count() == page.locator(".plot [aria-label*=' ']").locator(
+        "visible=true"
+    ).count() or (
+        page.evaluate("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('[aria-label]'))")
+    )
+    wanted = {"explorer-grid", "explorer-layer", "explorer-picture", "explorer-words"}
+    kinds = set()
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        node = page.evaluate("[document.activeElement.id, document.activeElement.outerHTML.slice(0, 60)]")
+        wanted.discard(node[0])
+        kinds.add(node[1].split()[0])
+    assert wanted == set()
+    assert {"<input", "<select", "<button", "<summary"} <= {kind.rstrip(">") for kind in kinds}
+
+
+def test_stores_of_different_depth_share_an_axis_of_depth(
+    deep_and_flat: Analysed, two_page: Path, opened: Open
+) -> None:
+    page = opened(two_page)
+    title = page.locator("#plot-phase-comparison .role-axis-title").first
+    assert title.text_content() == "depth (layer / blocks)"
+    assert len(lines(page, "phase-comparison")) == 4
+    ends = page.evaluate("strata.views['phase-comparison'].data('curves').map((row) => [row.s, row.layer, row.x])")
+    blocks = [open_store(store).block_count for store in deep_and_flat.stores]
+    assert all(x == pytest.approx(layer / blocks[s], rel=1e-3) for s, layer, x in ends)
+    assert {(s, layer) for s, layer, x in ends if x == 1} == {(0, 6), (1, 9)}
+    first = lines(page, "phase-diagram")
+    page.locator("#figure-phase-diagram input[name=store]").nth(1).check()
+    page.evaluate("strata.views['phase-diagram'].runAsync()")
+    assert lines(page, "phase-diagram") != first
