@@ -19,12 +19,7 @@ Rows: TypeAlias = list[dict[str, Any]]
 
 def number(value: float, digits: int = 4) -> float | None:
     """Round to significant digits; None for what is not finite, which JSON does not know."""
-    value = float(value)
-    if not math.isfinite(value):
-        return None
-    if value == 0:
-        return 0.0
-    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
+    return float(f"{value:.{digits - 1}e}") if math.isfinite(value) else None
 
 
 def numbers(values: Iterable[float], digits: int = 4) -> list[float | None]:

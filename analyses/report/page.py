@@ -8,6 +8,7 @@ JavaScript comes with vl-convert-python; it evaluates no text as code here (Vega
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -90,6 +91,7 @@ def render(page: Page) -> str:
     )
 
 
+@cache
 def _library() -> str:
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)
     if "</script" in script.lower() or "<!--" in script:
