@@ -67,11 +67,11 @@ def layer_rows(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
         interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
         own[row["pair"]] = f"{row['mean']:.3f}{spread}{interval}".replace("-", "−")
     for s, g in dict.fromkeys((row["s"], row["g"]) for row in found.values()):
-        own = [row for row in found.values() if (row["s"], row["g"]) == (s, g)]
-        x = np.array([row["x"] for row in own])
+        of_curve = [row for row in found.values() if (row["s"], row["g"]) == (s, g)]
+        x = np.array([row["x"] for row in of_curve])
         middles = (x[:-1] + x[1:]) / 2
-        for row, left, right in zip(own, [x[0], *middles], [*middles, x[-1]], strict=True):
-            row |= {"left": float(left), "right": float(right)}
+        for told, left, right in zip(of_curve, [x[0], *middles], [*middles, x[-1]], strict=True):
+            told |= {"left": float(left), "right": float(right)}
     return list(found.values())
 
 

@@ -131,6 +131,13 @@ class Store(JoinedArrays):
             f"{len(self.parts)} parts, {len(self.layers)} layers>"
         )
 
+    def _repr_html_(self) -> str:
+        # Here, because a summary is one of an opened store.
+        from engine.store.notebook import store_html  # noqa: PLC0415
+        from engine.store.summary import summarise  # noqa: PLC0415
+
+        return store_html(summarise(self))
+
     @property
     def layers(self) -> np.ndarray:
         """Captured layer numbers, int32, ascending: those of pooled states."""

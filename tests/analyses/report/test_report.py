@@ -219,7 +219,9 @@ def test_the_subset_is_seeded_and_the_page_stays_small(tmp_path: Path) -> None:
 
 
 def test_the_same_results_make_the_same_page(hostile: Analysed) -> None:
-    pages = [make_report(hostile.results, [str(hostile.stores[0])], verified=False, seed=seed).html for seed in (0, 0, 1)]
+    pages = [
+        make_report(hostile.results, [str(hostile.stores[0])], verified=False, seed=seed).html for seed in (0, 0, 1)
+    ]
     assert pages[0] == pages[1] != pages[2]
 
 
