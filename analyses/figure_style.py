@@ -4,6 +4,7 @@ Colours are Okabe and Ito's. Figures are made without pyplot, so threads and not
 """
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -23,12 +24,16 @@ __all__ = [
     "TEXT_INCHES",
     "LayerAxis",
     "common_axis",
+    "figure_inches",
     "layer_axis",
     "panel_grid",
+    "wrap_notes",
 ]
 
 COLUMN_INCHES = 3.5
 TEXT_INCHES = 7.16
+
+_NOTE_LETTERS = 22  # of a note, on an inch
 
 NOTE: Any = {"fontsize": 6, "color": "0.35", "linespacing": 1.3}
 
@@ -65,7 +70,20 @@ STYLE: Any = {
 }
 
 
-def panel_grid(count: int, columns: int, height: float, extra: float) -> tuple[Figure, list[Axes]]:
+def figure_inches(stores: int) -> float:
+    """Width of a figure: of one store it fits a paper's column, of several the text."""
+    return COLUMN_INCHES if stores == 1 else TEXT_INCHES
+
+
+def wrap_notes(notes: Sequence[str], inches: float) -> str:
+    """Break notes into lines that fit a figure, each note on lines of its own."""
+    letters = int(inches * _NOTE_LETTERS)
+    return "\n".join(line for note in notes for line in wrap(note.replace("\n", " "), letters))
+
+
+def panel_grid(
+    count: int, columns: int, height: float, extra: float, inches: float | None = None
+) -> tuple[Figure, list[Axes]]:
     """Make panels on shared axes, row after row; one column is as wide as a paper's, several as its text.
 
     Parameters
@@ -75,6 +93,8 @@ def panel_grid(count: int, columns: int, height: float, extra: float) -> tuple[F
         Inches of each row.
     extra : float
         Inches beside them, for a legend or a note.
+    inches : float, optional
+        Width, where it is not that of the columns.
 
     Returns
     -------
@@ -82,7 +102,7 @@ def panel_grid(count: int, columns: int, height: float, extra: float) -> tuple[F
     """
     rows = -(-count // columns)
     with mpl.rc_context(STYLE):
-        width = COLUMN_INCHES if columns == 1 else TEXT_INCHES
+        width = inches or (COLUMN_INCHES if columns == 1 else TEXT_INCHES)
         figure = Figure(figsize=(width, rows * height + extra), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for unused in axes[count:]:

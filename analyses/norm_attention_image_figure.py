@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analyses.figure_style import NOTE, STYLE, TEXT_INCHES
+from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, figure_inches, wrap_notes
 from analyses.heat_style import heat_colours, label_heat, positive
 from analyses.identity import StoreIdentity
 from analyses.image_attention import ImageAttention
@@ -17,7 +17,7 @@ from analyses.picture import show_on_grid, show_picture
 
 __all__ = ["draw_image"]
 
-_MOST_BLOCKS = 5
+_MOST_BLOCKS, _MOST_BLOCKS_OF_A_COLUMN = 5, 3
 _OVER = 0.62  # opacity over the picture
 _MEASURES = ("attention weight, mean over heads", "norms of what patches give")
 _NOTE = "One sample. Share of the row; each line has its own colours."
@@ -36,11 +36,15 @@ def draw_image(found: Sequence[tuple[StoreIdentity, ImageAttention]], *, without
     lines = list(_lines(found))
     pictures = all(item.picture.pixels is not None for _, item in found)
     notes = [_NOTE, *([] if pictures else [_NO_PICTURE]), *([_SINKS_NOTE] if without_sinks else [])]
+    inches = figure_inches(len(found))
+    text = wrap_notes(notes, inches)
+    blocks = _MOST_BLOCKS if inches > COLUMN_INCHES else _MOST_BLOCKS_OF_A_COLUMN
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_INCHES, 1.35 * len(lines) + 0.1 + 0.1 * len(notes)), layout="constrained")
+        height = 1.35 * len(lines) + 0.2 + 0.1 * text.count("\n")
+        figure = Figure(figsize=(inches, height), layout="constrained")
         for part, line in zip(figure.subfigures(len(lines), 1, squeeze=False).ravel(), lines, strict=True):
-            _draw_line(part, line)
-        figure.supxlabel("\n".join(notes), **NOTE)
+            _draw_line(part, line, blocks)
+        figure.supxlabel(text, **NOTE)
     return figure
 
 
@@ -56,13 +60,13 @@ def _lines(found: Sequence[tuple[StoreIdentity, ImageAttention]]) -> list[_Line]
     return lines
 
 
-def _draw_line(part: Any, line: _Line) -> None:
+def _draw_line(part: Any, line: _Line, most_blocks: int) -> None:
     blocks, picture = line.item.blocks, line.item.picture
-    chosen = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), _MOST_BLOCKS)).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), most_blocks)).round().astype(int))
     colours = heat_colours([line.values[chosen]])
     if picture.pixels is not None:
         colours["alpha"] = _OVER
-    first, *axes = part.subplots(1, 1 + _MOST_BLOCKS, squeeze=False).ravel()
+    first, *axes = part.subplots(1, 1 + most_blocks, squeeze=False).ravel()
     show_picture(first, picture, beneath=False)
     first.set_xlabel("the image" if picture.pixels is not None else "no picture", labelpad=2)
     first.spines[:].set_visible(False)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analyses.attention_maps import PlaceMap
-from analyses.figure_style import NOTE, STYLE, TEXT_INCHES
+from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, figure_inches, wrap_notes
 from analyses.heat_style import heat_colours, label_heat, positive
 from analyses.key_places import SEGMENTS
 from analyses.norm_attention_panels import IDENTITY_NOTE, Panel, panels
@@ -25,7 +25,8 @@ __all__ = ["draw_patches", "draw_positions"]
 
 _MEASURE = MAP_MEASURES.index("attention_norm_share")
 _SHARE = "share of the row's norms"
-_MOST_BLOCKS = 6
+_MOST_BLOCKS, _MOST_BLOCKS_OF_A_COLUMN = 6, 4
+_BELOW = 21  # points, two lines
 _TEXT_PART = 0.7  # of the width of the image, which text tokens take together at most
 _WIDEST = 0.04  # of the same, one text token
 _SEGMENT_NAMES = {
@@ -45,9 +46,11 @@ _SINKS_NOTE = "Shares without position 0 and BOS (sinks), which are left out."
 def draw_positions(results: Sequence[StoreAttention]) -> Figure:
     """Draw one heat map of block by position per store, prompt group and query."""
     jobs, left_out = panels(results)
-    notes = _notes(results, [_POSITION_NOTE], left_out)
+    inches = figure_inches(len(results))
+    notes = wrap_notes(_notes(results, [_POSITION_NOTE], left_out), inches)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_INCHES, 1.75 * len(jobs) + 0.25 + 0.1 * len(notes)), layout="constrained")
+        height = 1.75 * len(jobs) + 0.35 + 0.1 * notes.count("\n")
+        figure = Figure(figsize=(inches, height), layout="constrained")
         axes: list[Axes] = list(figure.subplots(len(jobs), 1, squeeze=False).ravel())
         values = [job.item.result.maps.places.mean[_MEASURE, job.number, job.query] for job in jobs]
         colours = heat_colours(values)
@@ -63,19 +66,22 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
             ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
         bar = figure.colorbar(mesh, ax=axes, label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
         label_heat(bar, 5)
-        figure.supxlabel("\n".join(notes), **NOTE)
+        figure.supxlabel(notes, **NOTE)
     return figure
 
 
 def draw_patches(results: Sequence[StoreAttention]) -> Figure:
     """Draw the image's patches at some blocks, one row per store with a grid, prompt group and query."""
     jobs, left_out = panels([item for item in results if item.result.maps.grid is not None])
-    notes = _notes(results, [_PATCH_NOTE], left_out)
+    inches = figure_inches(len(results))
+    notes = wrap_notes(_notes(results, [_PATCH_NOTE], left_out), inches)
+    blocks = _MOST_BLOCKS if inches > COLUMN_INCHES else _MOST_BLOCKS_OF_A_COLUMN
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_INCHES, 1.35 * len(jobs) + 0.1 + 0.1 * len(notes)), layout="constrained")
+        height = 1.35 * len(jobs) + 0.2 + 0.1 * notes.count("\n")
+        figure = Figure(figsize=(inches, height), layout="constrained")
         for part, job in zip(figure.subfigures(len(jobs), 1, squeeze=False).ravel(), jobs, strict=True):
-            _draw_grid_row(part, job)
-        figure.supxlabel("\n".join(notes), **NOTE)
+            _draw_grid_row(part, job, blocks)
+        figure.supxlabel(notes, **NOTE)
     return figure
 
 
@@ -112,19 +118,22 @@ def _label_positions(ax: Axes, places: PlaceMap, seen: NDArray[np.bool_], edges:
         names.append(f"{_SEGMENT_NAMES[name]} ({len(own)})")
         if own[0]:
             ax.axvline(left, color="white", linewidth=1.2)
-    ax.set_xticks(ticks, names)
+    # What comes last is narrow, so its name stands below that of its neighbour.
+    ax.set_xticks(ticks[:-1], names[:-1])
+    ax.set_xticks(ticks[-1:], names[-1:], minor=True)
     ax.tick_params(axis="x", length=0)
+    ax.tick_params(axis="x", which="minor", length=0, labelsize=6.5, pad=_BELOW)
 
 
-def _draw_grid_row(part: Any, job: Panel) -> None:
+def _draw_grid_row(part: Any, job: Panel, most_blocks: int) -> None:
     """Draw one row of grids on a subfigure."""
     result = job.item.result
     grid = result.maps.grid
     assert grid is not None
     maps = grid.mean[_MEASURE, job.number, job.query]
-    chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _MOST_BLOCKS)).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), most_blocks)).round().astype(int))
     colours = heat_colours([maps[chosen]])
-    axes = part.subplots(1, _MOST_BLOCKS, squeeze=False).ravel()
+    axes = part.subplots(1, most_blocks, squeeze=False).ravel()
     for ax, block in zip(axes, chosen, strict=False):
         image = ax.imshow(positive(maps[block]), interpolation="nearest", **colours)
         ax.set_xticks([])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from analyses.figure_style import COLUMN_INCHES
 from analyses.kept_parts import KeptParts
 from analyses.norm_attention import analyze_store
 from analyses.norm_attention_figure import ROLE_COLOURS, draw_shares
@@ -13,7 +14,7 @@ from analyses.opening import open_all
 from analyses.resources import Resources
 from engine.vocabulary import ROLES
 from tests.analyses.attention_builders import Spec, attention_samples, write_attention
-from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, words
+from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, texts, words
 
 
 def found(folder: Path, *, depends: bool = False, without_sinks: bool = False, stores: int = 1) -> list[StoreAttention]:
@@ -100,3 +101,11 @@ def test_heat_maps_show_the_means_and_leave_no_key_out(tmp_path: Path) -> None:
 def test_every_role_has_its_own_colour() -> None:
     assert set(ROLE_COLOURS) == set(ROLES)
     assert len(set(ROLE_COLOURS.values())) == len(ROLES)
+
+
+def test_figures_of_one_store_fit_a_papers_column(tmp_path: Path) -> None:
+    results = found(tmp_path)
+    for draw in (draw_shares, draw_positions, draw_patches):
+        figure = draw(results)
+        assert figure.get_figwidth() == COLUMN_INCHES
+        assert min(text.get_fontsize() for text in texts(figure) if text.get_text()) >= 6
