@@ -23,8 +23,15 @@ __all__ = [
     "to_table",
 ]
 
-_LAYERS = ("start", "start_low", "start_high", "end", "end_low", "end_high")
-_CHANGES = ("change", "change_low", "change_high")
+_INTERVAL_ENDS = {"": "", "_low": ", lower end of its 95 % interval", "_high": ", upper end of its 95 % interval"}
+_LAYERS = {
+    f"{end}{side}": f"{text} layer of the phase{interval}"
+    for end, text in (("start", "first"), ("end", "last"))
+    for side, interval in _INTERVAL_ENDS.items()
+}
+_CHANGES = {
+    f"change{side}": f"change of the mean curve within the phase{interval}" for side, interval in _INTERVAL_ENDS.items()
+}
 _OF_IMAGES = {"end_images_q25": 0.25, "end_images_median": 0.5, "end_images_q75": 0.75}
 
 _ENDS = {"long_name": "quantiles over images of the end of the phase on an image's own curve", "units": "layer"}
@@ -154,12 +161,11 @@ def to_dataset(found: Sequence[CurvePhases], attributes: Mapping[str, Any]) -> x
     """
     most = max((len(curve.detection.phases) for curve in found), default=0)
     table = [[_padded(curve, p) for p in range(most)] for curve in found]
-    units = {**dict.fromkeys(_LAYERS, "layer"), **dict.fromkeys(_CHANGES, "1")}
     columns: dict[str, Any] = {
         name: (("curve", "phase"), np.array([[getattr(phase, name) for phase in row] for row in table], dtype), attrs)
         for name, dtype, attrs in (
-            *((name, np.int32, {"units": units[name]}) for name in _LAYERS),
-            *((name, np.float64, {"units": units[name]}) for name in _CHANGES),
+            *((name, np.int32, {"long_name": text, "units": "layer"}) for name, text in _LAYERS.items()),
+            *((name, np.float64, {"long_name": text, "units": "1"}) for name, text in _CHANGES.items()),
             ("supported", np.bool_, {"long_name": _SUPPORTED}),
             ("name", object, {"long_name": "name of the phase"}),
         )
@@ -169,8 +175,10 @@ def to_dataset(found: Sequence[CurvePhases], attributes: Mapping[str, Any]) -> x
             **columns,
             **_scores(found),
             "end_images": (("curve", "phase", "quantile"), _ends_of_images(found, most), _ENDS),
-            "images": ("curve", np.array([curve.band.images for curve in found], np.int64)),
-            "items": ("curve", np.array([curve.band.items for curve in found], np.int64)),
+            **{
+                name: ("curve", np.array([getattr(curve.band, name) for curve in found], np.int64), {"long_name": text})
+                for name, text in (("images", "images in the curve"), ("items", "items that its intervals resample"))
+            },
         },
         coords={
             "phase": np.arange(1, most + 1),

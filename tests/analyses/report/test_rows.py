@@ -188,3 +188,9 @@ def test_packed_values_are_plain_letters_and_come_back(value: object) -> None:
 def test_what_is_not_finite_is_not_packed() -> None:
     with pytest.raises(ValueError, match="JSON"):
         pack([math.nan])
+
+
+def test_every_variable_of_every_result_says_what_it_is(results: Results) -> None:
+    assert set(results.datasets) == {"contextualization", "phases", "norm-attention", "logit-lens"}
+    for dataset in results.datasets.values():
+        assert [name for name in dataset.data_vars if not dataset[name].attrs.get("long_name")] == []
