@@ -65,7 +65,7 @@ const strata = {
       return;
     }
     const page = await strata.unpack(document.getElementById("payload").textContent);
-    const views = await strata.draw(page);
+    const views = (strata.views = await strata.draw(page));
     strata.share(page.charts, views);
     for (const button of document.querySelectorAll("[data-svg]")) {
       const name = button.dataset.svg;
@@ -75,8 +75,7 @@ const strata = {
       const name = button.dataset.csv;
       button.addEventListener("click", () => strata.save(`${name}.csv`, "text/csv", strata.csv(page.rows[name])));
     }
-    if (page.entries.length) startExplorer(page.entries, page.rows.pictures);
-    strata.views = views;
+    if (page.entries.length) await new Explorer(page.entries, page.rows.pictures).show(0);
     document.documentElement.dataset.ready = "true";
   },
 };

@@ -41,8 +41,8 @@ def deep_and_flat(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """The system's Chromium, without a window."""
+def chromium(hostile_page: Path, two_page: Path) -> Iterator[Any]:
+    """The system's Chromium, without a window; pages are made before, because it waits for this process meanwhile."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is missing")
     path = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if path is None:
