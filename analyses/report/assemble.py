@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from analyses.report.attention_rows import image_rows
 from analyses.report.attention_section import attention_section
 from analyses.report.commands import analyze_command
-from analyses.report.explorer import Explorer, make_explorer
+from analyses.report.explorer import Explorer, make_explorer, words_table
 from analyses.report.lens_section import lens_section
 from analyses.report.packing import Rows
 from analyses.report.page import Page, render
@@ -26,8 +26,8 @@ __all__ = ["IMAGES", "Report", "make_report"]
 IMAGES = 24
 """Images that a page shows where it has room for so many."""
 
-_WORD_BYTES = 3 * 2**20  # of packed words
-_PICTURE_BYTES = 3 * 2**19  # of thumbnails
+_WORD_BYTES = 5 * 2**19  # of packed words
+_PICTURE_BYTES = 2**20  # of thumbnails
 _ATTENTION_VALUES = 300_000  # shares of single images, three to four packed bytes each
 _LIBRARIES = ("activation-strata", "numpy", "xarray", "zarr", "pyarrow", "vl-convert-python")
 
@@ -129,7 +129,7 @@ def _pictures(reported: Sequence[ReportedStore], images: Sequence[str]) -> Rows:
 def _explorer(
     results: Results, reported: Sequence[ReportedStore], images: Sequence[str], pictures: Rows
 ) -> Explorer | None:
-    if "logit-lens" not in results.datasets or not reported:
+    if "logit-lens" not in results.datasets or not reported or not words_table(results).is_file():
         return None
     stores = {one.place: one.store for one in reported}
     explorer = make_explorer(results, stores, images, pictures, _WORD_BYTES)
@@ -151,7 +151,10 @@ def _sections(
     if explorer is not None:
         lens = lens._replace(figures=(*lens.figures, explorer.figure))
     elif "logit-lens" in results.datasets:
-        missing = "The explorer of patches is not there: strata report --store STORE reads where patches lie."
+        how = "strata report --store STORE reads where patches lie."
+        if not words_table(results).is_file():
+            how = f"{words_table(results).name} is missing, which strata analyze logit-lens writes."
+        missing = f"The explorer of patches is not there: {how}"
         lens = lens._replace(missing=(*lens.missing, missing))
     phases, phase_rows = phase_section(results)
     attention, attention_rows = attention_section(results, pictures, of_images)

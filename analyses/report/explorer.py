@@ -1,6 +1,7 @@
 """The explorer of patches: as many images as the page has room for, each packed on its own and unpacked when chosen."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,9 +13,8 @@ from analyses.report.results import Results
 from analyses.report.section import Figure
 from engine.store import Store
 
-__all__ = ["Explorer", "make_explorer"]
+__all__ = ["NO_PICTURES", "Explorer", "make_explorer", "words_table"]
 
-_WORDS = "logit-lens-words"
 NO_PICTURES = "The store keeps no pictures, so the grid stands alone: strata extract --thumbnails adds them."
 
 
@@ -38,6 +38,11 @@ class Explorer(NamedTuple):
     def figure(self) -> Figure:
         """The figure that stands in the section of LogitLens."""
         return Figure("lens-explorer", "What each patch says", (), tuple(self.notes), explorer=True)
+
+
+def words_table(results: Results) -> Path:
+    """Where the words of all patches are."""
+    return results.folder / "logit-lens-words.parquet"
 
 
 def make_explorer(
@@ -88,9 +93,8 @@ def _words(
 ) -> Iterator[tuple[int, str, str, dict[str, Any] | None]]:
     """Yield image after image, of every store its samples that are decoded by themselves."""
     chosen = {s: _samples(results, s, store, images) for s, store in stores.items()}
-    table = results.folder / f"{_WORDS}.parquet"
     words = {
-        s: read_words(table, results.identities[s].store, samples["sample_id"].tolist())
+        s: read_words(words_table(results), results.identities[s].store, samples["sample_id"].tolist())
         for s, samples in chosen.items()
     }
     for image in images:

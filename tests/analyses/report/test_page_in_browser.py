@@ -163,7 +163,10 @@ def test_the_last_of_quick_choices_is_shown(hostile_page: Path, opened: Open) ->
     page = opened(hostile_page)
     page.evaluate(
         """() => { const choice = document.querySelector('#explorer-picture');
-           for (const value of ['1', '2', '3']) { choice.value = value; choice.dispatchEvent(new Event('change')); } }"""
+           for (const value of ['1', '2', '3']) {
+             choice.value = value;
+             choice.dispatchEvent(new Event('change'));
+           } }"""
     )
     page.wait_for_selector("#explorer-grid[data-picture='3']")
     page.wait_for_timeout(200)

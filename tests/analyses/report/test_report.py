@@ -5,6 +5,7 @@ import hashlib
 import re
 import shlex
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -139,6 +140,16 @@ def test_a_damaged_dataset_is_named_and_the_rest_is_shown(hostile: Analysed, tmp
     assert "run strata analyze logit-lens again" in Page(made.html).text
 
 
+def test_without_the_table_of_words_there_is_no_explorer_and_the_page_says_why(
+    hostile: Analysed, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(hostile.results, folder)
+    (folder / "logit-lens-words.parquet").unlink()
+    page = report(folder, *hostile.stores, verified=False)
+    assert "logit-lens-words.parquet is missing, which strata analyze logit-lens writes" in page.text
+
+
 def test_a_damaged_store_is_reported_and_the_page_says_so(hostile: Analysed, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(hostile.stores[0], store)
@@ -163,6 +174,18 @@ def test_wrong_requests_are_refused_with_the_next_step(hostile: Analysed, tmp_pa
     run = command(hostile.results, "--store", hostile.stores[0], "--store", hostile.stores[0], "--out", out)
     assert (run.exit_code, "name each store once" in run.stderr) == (2, True)
     assert not out.exists()
+
+
+def test_without_the_charting_library_the_extra_is_named(
+    hostile: Analysed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("analyses.report", "engine.cli.report"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    run = command(hostile.results, "--out", tmp_path / "r.html")
+    assert run.exit_code == 2
+    assert "vl_convert, which is not installed" in run.stderr
+    assert "'activation-strata[report]'" in run.stderr
 
 
 def test_a_store_that_grew_is_noted(hostile: Analysed, tmp_path: Path) -> None:
@@ -207,8 +230,8 @@ def test_the_command_that_extracts_is_one(hostile: Analysed) -> None:
 def test_the_subset_is_seeded_and_the_page_stays_small(tmp_path: Path) -> None:
     """5,000 images with two prompts each are 10,000 samples."""
     images = [f"{number:05d}" for number in range(5000)]
-    store = write_store(tmp_path / "store", images, dim=2, thumbnails=False)
-    results = analyse([store], tmp_path / "results", ["logit-lens"], layers=("6",), topk=1)
+    store = write_store(tmp_path / "store", images, dim=2, blocks=1, thumbnails=False)
+    results = analyse([store], tmp_path / "results", ["logit-lens"], layers=("1",), topk=1)
     made = make_report(results, [str(store)], verified=False)
     page = Page(made.html)
     assert page.fact("Samples").startswith("10,000 of 10,000")
