@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from analyses.lens_patches import read_pieces
+from analyses.part_task import open_array
 from analyses.report.packing import numbers
 from analyses.report.pictures import Frame, frame_of
 from engine.store import Store
@@ -96,9 +97,12 @@ def _cells(
     if frame is None:
         order = np.arange(len(positions))
         return order, np.stack(np.divmod(order, _PER_ROW), axis=1)
-    tokens = store.sample(str(sample["sample_id"]))
-    place = {int(position): number for number, position in enumerate(tokens["position"].values)}
-    own = np.array([place[int(position)] for position in positions])
-    grid, row, col = (tokens[name].values[own] for name in ("grid", "patch_row", "patch_col"))
-    on = np.flatnonzero(grid == frame.number)
-    return on, np.stack([row[on], col[on]], axis=1).astype(np.int64)
+    part = next(part for part in store.parts if (part.url, part.number) == (sample["store"], sample["part"]))
+    runs = [slice(segment["start"], segment["stop"]) for segment in sample["segments"]]
+    position, grid, row, col = (
+        np.concatenate([np.asarray(open_array(part, f"token/{name}")[run], np.int64) for run in runs])
+        for name in ("position", "grid", "patch_row", "patch_col")
+    )
+    own = np.searchsorted(position, positions)  # a sample's tokens are in the order of its sequence
+    on = np.flatnonzero(grid[own] == frame.number)
+    return on, np.stack([row[own[on]], col[own[on]]], axis=1)
