@@ -23,7 +23,7 @@ from engine.errors import UsageError
 
 __all__ = ["IMAGES", "Report", "make_report"]
 
-IMAGES = 24
+IMAGES = 12
 """Images that a page shows where it has room for so many."""
 
 _WORD_BYTES = 5 * 2**19  # of packed words

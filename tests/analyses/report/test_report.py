@@ -235,10 +235,10 @@ def test_the_subset_is_seeded_and_the_page_stays_small(tmp_path: Path) -> None:
     made = make_report(results, [str(store)], verified=False)
     page = Page(made.html)
     assert page.fact("Samples").startswith("10,000 of 10,000")
-    assert page.fact("Images shown") == "24 of 5000 images, chosen by seed 0"
+    assert page.fact("Images shown") == "12 of 5000 images, chosen by seed 0"
     assert len(made.html.encode()) < 2 * 2**20
     packed = [attrs for tag, attrs in page.elements if attrs.get("class") == "words"]
-    assert len(packed) == 24
+    assert len(packed) == 12
 
 
 def test_the_same_results_make_the_same_page(hostile: Analysed) -> None:
