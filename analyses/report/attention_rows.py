@@ -82,12 +82,13 @@ def place_rows(results: Results) -> Rows:
         for q in range(own.sizes["query"]):
             if not np.isfinite(shares[:, q]).any():
                 continue
+            filled = np.nan_to_num(shares[:, q])
             left = 0.0
             for first, last, name in columns:
                 right = left + (last - first if segment[first] == "image" else wide)
                 for b, block in enumerate(own["block"].values.tolist()):
                     means = {
-                        key: number(float(np.nan_to_num(shares[at[share], q, b, first:last]).mean()), 3) or None
+                        key: number(filled[at[share], b, first:last].mean(), 3) or None
                         for key, (share, _) in _SHARES.items()
                     }
                     edges = {"left": round(left, 3), "right": round(right, 3), "segment": str(segment[first])}
