@@ -5,12 +5,14 @@ is not stored), ``sample``, the row of ``Store.samples``, and ``position`` in th
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
+from engine.store.coordinates import read_coordinates
 from engine.store.layout import KEY_COORDINATES
 from engine.store.part import Part
 
@@ -46,18 +48,26 @@ def join_parts(parts: Sequence[Part], axis: str, name: str) -> xr.DataArray | No
     }
     if "head" in dims:
         coordinates["head"] = np.arange(array.shape[dims.index("head")], dtype=np.int32)
-    for along in holding[0].coordinates(axis):
-        if any(along not in part.manifest["arrays"] for part in holding):  # of an earlier format
-            continue
-        pieces = [part.variable(along) for part in holding]
-        # In memory, unlike the states: selecting by role or position needs the values, and they are few.
-        values = np.concatenate(da.compute(*(piece.data for piece in pieces)))
-        coordinates[along.split("/")[1]] = xr.Variable((axis,), values, pieces[0].attrs)
+    coordinates |= _along(holding, axis)
     if axis == "key":
         coordinates |= _key_places(parts, holding, coordinates["token"])
     lengths = [part.manifest[_LENGTHS[axis]] for part in holding]
     coordinates["part"] = ((axis,), np.repeat(np.array([part.number for part in holding], np.int32), lengths))
     return xr.DataArray(array, coordinates, dims, name, first.attrs)
+
+
+def _along(parts: Sequence[Part], axis: str) -> dict[str, xr.Variable]:
+    """Coordinates along the parts' axis, in memory, unlike the states: selecting needs their values, which are few."""
+    entries = [part.manifest["arrays"] for part in parts]
+    # Parts of an earlier format may lack one.
+    paths = [path for path in parts[0].coordinates(axis) if all(path in own for own in entries)]
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda part: read_coordinates(part, paths), parts))
+    joined = {path: np.concatenate([own[path] for own in read]) for path in paths}
+    return {
+        path.split("/")[1]: xr.Variable((axis,), values, entries[0][path]["attributes"])
+        for path, values in joined.items()
+    }
 
 
 def _key_places(parts: Sequence[Part], holding: Sequence[Part], token: xr.Variable) -> dict[str, xr.Variable]:

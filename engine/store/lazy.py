@@ -72,9 +72,7 @@ class StoredArray:
 @lru_cache(maxsize=256)
 def _open(location: Location, folder: str, path: str, version: str) -> zarr.Array:
     """Open an array once per process; ``version`` is only there to tell a rewritten store apart."""
-    array = location.open_group(folder)[path]
-    assert isinstance(array, zarr.Array)
-    return array
+    return location.open_array(folder, path)
 
 
 def _move(index: Any, start: int, length: int) -> Any:

@@ -95,4 +95,8 @@ class Location:
 
     def open_group(self, relative: str, path: str = "") -> zarr.Group:
         """Open a Zarr group for reading."""
-        return zarr.open_group(self.zarr_store(relative), path=path, mode="r")
+        return zarr.open_group(self.zarr_store(relative), path=path, mode="r", zarr_format=3)
+
+    def open_array(self, relative: str, path: str) -> zarr.Array:
+        """Open one array of a Zarr group for reading, without what the group says of its others."""
+        return zarr.open_array(self.zarr_store(relative), path=path, mode="r", zarr_format=3)

@@ -3,15 +3,18 @@
 Opening reads ``store.json`` and the manifests; a part without a manifest is never looked at.
 """
 
+import bisect
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
@@ -29,6 +32,8 @@ from engine.store.tokens import TokenBatch, iterate_tokens
 from engine.vocabulary import ROLES
 
 __all__ = ["Store", "open_store"]
+
+_NAMES_COMPARED = 2000  # with one that is unknown, for a hint
 
 # What a capture of an earlier format says by saying nothing.
 _UNSAID: Mapping[str, Any] = {
@@ -92,9 +97,10 @@ def _parts(location: Location, plan_sha256: str) -> list[Part]:
     ]
 
 
-def _hint(asked: str, known: Sequence[str], column: str) -> str:
-    close = difflib.get_close_matches(asked, known, n=3, cutoff=0.4)
-    return f"did you mean {', '.join(close)}?" if close else f"see the column {column} of Store.samples"
+def _table_of(part: Part) -> pa.Table:
+    table = part.sample_table()
+    number, url = pa.repeat(part.number, len(table)), pa.repeat(part.url, len(table))
+    return table.append_column("part", number).append_column("store", url)
 
 
 class Store(JoinedArrays):
@@ -174,11 +180,11 @@ class Store(JoinedArrays):
     @cached_property
     def samples(self) -> pd.DataFrame:
         """All committed samples in part order: the columns of ``Part.samples``, ``part``, and ``store`` (its URL)."""
-        frames = [part.samples.assign(part=part.number, store=part.url) for part in self.parts]
-        filled = [frame for frame in frames if len(frame)] or frames[:1]
-        if not filled:
+        if not self.parts:
             raise self._no_part()
-        return pd.concat(filled, ignore_index=True)
+        with ThreadPoolExecutor() as pool:
+            tables = list(pool.map(_table_of, self.parts))
+        return pa.concat_tables(tables, promote_options="default").to_pandas()
 
     @cached_property
     def plan(self) -> pd.DataFrame:
@@ -194,8 +200,24 @@ class Store(JoinedArrays):
     @property
     def complete(self) -> bool:
         """Whether every planned part is committed."""
-        committed = {(part.url, part.number) for part in self.parts}
-        return all(pair in committed for pair in zip(self.plan["store"], self.plan["part"], strict=True))
+        planned = self.plan[["store", "part"]].drop_duplicates()
+        return set(planned.itertuples(index=False, name=None)) <= self._numbered.keys()
+
+    @cached_property
+    def _numbered(self) -> dict[tuple[str, int], Part]:
+        """Committed parts by store and number."""
+        return {(part.url, part.number): part for part in self.parts}
+
+    @cached_property
+    def _planned(self) -> dict[str, pd.Index]:
+        """Where each sample and each image stands in the plan: finds its part without reading any table of samples."""
+        return {column: pd.Index(self.plan[column]) for column in ("sample_id", "image_id")}
+
+    def _parts_with(self, column: str, value: str) -> list[Part]:
+        """Committed parts that a sample or an image is planned for."""
+        rows = self._planned[column].get_indexer_for([value])
+        pairs = self.plan.iloc[rows[rows >= 0]][["store", "part"]].drop_duplicates().itertuples(index=False, name=None)
+        return [self._numbered[pair] for pair in pairs if pair in self._numbered]
 
     def sample(self, sample_id: str) -> xr.Dataset:
         """One sample's sequence, assembled from its segments.
@@ -221,11 +243,14 @@ class Store(JoinedArrays):
         UsageError
             When no sample, or more than one, has this id.
         """
-        rows = np.flatnonzero(self.samples["sample_id"] == sample_id)
-        if len(rows) != 1:
-            raise UsageError(self._wrong_sample(sample_id, len(rows)))
-        row = self.samples.iloc[rows[0]]
-        part = next(part for part in self.parts if (part.url, part.number) == (row["store"], row["part"]))
+        found = [
+            (part, row)
+            for part in self._parts_with("sample_id", sample_id)
+            for _, row in part.samples[part.samples["sample_id"] == sample_id].iterrows()
+        ]
+        if len(found) != 1:
+            raise UsageError(self._wrong_sample(sample_id, len(found)))
+        [(part, row)] = found
         runs = [slice(segment["start"], segment["stop"]) for segment in row["segments"]] or [slice(0, 0)]
         pieces = [part.open("token", run) for run in runs]
         joined = xr.concat(pieces, "token", data_vars="minimal", coords="minimal", compat="override", join="override")
@@ -241,14 +266,13 @@ class Store(JoinedArrays):
         UsageError
             When no committed sample is of this image.
         """
-        rows = self.samples[self.samples["image_id"] == image_id]
-        if rows.empty:
-            known = list(dict.fromkeys(self.samples["image_id"]))
+        parts = [
+            part for part in self._parts_with("image_id", image_id) if (part.samples["image_id"] == image_id).any()
+        ]
+        if not parts:
             raise UsageError(
-                f"no committed sample of {self.url} is of image {image_id!r}: {_hint(image_id, known, 'image_id')}"
+                f"no committed sample of {self.url} is of image {image_id!r}: {self._hint(image_id, 'image_id')}"
             )
-        names = set(zip(rows["store"], rows["part"], strict=True))
-        parts = (part for part in self.parts if (part.url, part.number) in names)
         return next(filter(None, (part.thumbnail(image_id) for part in parts)), None)
 
     def map_samples(
@@ -364,5 +388,12 @@ class Store(JoinedArrays):
     def _wrong_sample(self, sample_id: str, found: int) -> str:
         if found:
             return f"{found} of these stores hold sample {sample_id!r}: open one of them alone"
-        known = list(self.samples["sample_id"])
-        return f"no committed sample of {self.url} is called {sample_id!r}: {_hint(sample_id, known, 'sample_id')}"
+        return f"no committed sample of {self.url} is called {sample_id!r}: {self._hint(sample_id, 'sample_id')}"
+
+    def _hint(self, asked: str, column: str) -> str:
+        known = sorted(set(self.samples[column]))
+        # Looking at each of very many names takes long; those that begin alike are neighbours.
+        place = bisect.bisect(known, asked)
+        near = known[max(place - _NAMES_COMPARED // 2, 0) : place + _NAMES_COMPARED // 2]
+        close = difflib.get_close_matches(asked, near, n=3, cutoff=0.4)
+        return f"did you mean {', '.join(close)}?" if close else f"see the column {column} of Store.samples"
