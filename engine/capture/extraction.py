@@ -72,6 +72,8 @@ class Extraction:
         Positions of padding before the longest sample of a pass; does not change values either.
     lens
         Decodes states where the plan captures lens.
+    rank, world_size
+        Which of how many processes this is; manifests say so, for whoever watches the store fill.
     """
 
     store: Path
@@ -83,6 +85,8 @@ class Extraction:
     batch_size: int
     padding: int = 0
     lens: Lens | None = None
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def probe(self) -> Probe:
@@ -118,6 +122,8 @@ class Extraction:
             "batch_size": self.batch_size,
             "padding_side": "left",
             "model_revision": self.plan.record["model"]["revision"],
+            "rank": self.rank,
+            "world_size": self.world_size,
         }
 
 

@@ -13,7 +13,7 @@ from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
-from engine.capture.ranks import find_local_rank, find_rank
+from engine.capture.ranks import Rank, find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
@@ -62,7 +62,7 @@ def command(**values: Any) -> None:
         f"{len(done)} of them finished"
     )
     if todo:
-        extraction = _prepare(planned, options, store, exists=exists)
+        extraction = _prepare(planned, options, store, rank, exists=exists)
         samples = sum(part.stop - part.start for part in todo) * len(planned.plan.prompts)
         with extraction_progress(samples=samples, parts=len(todo)) as progress:
             outcome = extract_parts(extraction, todo, progress)
@@ -76,7 +76,7 @@ def command(**values: Any) -> None:
     _report_bad(store, {part: manifests[part] for part in sorted(owned)}, skip=values["skip_bad_samples"])
 
 
-def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool) -> Extraction:
+def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, exists: bool) -> Extraction:
     """Load the model, check it on a real image, and create the store where there is none yet."""
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -93,6 +93,8 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
         planned.preparer,
         options.batch_size,
         lens=None if topk is None else Lens.of(checkpoint, loaded, topk),
+        rank=rank.rank,
+        world_size=rank.world_size,
     )
     asked = (*planned.plan.prompts, *FURTHER_PROMPTS)
     first = _first_readable(planned, Preparer(checkpoint, asked, share_prefix=False))

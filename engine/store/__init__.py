@@ -34,6 +34,7 @@ from engine.store.manifest import canonical_json
 from engine.store.model_tables import MODEL_ATTRIBUTES, ModelMatrix
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, open_part
+from engine.store.progress import Filling, RankProgress, rank_progress, read_filling, recorded_world_size
 from engine.store.reader import Store, open_store
 from engine.store.record import committed_parts, create_store, is_same_store
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA, VOCABULARY_SCHEMA
@@ -59,6 +60,7 @@ __all__ = [
     "BlockTensors",
     "Chunk",
     "Coordinate",
+    "Filling",
     "KeptOf",
     "ModelMatrix",
     "ModelTables",
@@ -67,6 +69,7 @@ __all__ = [
     "PartContent",
     "PartSize",
     "Problem",
+    "RankProgress",
     "Store",
     "StoreSummary",
     "TokenBatch",
@@ -87,6 +90,9 @@ __all__ = [
     "part_name",
     "predict_size",
     "query_coordinate",
+    "rank_progress",
+    "read_filling",
+    "recorded_world_size",
     "role_coordinate",
     "round_mantissa",
     "source_role_coordinate",

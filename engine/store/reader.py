@@ -214,7 +214,7 @@ class Store(JoinedArrays):
         return {column: pd.Index(self.plan[column]) for column in ("sample_id", "image_id")}
 
     def _parts_with(self, column: str, value: str) -> list[Part]:
-        """Committed parts that a sample or an image is planned for."""
+        """Return the committed parts that a sample or an image is planned for."""
         rows = self._planned[column].get_indexer_for([value])
         pairs = self.plan.iloc[rows[rows >= 0]][["store", "part"]].drop_duplicates().itertuples(index=False, name=None)
         return [self._numbered[pair] for pair in pairs if pair in self._numbered]

@@ -1,7 +1,7 @@
 """Stores of very many tiny samples, of the layout that the real writer gives them.
 
-One part goes through the writer. Its Zarr folder holds no name of a sample, so every other part of the size has the same
-bytes there, as hard links; sample tables and manifests are each part's own.
+One part goes through the writer. Its Zarr folder holds no name of a sample, so every other part of the size has the
+same bytes there, as hard links; sample tables and manifests are each part's own.
 """
 
 import os
