@@ -1,10 +1,8 @@
-"""Processes that extract: real ones, which can be killed, forked off a server that has imported everything once.
+"""Processes that extract: real ones, which can be killed, and which commit a part only when a gate lets them.
 
-A process commits a part only when the gate lets it, so that a test can look at the store, or kill the process, while
-parts are staged.
+So a test can look at the store, or end the process, while parts are staged.
 """
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -14,10 +12,7 @@ from pathlib import Path
 from engine.cli.main import main
 from engine.store import writer
 
-__all__ = ["CONTEXT", "extract_behind"]
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.engine.cli.gated_extract", "engine.cli.extract", "tests.tiny_llava"])
+__all__ = ["extract_behind"]
 
 
 def extract_behind(gate: Semaphore, arguments: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +18,8 @@ from click.testing import Result
 from engine.store import open_store, verify
 from engine.store.commit import staged_pieces
 from tests.engine.cli.conftest import Dataset, write_images
-from tests.engine.cli.gated_extract import CONTEXT, extract_behind
+from tests.engine.cli.gated_extract import extract_behind
+from tests.processes import fork_server, wait_for
 
 Strata = Callable[..., Result]
 
@@ -41,9 +41,10 @@ class Rank:
     """One process that extracts, and commits a part for each permit that it is given."""
 
     def __init__(self, fill: Fill, out: Path, rank: int) -> None:
-        self.gate = CONTEXT.Semaphore(0)
+        context = fork_server("tests.engine.cli.gated_extract", "engine.cli.extract", "tests.tiny_llava")
+        self.gate = context.Semaphore(0)
         arguments = fill.arguments(out, "--rank", rank, "--world-size", 2)
-        self.process: BaseProcess = CONTEXT.Process(target=extract_behind, args=(self.gate, arguments))
+        self.process: BaseProcess = context.Process(target=extract_behind, args=(self.gate, arguments))
         self.process.start()
 
     def exit_code(self) -> int | None:
@@ -74,13 +75,6 @@ def start(fill: Fill, tmp_path: Path) -> Iterator[Callable[[int], Rank]]:
         if rank.process.is_alive():
             rank.process.kill()
         rank.process.join(60)
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < until, "nothing happened for two minutes"
-        time.sleep(0.02)
 
 
 def staged(store: Path, part: int) -> str | None:
