@@ -32,7 +32,7 @@ def join_parts(parts: Sequence[Part], axis: str, name: str) -> xr.DataArray | No
     Returns
     -------
     xr.DataArray or None
-        One Dask chunk per shard; None where no part has the array.
+        One Dask chunk per shard, or per layer or block of 1 MiB or more; None where no part has the array.
     """
     path = f"{axis}/{name}"
     holding = [part for part in parts if path in part.manifest["arrays"]]
