@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 from engine.errors import StrataError
-from engine.store.layout import PARTS_FOLDER
+from engine.store.layout import PARTS_FOLDER, plan_reading
 from engine.store.lazy import StoredArray
 from engine.store.location import Location
 from engine.store.manifest import has_true_sha256, parse_json
@@ -85,6 +85,11 @@ class Part:
                 samples = samples.append_column(field, pa.nulls(len(samples), field.type))
         return samples
 
+    def sample_columns(self, *names: str) -> pa.Table:
+        """Read some columns of `samples` and nothing else; not kept either."""
+        with self._table() as table:
+            return table.read(list(names), use_threads=False)
+
     def thumbnail(self, image_id: str) -> bytes | None:
         """Read the JPEG of an image; None where the part has none."""
         with self._table() as table:
@@ -105,7 +110,7 @@ class Part:
         return self.location.open_group(f"{PARTS_FOLDER}/{self.name}.zarr", axis)
 
     def open(self, axis: str, run: slice | None = None) -> xr.Dataset:
-        """Open one axis as a Dataset, Dask-backed with one Dask chunk per shard.
+        """Open one axis as a Dataset, Dask-backed with one Dask chunk per shard, or layer or block of 1 MiB or more.
 
         Parameters
         ----------
@@ -133,7 +138,8 @@ class Part:
         if run is not None and axis in entry["dims"]:
             array = array.window(entry["dims"].index(axis), run.start, run.stop)
         lazy = path.split("/")[1] not in entry["dims"]
-        return xr.Variable(entry["dims"], array.dask(entry["shard"]) if lazy else array[...], entry["attributes"])
+        steps = plan_reading(entry["shape"], array.dtype.itemsize, entry["shard"])
+        return xr.Variable(entry["dims"], array.dask(steps) if lazy else array[...], entry["attributes"])
 
     def stored(self, path: str) -> StoredArray:
         """One array by its address, shape and dtype, without opening it."""

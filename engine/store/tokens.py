@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from engine.errors import StrataError, UsageError
 from engine.store.choices import kept_roles, layer_indices, role_codes, state_layers
@@ -216,8 +215,7 @@ class _OpenPart:
 def _first_samples(part: Part) -> np.ndarray:
     """Row in the part's sample table of the first sample that each token belongs to, (token) int64."""
     # Of the table only this column, and not kept: a pass over many parts would keep all captions in memory.
-    with part.location.opened(f"{PARTS_FOLDER}/{part.name}.parquet") as file:
-        segments = pq.read_table(file, columns=["segments"], use_threads=False)["segments"].combine_chunks()
+    segments = part.sample_columns("segments")["segments"].combine_chunks()
     runs = segments.flatten()
     owners = pc.list_parent_indices(segments).to_numpy()
     first = np.full(part.tokens, -1, np.int64)

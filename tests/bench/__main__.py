@@ -13,6 +13,7 @@ from tests.bench.rows import Row
 
 BENCHMARKS = (
     "contextualization",
+    "one_layer",
     "logit_lens",
     "memory",
     "extraction",
