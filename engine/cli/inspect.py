@@ -37,8 +37,8 @@ def command(store: str, bad: bool, ranks: int | None) -> None:
     """Say what is inside a store and how complete it is; reads records, no arrays.
 
     While a store fills it says of every rank how many of its parts are committed, which one it is writing or left when
-    it died, and how long the rest takes at its rate so far: planned samples of the parts that it wrote, by the seconds
-    that extracting them took.
+    it died, and how long the rest takes at its rate so far: samples of the parts that it wrote, by the time that
+    extracting them took, or by the usual time from one commit to the next where that is longer.
     """
     opened = open_store(store if "://" in store else Path(store))
     summary = summarise(opened)

@@ -3,6 +3,8 @@
 Rank r of W owns the parts r, r+W, …, whoever wrote them in the end.
 """
 
+import itertools
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -53,7 +55,8 @@ class RankProgress(NamedTuple):
     staged
         Parts of its own that lie in the staging folder, and whether a process is writing them.
     samples_per_second
-        Over the parts that it wrote itself, while it extracted them; None where there is none.
+        Of the parts that it wrote itself: by the time that extracting them took, or by the usual time from one commit
+        to the next where that is longer; None where there is none.
     last_commit
         When the newest of its parts was committed, seconds since the epoch; None where that is not known.
     """
@@ -95,7 +98,6 @@ def _of_rank(rank: int, parts: Sequence[int], filling: Filling, world_size: int)
     planned = filling.planned
     committed = [part for part in parts if part in filling.manifests]
     own = [part for part in committed if _writer(filling.manifests[part]) == (rank, world_size)]
-    seconds = sum(float(filling.manifests[part]["seconds"]) for part in own)
     moments = [filling.committed_at[part] for part in committed if part in filling.committed_at]
     return RankProgress(
         rank=rank,
@@ -105,9 +107,24 @@ def _of_rank(rank: int, parts: Sequence[int], filling: Filling, world_size: int)
         committed_samples=sum(planned[part] for part in committed),
         by_others=len(committed) - len(own),
         staged=tuple((part, filling.staged[part]) for part in parts if part in filling.staged),
-        samples_per_second=sum(planned[part] for part in own) / seconds if seconds > 0 else None,
+        samples_per_second=_rate(own, filling),
         last_commit=max(moments, default=None),
     )
+
+
+def _rate(own: Sequence[int], filling: Filling) -> float | None:
+    """Measure samples per second of a rank's own parts.
+
+    By the time that extracting them took, or by the usual time from one commit to the next where that is longer: the
+    model may have waited for the writer. The median knows nothing of a night between two runs.
+    """
+    seconds = sum(float(filling.manifests[part]["seconds"]) for part in own)
+    if seconds <= 0:
+        return None
+    commits = sorted((filling.committed_at[part], part) for part in own if part in filling.committed_at)
+    gaps = [(at - before) / filling.planned[part] for (before, _), (at, part) in itertools.pairwise(commits)]
+    per_sample = seconds / sum(filling.planned[part] for part in own)
+    return 1 / max([per_sample, *([statistics.median(gaps)] if gaps else [])])
 
 
 def _writer(manifest: Mapping[str, Any]) -> tuple[int, int]:

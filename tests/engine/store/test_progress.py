@@ -29,14 +29,31 @@ def test_a_share_is_counted_whoever_wrote_it_and_the_rate_is_the_ranks_own() -> 
     first, second = rank_progress(FILLING, 2)
     assert (first.rank, first.parts, first.committed_parts, first.samples, first.committed_samples) == (0, 3, 2, 26, 20)
     assert (first.by_others, first.staged, first.last_commit) == (0, ((4, "alive"),), 70.0)
-    assert first.samples_per_second == 4.0
-    assert first.seconds_left == 1.5
+    assert first.samples_per_second == 0.5, "20 s from commit to commit, although extraction took 2 s and 3 s"
+    assert first.seconds_left == 12.0
     assert (second.rank, second.parts, second.committed_parts, second.samples, second.committed_samples) == (
         (1, 2, 1, 20, 10)
     )
     assert (second.by_others, second.staged, second.last_commit) == (1, ((3, "none"),), None)
     assert second.samples_per_second is None
     assert second.seconds_left is None, "what another run took says nothing of this one"
+
+
+@pytest.mark.parametrize(
+    ("committed_at", "expected"),
+    [
+        ({}, 4.0),
+        ({0: 7.0}, 4.0),
+        ({0: 7.0, 2: 7.0, 4: 7.0}, 4.0),
+        ({0: 7.0, 2: 9.0, 4: 11.0}, 4.0),
+        ({0: 7.0, 2: 17.0, 4: 27.0}, 1.0),
+        ({0: 7.0, 2: 17.0, 4: 27.0, 6: 100_000.0}, 1.0),
+    ],
+)
+def test_the_rate_is_that_of_the_slower_of_model_and_writer(committed_at: dict[int, float], expected: float) -> None:
+    manifests = {part: manifest(0, 2, 2.5) for part in (0, 2, 4, 6)}
+    (first, _) = rank_progress(Filling(dict.fromkeys(range(8), 10), manifests, {}, committed_at), 2)
+    assert first.samples_per_second == expected
 
 
 def test_a_rank_with_nothing_left_needs_no_rate() -> None:
