@@ -129,10 +129,11 @@ def _rate(own: Sequence[int], filling: Filling) -> float | None:
 
 def _writer(manifest: Mapping[str, Any]) -> tuple[int, int]:
     """Rank and world size of who wrote a part; one process where the manifest, an earlier strata's, does not say."""
-    run = manifest.get("run", {})
-    rank, world_size = run.get("rank", 0), run.get("world_size", 1)
-    known = isinstance(rank, int) and isinstance(world_size, int) and 0 <= rank < world_size
-    return (rank, world_size) if known else (0, 1)
+    run = manifest.get("run")
+    rank, world_size = (run.get("rank"), run.get("world_size")) if isinstance(run, Mapping) else (None, None)
+    if isinstance(rank, int) and isinstance(world_size, int) and 0 <= rank < world_size:
+        return rank, world_size
+    return 0, 1
 
 
 def read_filling(store: Store) -> Filling:

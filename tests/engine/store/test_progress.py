@@ -80,7 +80,7 @@ def test_ranks_together_have_every_part_once(planned: dict[int, int], done: set[
     ("manifests", "expected"),
     [
         ([], 1),
-        ([{}, {}], 1),
+        ([{}, {"run": {}}, {"run": ["rank", 3]}], 1),
         ([manifest(0, 4), manifest(3, 4), manifest(0, 1)], 4),
         ([manifest(0, 4), manifest(0, 1)], 4),
         ([manifest(5, 4), manifest("0", "4"), manifest(-1, 4)], 1),
