@@ -11,6 +11,7 @@ from zarr.codecs import ZstdCodec
 
 from engine.errors import StrataError
 from engine.store import open_store
+from engine.store.codecs import checksum
 from engine.store.coordinates import read_coordinates
 from engine.store.lazy import StoredArray
 from tests.engine.store.builders import TinyStore, tiny_store
@@ -63,11 +64,18 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
+def swell(path: Path) -> None:
+    """Claim a hundred times as much as the array holds, with a checksum that is right."""
+    encoded = bytearray(path.read_bytes()[:-4])
+    encoded[4:8] = (100 * int.from_bytes(encoded[4:8], "little")).to_bytes(4, "little")
+    path.write_bytes(bytes(encoded) + checksum(bytes(encoded)))
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
+@pytest.mark.parametrize("damage", [flip, cut, swell, empty, Path.unlink])
 def test_a_damaged_coordinate_is_named(tiny: TinyStore, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = Path(shutil.copytree(tiny.path, tmp_path / "store"))
     damage(path / "parts/00000001.zarr/token/position/c/0")
