@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
+from engine.capture.prefix_reuse import ONCE, choose_prefix_pass
 from engine.capture.ranks import find_local_rank, find_rank
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
@@ -108,6 +110,10 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     )
     if probe.attended_blocks:
         check_attention(loaded, first, probe._replace(blocks=probe.attended_blocks), pad_id=checkpoint.pad_id)
+    if planned.prefix:
+        extraction = replace(extraction, prefix_pass=choose_prefix_pass(loaded, first, probe, pad_id=checkpoint.pad_id))
+        if extraction.prefix_pass != ONCE:
+            click.echo(f"note: the prefix of each image runs {extraction.prefix_pass}", err=True)
     if not exists:
         tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
         create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())

@@ -38,6 +38,8 @@ class Planned(NamedTuple):
         The same of tensors that are kept of fewer roles, by name.
     sequences
         Tokens of each of its samples, one per prompt.
+    prefix
+        Tokens that these share and that are stored once; 0 where nothing is shared.
     warnings
         Sentences the user should read.
     """
@@ -51,6 +53,7 @@ class Planned(NamedTuple):
     tokens: int
     tensor_tokens: Mapping[str, int]
     sequences: tuple[int, ...]
+    prefix: int
     warnings: tuple[str, ...]
 
     @property
@@ -154,6 +157,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         tensor_tokens=tensor_tokens,
         capture=capture,
         sequences=sequences,
+        prefix=nominal.prefix,
         warnings=(*source.warnings, *template_notes(checkpoint)),
     )
 

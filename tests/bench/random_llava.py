@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from engine.capture import Extraction
+from engine.capture.batch import collate, whole_runs
 from engine.capture.extraction import extract_parts
-from engine.capture.forward import collate
 from engine.capture.part import SampleSource, batch_item
 from engine.capture.queries import DEFAULT_QUERIES
 from engine.models.checkpoint import Checkpoint
@@ -175,5 +175,5 @@ def collated_batches(extraction: Extraction) -> list[dict[str, torch.Tensor]]:
     device, dtype = extraction.loaded.device, extraction.loaded.model.dtype
     return [
         {name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in batch.items()}
-        for batch in (collate(group, pad_id=extraction.checkpoint.pad_id) for group in groups)
+        for batch in (collate(whole_runs(group), pad_id=extraction.checkpoint.pad_id) for group in groups)
     ]

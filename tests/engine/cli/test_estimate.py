@@ -10,7 +10,7 @@ from click.testing import Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.capture.forward import BatchItem, collate
+from engine.capture.batch import BatchItem, collate, whole_runs
 from engine.capture.lens import Lens
 from engine.cli.sizes import format_bytes, format_duration
 from engine.models.checkpoint import open_checkpoint
@@ -124,7 +124,7 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path, family: str) -> 
     loaded = load_model(checkpoint, dtype="float32", device="cpu")
     layout = prepared.layouts[0]
     item = BatchItem("a/p", 0, layout, prepared.pixel_values, prepared.side_texts[0], np.ones(len(layout), bool), 0)
-    inputs = collate([item], pad_id=0)
+    inputs = collate(whole_runs([item]), pad_id=0)
     # torch counts attention only where it is done by matrix products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loaded.model(**inputs, logits_to_keep=1, use_cache=False)
