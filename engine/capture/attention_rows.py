@@ -88,7 +88,7 @@ def softmax_rows(call: AttentionCall, positions: torch.Tensor, keys: torch.Tenso
     rows = call.query.transpose(1, 2)[_sample_index(positions), positions].transpose(1, 2)
     grouped = rows.float().reshape(samples, key_heads, -1, width)
     scores = torch.matmul(grouped, keys.transpose(2, 3)).mul_(call.scaling)
-    scores = scores.view(samples, heads, positions.shape[1], -1)
+    scores = scores.view(samples, heads, positions.shape[1], keys.shape[2])
     if call.softcap is not None:
         scores = scores.div_(call.softcap).tanh_().mul_(call.softcap)
     allowed, bias = _mask_rows(call, positions)
