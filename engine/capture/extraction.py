@@ -6,7 +6,6 @@ is skipped, which is the whole of resuming.
 """
 
 import math
-import os
 import platform
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from engine.capture.prefixes import Prefixes, capture_prefixes
 from engine.capture.probe import Probe
 from engine.capture.sink import QUEUE_BYTES, BackgroundSink
 from engine.capture.thumbnails import make_thumbnail
+from engine.cores import usable_cores
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
@@ -293,7 +293,7 @@ def _prepared(extraction: Extraction, parts: Sequence[PlannedPart]) -> Generator
 
     records = (record for part in parts for record in extraction.plan.images[part.start : part.stop])
     # A GPU takes some fifty images a second, which a thread or two cannot prepare.
-    threads = min(max(2, (os.cpu_count() or 1) // 2), 8)
+    threads = min(max(2, usable_cores() // 2), 8)
     return prefetch(ready, records, ahead=max(threads, extraction.batch_size), threads=threads)
 
 

@@ -15,7 +15,7 @@ from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_promp
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
 from engine.capture.prefix_reuse import ONCE, choose_prefix_pass
-from engine.capture.ranks import find_local_rank, find_rank
+from engine.capture.ranks import find_local_rank, find_rank, share_cores
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
@@ -82,6 +82,7 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     """Load the model, check it on a real image, and create the store where there is none yet."""
     if not sys.stderr.isatty():
         disable_progress_bar()
+    share_cores(os.environ)
     loaded = load_model(
         planned.checkpoint, dtype=planned.dtype, device=options.device, local_rank=find_local_rank(os.environ)
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from engine.capture.part_slabs import STORED_DTYPES
+from engine.capture.prefix_cache import why_no_cache
 from engine.cli.capturing import choose_capture
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
@@ -60,6 +61,13 @@ class Planned(NamedTuple):
     def sequence(self) -> int:
         """Tokens of the longest sample."""
         return max(self.sequences)
+
+    @property
+    def prefix_once(self) -> int:
+        """Leading tokens that run once for all prompts of an image; 0 where each prompt runs in full."""
+        if not self.prefix or why_no_cache(self.checkpoint.config.get_text_config()) is not None:
+            return 0
+        return min(self.prefix, *(length - 1 for length in self.sequences))
 
     @property
     def stored_dtype(self) -> str:

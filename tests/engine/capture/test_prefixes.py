@@ -93,7 +93,7 @@ def check_same(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("kernel", "size"), [("sdpa", 3), ("sdpa", 1), ("eager", 2), ("eager", 7)])
+@pytest.mark.parametrize(("kernel", "size"), [("sdpa", 3), ("eager", 2)])
 def test_every_capture_is_that_of_full_passes(kernel: str, size: int, shape: str, dtype: str) -> None:
     loaded = biased(loaded_model(dtype, SHAPES[shape]))
     loaded.model.set_attn_implementation(kernel)
