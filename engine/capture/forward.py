@@ -18,7 +18,6 @@ from engine.capture.joined_blocks import JoinedBlocks
 from engine.capture.lens import Lens, Pieces
 from engine.capture.pass_rows import PassRows, holds_pieces, holds_states
 from engine.capture.pooling import Pooled, RoleSums, pool
-from engine.capture.prefix_cache import with_prefixes
 from engine.capture.prefixes import Prefixes
 from engine.capture.probe import Probe
 from engine.capture.queries import query_positions
@@ -70,7 +69,7 @@ def capture_batch(
     else:
         starts = (prefixes.runs[number].stop for number in prefix_of)
         runs = tuple(Run(item, start, len(item.layout)) for item, start in zip(items, starts, strict=True))
-        mask, cache = prefixes.mask[prefix_of], with_prefixes(prefixes.cache, torch.tensor(prefix_of))
+        mask, cache = prefixes.mask[prefix_of], prefixes.cache.behind(prefix_of)
     places = RowPlaces(runs, () if prefixes is None else prefixes.runs, prefix_of)
     queries = np.stack([query_positions(item.layout.role, probe.queries) for item in items]).astype(np.int64)
     starts_at = np.array([run.start for run in runs])[:, None]

@@ -1,18 +1,18 @@
 """Keys and values of shared prefixes: recorded in one forward pass, attended to in those over the samples' own tokens.
 
-transformers' own cache would keep the keys of every sample of every block; here a block's are laid beside those of the
-prefixes when it runs, and dropped with its output.
+transformers' own cache copies what it records, and would keep the keys of every sample of every block; here those of a
+block are laid out behind their prefixes when it runs, and dropped with its output.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from engine.capture.rows import OnDevices
-
-__all__ = ["cache_bytes", "new_cache", "why_no_cache", "with_prefixes"]
+__all__ = ["PrefixCache", "cache_bytes", "why_no_cache"]
 
 
 def why_no_cache(config: Any) -> str | None:
@@ -23,13 +23,9 @@ def why_no_cache(config: Any) -> str | None:
     config
         Of the language model.
     """
-    kinds = {type(layer).__name__ for layer in new_cache(config).layers if type(layer) is not DynamicLayer}
+    layers = DynamicCache(config=config).layers
+    kinds = {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer}
     return f"its cache has {', '.join(sorted(kinds))}, which forgets keys of the prefix" if kinds else None
-
-
-def new_cache(config: Any) -> DynamicCache:
-    """Make an empty cache for a forward pass over prefixes."""
-    return DynamicCache(config=config)
 
 
 def cache_bytes(config: Any, positions: int, itemsize: int) -> int:
@@ -49,35 +45,94 @@ def cache_bytes(config: Any, positions: int, itemsize: int) -> int:
     return 2 * int(config.num_hidden_layers) * heads * width * positions * itemsize
 
 
-def with_prefixes(recorded: DynamicCache, prefix_of: torch.Tensor) -> Cache:
-    """Make a cache in which every sample of a batch has its prefix behind it.
+class PrefixCache:
+    """Keys and values of some prefixes.
 
     Parameters
     ----------
-    recorded
-        Filled by the forward pass over the prefixes.
-    prefix_of
-        (sample,) int64: number of its prefix.
+    config
+        Of the language model.
     """
-    rows = OnDevices(prefix_of)
-    return Cache(layers=[_PrefixLayer(keys, values, rows) for keys, values, _ in recorded])
+
+    def __init__(self, config: Any) -> None:
+        self._blocks: list[_Recorded] = [_Recorded() for _ in range(int(config.num_hidden_layers))]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is recorded."""
+        return sum(states.nbytes for block in self._blocks for states in block.states)
+
+    def recorder(self) -> Cache:
+        """Make the cache for the forward pass over the prefixes."""
+        return Cache(layers=[*self._blocks])
+
+    def behind(self, prefix_of: Sequence[int]) -> Cache:
+        """Make a cache in which every sample of a batch has its prefix before it.
+
+        Parameters
+        ----------
+        prefix_of
+            Per sample the number of its prefix.
+        """
+        numbered = groupby(enumerate(prefix_of), key=lambda sample: sample[1])
+        shares = []
+        for number, samples in numbered:
+            rows = [row for row, _ in samples]
+            shares.append(_Share(number, rows[0], rows[-1] + 1))
+        room: _Room = {}
+        return Cache(layers=[_Behind(*block.states, shares, room) for block in self._blocks])
 
 
-class _PrefixLayer(DynamicLayer):
-    """One block's keys and values of prefixes, (prefix, key head, position, head_dim); it keeps nothing else."""
+class _Share(NamedTuple):
+    """Samples [start, stop) of a batch have the same prefix."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, prefix_of: OnDevices) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        # Where transformers looks for their length.
-        self.keys, self.values = keys, values
-        self._shared = (keys, values)
-        self._prefix_of = prefix_of
+    prefix: int
+    start: int
+    stop: int
+
+
+# Blocks run one after the other: those on a device lay their keys out in the same memory, and their values.
+_Room = dict[tuple[str, torch.device, torch.Size], torch.Tensor]
+
+
+class _Recorded(DynamicLayer):
+    """One block's keys and values of the prefixes, (prefix, key head, position, head_dim), as the block made them."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_arguments: Any, **_keywords: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lay a batch's own keys and values behind those of its prefixes."""
-        rows = self._prefix_of.at(key_states.device)
-        keys, values = (shared.index_select(0, rows) for shared in self._shared)
-        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+        """Keep what the block attends to."""
+        self.states = (key_states, value_states)
+        return self.states
+
+
+class _Behind(DynamicLayer):
+    """One block's keys and values of the samples of a batch, each behind its prefix; it keeps nothing of them."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, shares: Sequence[_Share], room: _Room) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        # Where transformers looks for the length of what precedes a batch.
+        self.keys, self.values = keys, values
+        self._prefixes = (keys, values)
+        self._shares = shares
+        self._room = room
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_arguments: Any, **_keywords: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lay a batch's own keys and values out behind their prefixes."""
+        keys, values = self._prefixes
+        return self._joined("keys", keys, key_states), self._joined("values", values, value_states)
+
+    def _joined(self, name: str, prefixes: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        past = prefixes.shape[2]
+        place = (name, own.device, own.shape)
+        if place not in self._room:
+            samples, heads, length, width = own.shape
+            self._room[place] = own.new_empty(samples, heads, past + length, width)
+        joined = self._room[place]
+        joined[:, :, past:] = own
+        for number, start, stop in self._shares:
+            joined[start:stop, :, :past] = prefixes[number]
+        return joined

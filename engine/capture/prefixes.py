@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from engine.capture.batch import BatchItem, Run, collate
 from engine.capture.pass_rows import PassRows
-from engine.capture.prefix_cache import new_cache
+from engine.capture.prefix_cache import PrefixCache
 from engine.capture.probe import Probe
 from engine.capture.queries import query_positions
 from engine.models.load import LoadedModel
@@ -44,7 +43,7 @@ class Prefixes(NamedTuple):
     number: dict[int, int]
     mask: torch.Tensor
     positions: np.ndarray
-    cache: DynamicCache
+    cache: PrefixCache
     rows: PassRows
     norms: torch.Tensor
 
@@ -120,8 +119,8 @@ def capture_prefixes(loaded: LoadedModel, items: Sequence[BatchItem], probe: Pro
     inputs = collate(runs, pad_id=pad_id)
     wanted = np.concatenate([run.item.wanted[: run.stop] for run in runs])
     rows = PassRows(loaded.language, probe, runs, inputs["attention_mask"], past=0, queries=positions, wanted=wanted)
-    cache = new_cache(loaded.language.config)
-    rows.run(loaded, inputs, cache)
+    cache = PrefixCache(loaded.language.config)
+    rows.run(loaded, inputs, cache.recorder())
     return Prefixes(runs, number, inputs["attention_mask"], positions, cache, rows, rows.norms())
 
 

@@ -10,7 +10,7 @@ import torch
 
 from engine.capture.grouping import batches_of
 from engine.capture.part import SampleSource
-from engine.capture.prefix_cache import _PrefixLayer, why_no_cache
+from engine.capture.prefix_cache import _Behind, why_no_cache
 from engine.capture.prefix_reuse import ONCE
 from engine.plan import CAPTURES
 from engine.store import Store
@@ -96,15 +96,15 @@ def test_a_sliding_window_forgets_the_prefix(extract: Extract, tmp_path: Path) -
 def test_a_model_that_gives_other_states_behind_a_prefix_runs_in_full(
     extract: Extract, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    update = _PrefixLayer.update
+    update = _Behind.update
 
-    def reversed_keys(self: _PrefixLayer, *states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = update(self, *states)
+    def reversed_keys(self: _Behind, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = update(self, *arguments)
         return keys.flip(2), values
 
     apart = extract("--share-prefix", "off", *EVERYTHING, "--limit", "2", out=tmp_path / "apart")
     with monkeypatch.context() as patched:
-        patched.setattr(_PrefixLayer, "update", lambda self, *states: reversed_keys(self, *states[:2]))
+        patched.setattr(_Behind, "update", reversed_keys)
         run = extract(*EVERYTHING, "--limit", "2", out=tmp_path / "shared")
     assert run.exit_code == 0, run.output
     (how,) = prefix_passes(run)
@@ -128,6 +128,8 @@ def test_batches_count_samples_or_whole_images() -> None:
 
     samples = [sample(image, prompt) for image in (0, 2, 3) for prompt in range(3)]
 
+    places = [(one.image_number, one.prompt_index) for one in samples]
+
     def cut(size: int, *, whole_images: bool) -> list[list[tuple[int, int]]]:
         batches = batches_of(iter(samples), size, whole_images=whole_images)
         return [[(one.image_number, one.prompt_index) for one in batch] for batch in batches]
@@ -135,7 +137,5 @@ def test_batches_count_samples_or_whole_images() -> None:
     assert [len(batch) for batch in cut(4, whole_images=False)] == [4, 4, 1]
     assert [len(batch) for batch in cut(2, whole_images=True)] == [6, 3]
     for batches in (cut(4, whole_images=False), cut(2, whole_images=True)):
-        assert [place for batch in batches for place in batch] == [
-            (one.image_number, one.prompt_index) for one in samples
-        ]
+        assert [place for batch in batches for place in batch] == places
     assert list(batches_of(iter([]), 3, whole_images=True)) == []
