@@ -5,8 +5,6 @@ forgets or mixes them (sliding windows, recurrent states), and where the model g
 is tried on the first image.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -53,9 +51,8 @@ def _items(prepared: PreparedImage) -> list[BatchItem]:
     """Make samples of the first prompt and of the one whose length differs most, so that one is padded."""
     lengths = [len(layout) for layout in prepared.layouts]
     other = max(range(1, len(lengths)), key=lambda index: abs(lengths[index] - lengths[0]))
-    two = replace(prepared, layouts=(prepared.layouts[0], prepared.layouts[other]))
-    items = (check_item(prepared, index) for index in (0, other))
-    prefix = common_prefix(list(two.layouts))
+    items = [check_item(prepared, index) for index in (0, other)]
+    prefix = common_prefix([item.layout for item in items])
     return [item._replace(prefix=prefix, wanted=np.ones(len(item.layout), bool)) for item in items]
 
 

@@ -38,7 +38,12 @@ _NAMED_BAD = 10  # bad samples named on the terminal; all of them stand in the m
 @run_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Store to write, or to go on with.")
 @click.option("--rank", type=int, help="This process's number, with --world-size. Default: torchrun's or Slurm's.")
-@click.option("--world-size", type=int, help="Number of processes that fill the store.")
+@click.option(
+    "--world-size",
+    type=int,
+    help="Number of processes that fill the store. Those on one machine, started by hand, share its cores if "
+    "LOCAL_WORLD_SIZE is their number.",
+)
 @click.option("--skip-bad-samples", is_flag=True, help="Exit 0 although some samples could not be stored.")
 def command(**values: Any) -> None:
     """Run a model once over images and prompts and write its activations to a store.
