@@ -19,7 +19,7 @@ __all__ = ["run"]
 
 def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure images of as many tokens as LLaVA-1.5 has, 576."""
-    dim, blocks, size = (128, 2, 140) if quick else (1024, 12, 336)
+    dim, blocks, size = (128, 2, 140) if quick else (1024, 8, 336)
     model = build_llava(dim=dim, blocks=blocks, dtype="float32", image_size=size)
     records = write_images(folder / "images", 1)
 
