@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
-from engine.capture.ranks import Rank, find_local_rank, find_rank
+from engine.capture.prefix_reuse import ONCE, choose_prefix_pass
+from engine.capture.ranks import Rank, find_local_rank, find_rank, share_cores
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
@@ -36,7 +38,12 @@ _NAMED_BAD = 10  # bad samples named on the terminal; all of them stand in the m
 @run_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Store to write, or to go on with.")
 @click.option("--rank", type=int, help="This process's number, with --world-size. Default: torchrun's or Slurm's.")
-@click.option("--world-size", type=int, help="Number of processes that fill the store.")
+@click.option(
+    "--world-size",
+    type=int,
+    help="Number of processes that fill the store. Those on one machine, started by hand, share its cores if "
+    "LOCAL_WORLD_SIZE is their number.",
+)
 @click.option("--skip-bad-samples", is_flag=True, help="Exit 0 although some samples could not be stored.")
 def command(**values: Any) -> None:
     """Run a model once over images and prompts and write its activations to a store.
@@ -80,6 +87,7 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, 
     """Load the model, check it on a real image, and create the store where there is none yet."""
     if not sys.stderr.isatty():
         disable_progress_bar()
+    share_cores(os.environ)
     loaded = load_model(
         planned.checkpoint, dtype=planned.dtype, device=options.device, local_rank=find_local_rank(os.environ)
     )
@@ -110,6 +118,10 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, 
     )
     if probe.attended_blocks:
         check_attention(loaded, first, probe._replace(blocks=probe.attended_blocks), pad_id=checkpoint.pad_id)
+    if planned.prefix:
+        extraction = replace(extraction, prefix_pass=choose_prefix_pass(loaded, first, probe, pad_id=checkpoint.pad_id))
+        if extraction.prefix_pass != ONCE:
+            click.echo(f"note: the prefix of each image runs {extraction.prefix_pass}", err=True)
     if not exists:
         tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
         create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from engine.capture.prefix_cache import cache_bytes
+from engine.capture.sink import QUEUE_BYTES
 from engine.cli.planning import Planned
 from engine.plan import PlannedPart
 from engine.store import ArrayShape, compression_bytes, model_arrays, predict_size
@@ -58,8 +60,11 @@ class Prediction(NamedTuple):
     parts, images_per_part, files
         Number of parts, images in the largest, files of the whole store.
     host_memory
-        Bytes that a run takes beside the model: two parts as captured, one layer of a part as stored, one batch, the
-        writer's pieces, and what the allocator cannot give back.
+        Bytes that a run takes beside the model: the part that fills and what the writer may hold, as captured, one
+        layer of a part as stored, one batch, the writer's pieces, and what the allocator cannot give back. With the
+        prefix cache, as if the host ran the model.
+    prefix_cache
+        Bytes of keys and values of the prefixes that run once, on the device that runs the model; 0 without such.
     captured_bytes
         Bytes that cross from the model to the writer.
     lens_states
@@ -73,6 +78,7 @@ class Prediction(NamedTuple):
     images_per_part: int
     files: int
     host_memory: int
+    prefix_cache: int
     captured_bytes: int
     lens_states: int
 
@@ -122,6 +128,7 @@ def predict(planned: Planned, *, batch_size: int, unembedding: bool) -> Predicti
         images_per_part=largest,
         files=files + _COMMON_FILES + 1 + sum(table.chunk_plan.files + 1 for table in tables),
         host_memory=_host_memory(planned, shapes[largest], batch_size),
+        prefix_cache=_prefix_cache(planned, batch_size),
         captured_bytes=sum(_captured_bytes(planned, item.array) for item in arrays),
         lens_states=sum(math.prod(array.kept_shape[:2]) for array in whole if array.path == "token/lens_logit"),
     )
@@ -189,16 +196,24 @@ def _decoded_bytes(planned: Planned) -> int:
     return len(capture.token_layers) * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype] if waiting else 0
 
 
-def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
-    """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch; what the writer compresses.
+def _prefix_cache(planned: Planned, batch_size: int) -> int:
+    """Bytes of keys and values of a batch's prefixes, one per image."""
+    config, itemsize = planned.checkpoint.config.get_text_config(), CAPTURED_ITEMSIZE[planned.dtype]
+    return cache_bytes(config, min(batch_size, len(planned.plan.images)) * planned.prefix_once, itemsize)
 
-    A layer is laid out whole, with NaN where it is not kept; captured is only what is kept.
+
+def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
+    """Two parts in the captured dtype, or several small ones; one layer of a part in the stored dtype, and one batch.
+
+    A layer is laid out whole, with NaN where it is not kept; captured is only what is kept. A batch has the rows of the
+    longest sequence for each sample; where prefixes run once, those of as many prefixes and of the text behind them.
 
     Blocks that are freed here and asked for there leave holes, for which the allocator keeps half as much again.
     """
     part = sum(_captured_bytes(planned, array) for array in arrays)
+    written = max(part, min(QUEUE_BYTES, part * (len(planned.plan.parts) - 1)))
     along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
     slab = 2 * sum(array.slab_bytes for array in along)
     position = sum(_bytes_per_position(planned, array) for array in along) + _decoded_bytes(planned)
-    batch = batch_size * planned.sequence * position
-    return int(_ALLOCATED * (2 * part + slab + batch)) + compression_bytes()
+    batch = batch_size * planned.sequence * position + _prefix_cache(planned, batch_size)
+    return int(_ALLOCATED * (part + written + slab + batch)) + compression_bytes()

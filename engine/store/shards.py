@@ -7,7 +7,6 @@ shards, index at the end.
 
 import hashlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Self
 
 import numpy as np
 
+from engine.cores import usable_cores
 from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk, fill_value
 from engine.store.layout import INNER_CHUNK_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
@@ -182,5 +182,5 @@ def compression_bytes() -> int:
 
 
 def compression_threads() -> int:
-    """Return how many threads compress one part: as many as there are cores, at most eight."""
-    return min(8, os.cpu_count() or 1)
+    """Return how many threads compress one part: as many as this process has cores, at most eight."""
+    return min(8, usable_cores())

@@ -17,6 +17,8 @@ BENCHMARKS = (
     "logit_lens",
     "memory",
     "extraction",
+    "prompts",
+    "ranks",
     "attention",
     "sink",
     "size",

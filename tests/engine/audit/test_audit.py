@@ -12,6 +12,7 @@ import zarr
 from click.testing import CliRunner
 
 from engine.cli.main import main
+from engine.plan import CAPTURES
 from engine.vocabulary import ROLE_CODES
 from tests.engine.audit.conftest import BLOCKS, Extracted, ExtractOnce
 
@@ -30,6 +31,25 @@ def test_a_store_of_padded_batches_passes(extract: ExtractOnce, family: str, dty
         assert " ok " in audit.line(tensor)
     assert "note:" not in audit.text
     assert "is what this model gives" in audit.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_capture_behind_prefixes_that_ran_once_passes(extract: ExtractOnce, dtype: str) -> None:
+    store = extract("--capture", ",".join(CAPTURES), "--queries", "last_text,last_image,preamble:0", dtype=dtype)
+    assert {part.manifest["run"]["prefix_pass"] for part in store.store.parts} == {"once per image"}
+    audit = store.audit("--samples", 4)
+    assert audit.exit_code == 0, audit.text
+    assert " WRONG " not in audit.text
+    for tensor in (
+        STATES,
+        *POOLED,
+        LOGITS,
+        "key/attention",
+        "key/attention_norm",
+        "token/value_norm",
+        "token/lens_logit",
+    ):
+        assert " ok " in audit.line(tensor)
 
 
 def test_one_flipped_value_is_named_with_sample_layer_and_position(spoilt: Extracted) -> None:
