@@ -14,6 +14,7 @@ from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_promp
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
 from engine.capture.ranks import find_local_rank, find_rank
+from engine.cli.free_space import check_free_space
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
@@ -37,6 +38,7 @@ _NAMED_BAD = 10  # bad samples named on the terminal; all of them stand in the m
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Store to write, or to go on with.")
 @click.option("--rank", type=int, help="This process's number, with --world-size. Default: torchrun's or Slurm's.")
 @click.option("--world-size", type=int, help="Number of processes that fill the store.")
+@click.option("--force", is_flag=True, help="Start although the estimate says that the disk is too small.")
 @click.option("--skip-bad-samples", is_flag=True, help="Exit 0 although some samples could not be stored.")
 def command(**values: Any) -> None:
     """Run a model once over images and prompts and write its activations to a store.
@@ -62,6 +64,8 @@ def command(**values: Any) -> None:
         f"{len(done)} of them finished"
     )
     if todo:
+        if not values["force"]:
+            check_free_space(store, planned, [part for part in parts if part.number not in done], tables=not exists)
         extraction = _prepare(planned, options, store, exists=exists)
         samples = sum(part.stop - part.start for part in todo) * len(planned.plan.prompts)
         with extraction_progress(samples=samples, parts=len(todo)) as progress:
