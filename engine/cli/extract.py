@@ -26,7 +26,7 @@ from engine.models.load import load_model
 from engine.models.prepare import PreparedImage, Preparer
 from engine.models.tables import model_tables
 from engine.sources import UnreadableImage, load_image
-from engine.store import committed_parts, create_store, is_same_store, part_name
+from engine.store import committed_parts, create_store, is_same_store, part_name, remove_leftovers
 
 __all__ = ["command"]
 
@@ -53,6 +53,8 @@ def command(**values: Any) -> None:
         click.echo(f"note: {warning}", err=True)
     exists = is_same_store(store, planned.plan.record)
     done = committed_parts(store) if exists else {}
+    if exists:
+        remove_leftovers(store)
     parts = planned.plan.parts
     owned = set(rank.owned([part.number for part in parts]))
     todo = [part for part in parts if part.number in owned - done.keys()]

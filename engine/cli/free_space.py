@@ -5,7 +5,6 @@ each of them would find room for its own share alone.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.cli.sizes import format_bytes, format_count
 from engine.errors import StrataError
 from engine.plan import PlannedPart
 from engine.store import part_name
+from engine.store.disk import find_free_space
 from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
 
 __all__ = ["bytes_to_write", "check_free_space"]
@@ -47,12 +47,11 @@ def check_free_space(store: Path, planned: Planned, missing: Sequence[PlannedPar
     # Unfinished work of these parts, dead or alive, lies there already; but a part is whole before its leftover goes.
     begun = [store / STAGING_FOLDER, *(store / PARTS_FOLDER / f"{part_name(part.number)}.zarr" for part in missing)]
     need = max(need - sum(map(_bytes_below, begun)), bytes_to_write(planned, missing[:1], tables=tables))
-    disk = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(disk).free
+    folder, free = find_free_space(store)
     if free < need:
         raise StrataError(
             f"{store} needs about {format_bytes(need)} more for {format_count(len(missing), 'part')} that "
-            f"{'is' if len(missing) == 1 else 'are'} not finished, and {format_bytes(free)} are free on {disk}: make "
+            f"{'is' if len(missing) == 1 else 'are'} not finished, and {format_bytes(free)} are free on {folder}: make "
             "room, choose another --out, or keep less (strata estimate says what takes how much); --force starts "
             "anyway, and what is finished when the disk is full stays valid."
         )

@@ -4,6 +4,7 @@
 """
 
 from engine.store.choices import lens_layers
+from engine.store.commit import remove_leftovers
 from engine.store.content import (
     BadSample,
     Coordinate,
@@ -87,6 +88,7 @@ __all__ = [
     "part_name",
     "predict_size",
     "query_coordinate",
+    "remove_leftovers",
     "role_coordinate",
     "round_mantissa",
     "source_role_coordinate",

@@ -26,6 +26,7 @@ __all__ = [
     "files_below",
     "link_common",
     "refuse_committed",
+    "remove_leftovers",
     "staging_folder",
     "sync_file",
     "sync_folders",
@@ -85,6 +86,18 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
         os.close(handle)
         shutil.rmtree(unnamed, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(store: Path) -> None:
+    """Remove what a crash left of work that is finished, which nobody would find again: the store's, committed parts'.
+
+    What it left of a part that is not committed goes when the part is done again.
+    """
+    for folder in (store / STAGING_FOLDER).glob("*-*"):
+        name = folder.name.partition("-")[0]
+        finished = name == "store" or (store / PARTS_FOLDER / f"{name}.json").exists()
+        if finished and _writer_of(folder) == "none":
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_abandoned(staging: Path) -> None:

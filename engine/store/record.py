@@ -5,6 +5,7 @@ staging folder and links them into place, ``store.json`` last. An existing store
 is the resume.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from engine.errors import StrataError, UsageError
 from engine.store.commit import files_below, link_common, staging_folder, sync_file, sync_folders
 from engine.store.differences import list_differences
+from engine.store.disk import describe_failure
 from engine.store.layout import (
     FORMAT_VERSION,
     MODEL_GROUP,
@@ -94,9 +96,16 @@ def create_store(
             )
             _link_all(staged, store, [*files, STORE_FILE])
     except OSError as error:
+        need = plan.nbytes + vocabulary.nbytes + _model_bytes(unembedding, final_norm_weight, final_norm_bias)
         raise StrataError(
-            f"the store {store} could not be created ({error}): make room or choose another --out"
+            f"the store could not be created: its tables could not be written {describe_failure(error, store, need)}; "
+            "make room and run the same command again, or choose another --out"
         ) from error
+
+
+def _model_bytes(unembedding: ModelMatrix | None, *vectors: np.ndarray | None) -> int:
+    matrix = 0 if unembedding is None else math.prod(unembedding.shape) * np.dtype(unembedding.dtype).itemsize
+    return matrix + sum(vector.nbytes for vector in vectors if vector is not None)
 
 
 def _check_input(record: Mapping[str, Any], plan: pa.Table, vocabulary: pa.Table) -> None:
