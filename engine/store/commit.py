@@ -22,10 +22,12 @@ from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
 from engine.store.manifest import hash_file
 
 __all__ = [
+    "Writer",
     "commit_part",
     "files_below",
     "link_common",
     "refuse_committed",
+    "staged_pieces",
     "staging_folder",
     "sync_file",
     "sync_folders",
@@ -35,6 +37,9 @@ SYNC_THREADS = 4
 
 
 _ABANDONED_SECONDS = 3600
+
+Writer = Literal["none", "alive", "unknown"]
+"""Whether a process is writing a piece of ``.staging``: its lock tells; unknown on a file system without locks."""
 
 
 @contextmanager
@@ -106,8 +111,30 @@ def _lock(handle: int) -> Literal["ours", "another's", "unsupported"]:
     return "ours"
 
 
-def _writer_of(folder: Path) -> Literal["none", "alive", "unknown"]:
-    """Whether a process is writing into a staging folder; unknown on a file system without locks."""
+def staged_pieces(store: Path) -> dict[str, Writer]:
+    """Names of what lies in a store's staging folder, and whether a process is writing it.
+
+    A folder that is not yet named has no lock for an instant, so of those made in the last minute it is unknown.
+    """
+    staging = store / STAGING_FOLDER
+    pieces = {} if staging.is_symlink() else {path: _writer_of(path) for path in sorted(staging.glob("*"))}
+    now = time.time()
+    return {
+        path.name: "unknown" if path.name.startswith("new-") and _is_younger(path, now - 60) else writer
+        for path, writer in pieces.items()
+    }
+
+
+def _is_younger(path: Path, moment: float) -> bool:
+    with suppress(FileNotFoundError):
+        return path.lstat().st_mtime > moment
+    return False
+
+
+def _writer_of(folder: Path) -> Writer:
+    """Whether a process is writing into a staging folder."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "none"
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
