@@ -36,7 +36,8 @@ from engine.store.model_tables import MODEL_ATTRIBUTES, ModelMatrix
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, open_part
 from engine.store.reader import Store, open_store
-from engine.store.record import committed_parts, create_store, is_same_store
+from engine.store.record import committed_parts, create_store, is_same_store, missing_files
+from engine.store.repair import Removal, Repair, repair
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA, VOCABULARY_SCHEMA
 from engine.store.shards import compression_bytes
 from engine.store.stream import Chunk, stream_bytes, stream_chunks
@@ -68,6 +69,8 @@ __all__ = [
     "PartContent",
     "PartSize",
     "Problem",
+    "Removal",
+    "Repair",
     "Store",
     "StoreSummary",
     "TokenBatch",
@@ -81,6 +84,7 @@ __all__ = [
     "is_same_store",
     "layer_coordinate",
     "lens_layers",
+    "missing_files",
     "model_arrays",
     "open_part",
     "open_store",
@@ -89,6 +93,7 @@ __all__ = [
     "predict_size",
     "query_coordinate",
     "remove_leftovers",
+    "repair",
     "role_coordinate",
     "round_mantissa",
     "source_role_coordinate",

@@ -22,11 +22,13 @@ from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
 from engine.store.manifest import hash_file
 
 __all__ = [
+    "Writer",
     "commit_part",
     "files_below",
     "link_common",
     "refuse_committed",
     "remove_leftovers",
+    "staged_pieces",
     "staging_folder",
     "sync_file",
     "sync_folders",
@@ -36,6 +38,10 @@ SYNC_THREADS = 4
 
 
 _ABANDONED_SECONDS = 3600
+_CLEARINGS = 5
+
+Writer = Literal["none", "alive", "unknown"]
+"""Whether a process is writing a piece of ``.staging``: its lock tells; unknown on a file system without locks."""
 
 
 @contextmanager
@@ -85,7 +91,16 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
     finally:
         os.close(handle)
         shutil.rmtree(unnamed, ignore_errors=True)
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder; where zarr failed at one file, its threads may for a moment still write others there."""
+    for _ in range(_CLEARINGS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.02)
 
 
 def remove_leftovers(store: Path) -> None:
@@ -93,11 +108,11 @@ def remove_leftovers(store: Path) -> None:
 
     What it left of a part that is not committed goes when the part is done again.
     """
-    for folder in (store / STAGING_FOLDER).glob("*-*"):
-        name = folder.name.partition("-")[0]
+    for piece, writer in staged_pieces(store).items():
+        name = piece.partition("-")[0]
         finished = name == "store" or (store / PARTS_FOLDER / f"{name}.json").exists()
-        if finished and _writer_of(folder) == "none":
-            shutil.rmtree(folder, ignore_errors=True)
+        if finished and writer == "none":
+            shutil.rmtree(store / STAGING_FOLDER / piece, ignore_errors=True)
 
 
 def _remove_abandoned(staging: Path) -> None:
@@ -119,8 +134,30 @@ def _lock(handle: int) -> Literal["ours", "another's", "unsupported"]:
     return "ours"
 
 
-def _writer_of(folder: Path) -> Literal["none", "alive", "unknown"]:
-    """Whether a process is writing into a staging folder; unknown on a file system without locks."""
+def staged_pieces(store: Path) -> dict[str, Writer]:
+    """Names of what lies in a store's staging folder, and whether a process is writing it.
+
+    A folder that is not yet named has no lock for an instant, so of those made in the last minute it is unknown.
+    """
+    staging = store / STAGING_FOLDER
+    pieces = {} if staging.is_symlink() else {path: _writer_of(path) for path in sorted(staging.glob("*"))}
+    now = time.time()
+    return {
+        path.name: "unknown" if path.name.startswith("new-") and _is_younger(path, now - 60) else writer
+        for path, writer in pieces.items()
+    }
+
+
+def _is_younger(path: Path, moment: float) -> bool:
+    with suppress(FileNotFoundError):
+        return path.lstat().st_mtime > moment
+    return False
+
+
+def _writer_of(folder: Path) -> Writer:
+    """Whether a process is writing into a staging folder."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "none"
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:

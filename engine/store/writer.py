@@ -59,7 +59,7 @@ def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[s
     ------
     StrataError
         When the part is already committed, another process is writing it, the disk is full, or fails otherwise.
-        Committed parts stay valid and nothing of the new one is left behind.
+        Committed parts stay valid, and the new one is not there.
     ValueError
         When a slab, coordinate or table is not what it was announced to be.
     """

@@ -159,7 +159,7 @@ def test_unreadable_images_are_named_and_the_others_stored(strata: Strata, datas
     assert extract(strata, dataset, out, "--skip-bad-samples").exit_code == 0
     forgotten = extract(strata, dataset, out)
     assert forgotten.exit_code == 1, "a run that resumes must not forget what is missing"
-    assert f"remove {out / 'parts/00000000.json'}" in forgotten.stderr
+    assert f"strata repair --retry-bad {out}" in forgotten.stderr
     listed = strata("inspect", out, "--bad")
     assert "bad: 0/normal-1: image" in listed.stdout
 
