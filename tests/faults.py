@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
 
-__all__ = ["WRITING", "Death", "Faults", "Kind", "faulty_files"]
+__all__ = ["WRITING", "Death", "Faults", "Kind", "Step", "faulty_files"]
 
 _CALLS = {
     "fsync": "fsync",
@@ -34,6 +34,13 @@ WRITING = ("write", "fsync", "rename", "link")
 Kind = Literal["error", "full", "death"]
 # Steps that fail too, once the chosen one has: a full disk stays full, and the dead do nothing.
 _AFTERWARDS = {"error": (), "full": ("write", "mkdir"), "death": (*WRITING, "mkdir", "remove")}
+
+
+class Step(NamedTuple):
+    """One step: what kind, and the path that it is about; of a rename the new one, of fsync the open file."""
+
+    kind: str
+    path: str
 
 
 class Death(BaseException):
@@ -57,7 +64,8 @@ class Faults:
     counted
         The steps that are counted, and can fail.
     end
-        How the process ends; by an exception that only tests handle unless told.
+        How the process ends; by an exception that only tests handle unless told. Where it returns, the step is made:
+        the end is then on its way.
     """
 
     def __init__(
@@ -68,18 +76,18 @@ class Faults:
         counted: tuple[str, ...] = WRITING,
         end: Callable[[], object] = _end,
     ) -> None:
-        self.steps: list[str] = []
+        self.steps: list[Step] = []
         self.struck = False
         self._at, self._kind, self._counted, self._end = at, kind, counted, end
         self._lock = threading.Lock()
 
-    def fails(self, step: str) -> bool:
+    def fails(self, kind: str, path: object) -> bool:
         """Count a step and tell whether it fails."""
         with self._lock:
-            chosen = step in self._counted and len(self.steps) == self._at
-            if step in self._counted:
-                self.steps.append(step)
-            failing = chosen or (self.struck and step in _AFTERWARDS[self._kind])
+            chosen = kind in self._counted and len(self.steps) == self._at
+            if kind in self._counted:
+                self.steps.append(Step(kind, str(path)))
+            failing = chosen or (self.struck and kind in _AFTERWARDS[self._kind])
             self.struck |= chosen
         return failing
 
@@ -87,6 +95,7 @@ class Faults:
         """Do what failing means."""
         if self._kind == "death":
             self._end()
+            return
         code = errno.ENOSPC if self._kind == "full" else errno.EIO
         raise OSError(code, os.strerror(code), path if isinstance(path, (str, os.PathLike)) else None)
 
@@ -98,11 +107,12 @@ class _FaultyFile:
         self._file, self._path, self._faults = file, path, faults
 
     def write(self, data: Any) -> int:
-        if self._faults.fails("write"):
-            self._file.write(data[: len(data) // 2])
+        half = 0
+        if self._faults.fails("write", self._path):
+            half = self._file.write(data[: len(data) // 2])
             self._file.flush()
             self._faults.strike(self._path)
-        return self._file.write(data)
+        return half + self._file.write(data[half:])
 
     def __enter__(self) -> "_FaultyFile":
         return self
@@ -118,16 +128,16 @@ class _FaultyFile:
 def faulty_files(faults: Faults) -> Iterator[Faults]:
     """Have the files of this process fail while the context is open."""
     with pytest.MonkeyPatch.context() as patch:
-        for call, step in _CALLS.items():
-            patch.setattr(os, call, _faulty_call(getattr(os, call), step, faults))
+        for call, kind in _CALLS.items():
+            patch.setattr(os, call, _faulty_call(getattr(os, call), kind, faults))
         patch.setattr(io, "open", _faulty_open(io.open, faults))
         patch.setattr(pq, "write_table", _faulty_table(pq.write_table, faults))
         yield faults
 
 
-def _faulty_call(original: Callable[..., Any], step: str, faults: Faults) -> Callable[..., Any]:
+def _faulty_call(original: Callable[..., Any], kind: str, faults: Faults) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
-        if faults.fails(step):
+        if faults.fails(kind, arguments[1] if kind in ("rename", "link") else arguments[0]):
             faults.strike(arguments[0])
         return original(*arguments, **options)
 
@@ -144,7 +154,7 @@ def _faulty_open(original: Callable[..., Any], faults: Faults) -> Callable[..., 
 
 def _faulty_table(original: Callable[..., None], faults: Faults) -> Callable[..., None]:
     def call(table: Any, where: Path, **options: Any) -> None:
-        failing = faults.fails("write")
+        failing = faults.fails("write", where)
         original(table, where, **options)
         if failing:
             os.truncate(where, where.stat().st_size // 2)
