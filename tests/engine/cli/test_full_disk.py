@@ -24,7 +24,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or shutil.which("mount") is None
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
         pytest.skip("only root can mount the small file system that this test fills")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -47,7 +51,9 @@ def test_a_full_disk_keeps_what_is_finished_and_the_same_command_goes_on(
     finished = []
     for share in (0.05, 0.4, 0.7, 0.95):
         ballast = small_disk / "ballast"
-        ballast.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096 - int(share * whole)))
+        ballast.write_bytes(
+            b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - int(share * whole))
+        )
         refused = strata("extract", *arguments)
         assert refused.exit_code == 1
         assert re.search(rf"{out} needs about .* 5 parts .* free on {small_disk}: make room", refused.stderr)
