@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.errors import StrataError
-from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
+from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER, STORE_FILE
 from engine.store.manifest import hash_file
 
 __all__ = [
@@ -247,7 +247,8 @@ def link_common(staged: Path, store: Path, relative: str) -> None:
     except FileExistsError:
         if hash_file(staged / relative) != hash_file(target):
             raise StrataError(
-                f"{target} was written by another run with different bytes: "
-                "use the same versions of strata and its libraries on every node, or another --out"
+                f"{target} was written by another run with different bytes: use the same versions of strata and its "
+                f"libraries on every node, or another --out; if that run stopped before it wrote {STORE_FILE}, remove "
+                "the file"
             ) from None
     sync_file(target.parent)
