@@ -158,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.damaged = {file: how for file, how in self.damaged.items() if file not in back}
 
     @precondition(lambda self: self.created)
-    @rule(at=st.one_of(st.none(), st.integers(0, 40)))
+    @rule(at=st.one_of(st.none(), st.integers(0, 10)))
     def repair(self, at: int | None) -> None:
         faults = Faults(at, "death", counted=(*WRITING, "remove"))
         hurt = self.hurt
