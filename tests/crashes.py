@@ -55,8 +55,10 @@ def crash_often(folder: Path, kills: int, *, seed: int = 0) -> list[dict[str, An
     list of dict
         One per kill: ``state``, one of ``STATES``, and ``wrong``, what was not as it should be after the resume.
     """
-    command = [sys.executable, "-m", "tests.crashes", str(folder), str(kills), str(seed)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.crashes", str(folder.absolute()), str(kills), str(seed)]
+    # Threads of torch's own would not be there in a fork, and be waited for.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -164,7 +166,10 @@ def _kill(kill: Kill, run: Callable[[], object]) -> bool:
     if kill.seconds is not None:
         time.sleep(kill.seconds)
         os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"a run ended with {code} before it was killed")
+    return code != 0
 
 
 def _in_fork(check: Callable[[], list[str]]) -> list[str]:

@@ -233,7 +233,7 @@ def _discard(leftover: Path, staged: Path) -> None:
 
 
 def link_common(staged: Path, store: Path, relative: str) -> None:
-    """Link one staged file into the store, or check that the file already there has the same bytes.
+    """Link one staged file into the store, or check that the file already there has the same bytes; not yet durable.
 
     Raises
     ------
@@ -251,4 +251,3 @@ def link_common(staged: Path, store: Path, relative: str) -> None:
                 f"libraries on every node, or another --out; if that run stopped before it wrote {STORE_FILE}, remove "
                 "the file"
             ) from None
-    sync_file(target.parent)

@@ -7,7 +7,7 @@ is the resume.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -193,8 +193,16 @@ def _link_all(staged: Path, store: Path, names: Sequence[str]) -> None:
     sync_folders(staged)
     (store / PARTS_FOLDER).mkdir(exist_ok=True)
     for name in names:
+        if name == STORE_FILE:
+            _sync_parents(store, names)  # what it lists is durable first
         link_common(staged, store, name)
-    sync_file(store)
+    _sync_parents(store, names)
+
+
+def _sync_parents(store: Path, names: Sequence[str]) -> None:
+    """Make the entries of the folders durable that the files lie in, up to the store's own."""
+    for folder in {parent for name in names for parent in PurePosixPath(name).parents}:
+        sync_file(store / folder)
 
 
 def parse_record(content: bytes, store: str) -> dict[str, Any]:

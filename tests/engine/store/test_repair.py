@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from engine.store.commit import staging_folder
 from engine.store.inventory import Inventory, Problem
 from engine.store.repair import plan_repair
 from tests.engine.store.builders import tiny_store
-from tests.engine.store.test_commit_faults import Killed, fail_at
 from tests.engine.store.test_verify import edit, flip, link, truncate
+from tests.faults import Death, Faults, faulty_files
 
 STATES = "parts/00000000.zarr/token/hidden_states/c/0/0/0"
 PARTS = {0, 1, 2}
@@ -230,14 +231,10 @@ def test_a_crash_at_any_step_leaves_no_part_that_only_looks_whole(good: Path, tm
     for step in range(100):
         path = Path(shutil.copytree(good, tmp_path / f"store{step}"))
         flip(path / STATES)
-        with pytest.MonkeyPatch.context() as patch:
-            fail_at(step, Killed(), patch)
-            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-            try:
-                repair(path)
-                break
-            except Killed:
-                pass
+        with faulty_files(Faults(step, "death")) as faults, suppress(Death):
+            repair(path)
+        if not faults.struck:
+            break
         there = [name for name in WHOLE_PART if os.path.lexists(path / name)]
         assert there == [name for name in WHOLE_PART if name in there][-len(there) :], "the manifest goes first"
         assert repair(path).redone == (0,)
