@@ -16,7 +16,15 @@ from engine.cli.planning import Planned
 from engine.plan import PlannedPart
 from engine.store import ArrayShape, compression_bytes, model_arrays, predict_size
 
-__all__ = ["CAPTURED_ITEMSIZE", "WRITTEN_PER_SECOND", "Prediction", "predict"]
+__all__ = [
+    "CAPTURED_ITEMSIZE",
+    "WRITTEN_PER_SECOND",
+    "FilesPrediction",
+    "Prediction",
+    "predict",
+    "predict_parts",
+    "predict_tables",
+]
 
 CAPTURED_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
 WRITTEN_PER_SECOND = 0.5e9
@@ -105,10 +113,51 @@ def predict(planned: Planned, *, batch_size: int, unembedding: bool) -> Predicti
     unembedding
         Whether the unembedding is stored.
     """
-    sizes = Counter(_images_of(part) for part in planned.plan.parts)
+    parts = predict_parts(planned, planned.plan.parts)
+    tables = predict_tables(planned, unembedding=unembedding)
+    largest = max(_images_of(part) for part in planned.plan.parts)
+    return Prediction(
+        arrays=parts.arrays,
+        coordinate_bytes=sum(item.raw_bytes for item in parts.arrays if len(item.array.shape) == 1),
+        model_arrays=tables.arrays,
+        parts=len(planned.plan.parts),
+        images_per_part=largest,
+        files=parts.files + tables.files,
+        host_memory=_host_memory(planned, planned.part_arrays(largest), batch_size),
+        prefix_cache=_prefix_cache(planned, batch_size),
+        captured_bytes=sum(_captured_bytes(planned, item.array) for item in parts.arrays),
+        lens_states=sum(
+            math.prod(item.array.kept_shape[:2]) for item in parts.arrays if item.array.path == "token/lens_logit"
+        ),
+    )
+
+
+class FilesPrediction(NamedTuple):
+    """Some of a store's files: the arrays in them, and how many files these and what stands beside them are."""
+
+    arrays: tuple[ArrayPrediction, ...]
+    files: int
+
+    @property
+    def on_disk(self) -> float:
+        """Bytes of the arrays after compression, about."""
+        return sum(item.on_disk for item in self.arrays)
+
+
+def predict_parts(planned: Planned, parts: Sequence[PlannedPart]) -> FilesPrediction:
+    """Predict some parts of a run, each array over all of them together; there must be at least one."""
+    sizes = Counter(_images_of(part) for part in parts)
     shapes = {images: planned.part_arrays(images) for images in sizes}
     whole = _over_parts([(shapes[images], count) for images, count in sizes.items()])
-    arrays = tuple(ArrayPrediction(array, _on_disk(planned, array)) for array in whole)
+    part_sizes = {images: predict_size(shapes[images]) for images in sizes}
+    return FilesPrediction(
+        tuple(ArrayPrediction(array, _on_disk(planned, array)) for array in whole),
+        sum(count * (part_sizes[n].data_files + part_sizes[n].metadata_files) for n, count in sizes.items()),
+    )
+
+
+def predict_tables(planned: Planned, *, unembedding: bool) -> FilesPrediction:
+    """Predict what a store has beside its parts."""
     text_config = planned.checkpoint.config.get_text_config()
     tables = model_arrays(
         vocab=text_config.vocab_size if unembedding else 0,
@@ -116,21 +165,9 @@ def predict(planned: Planned, *, batch_size: int, unembedding: bool) -> Predicti
         dtype=planned.stored_dtype,
         bias=planned.checkpoint.family.norm_kind == "layer",
     )
-    model = tuple(ArrayPrediction(table, _on_disk(planned, table)) for table in tables)
-    part_sizes = {images: predict_size(shapes[images]) for images in sizes}
-    files = sum(count * (part_sizes[n].data_files + part_sizes[n].metadata_files) for n, count in sizes.items())
-    largest = max(sizes)
-    return Prediction(
-        arrays=arrays,
-        coordinate_bytes=sum(item.raw_bytes for item in arrays if len(item.array.shape) == 1),
-        model_arrays=model,
-        parts=len(planned.plan.parts),
-        images_per_part=largest,
-        files=files + _COMMON_FILES + 1 + sum(table.chunk_plan.files + 1 for table in tables),
-        host_memory=_host_memory(planned, shapes[largest], batch_size),
-        prefix_cache=_prefix_cache(planned, batch_size),
-        captured_bytes=sum(_captured_bytes(planned, item.array) for item in arrays),
-        lens_states=sum(math.prod(array.kept_shape[:2]) for array in whole if array.path == "token/lens_logit"),
+    return FilesPrediction(
+        tuple(ArrayPrediction(table, _on_disk(planned, table)) for table in tables),
+        _COMMON_FILES + 1 + sum(table.chunk_plan.files + 1 for table in tables),
     )
 
 

@@ -4,6 +4,7 @@
 """
 
 from engine.store.choices import lens_layers
+from engine.store.commit import remove_leftovers
 from engine.store.content import (
     BadSample,
     Coordinate,
@@ -36,7 +37,8 @@ from engine.store.model_view import ModelTables
 from engine.store.part import Part, open_part
 from engine.store.progress import Filling, RankProgress, rank_progress, read_filling, recorded_world_size
 from engine.store.reader import Store, open_store
-from engine.store.record import committed_parts, create_store, is_same_store
+from engine.store.record import committed_parts, create_store, is_same_store, missing_files
+from engine.store.repair import Removal, Repair, repair
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA, VOCABULARY_SCHEMA
 from engine.store.shards import compression_bytes
 from engine.store.stream import Chunk, stream_bytes, stream_chunks
@@ -70,6 +72,8 @@ __all__ = [
     "PartSize",
     "Problem",
     "RankProgress",
+    "Removal",
+    "Repair",
     "Store",
     "StoreSummary",
     "TokenBatch",
@@ -83,6 +87,7 @@ __all__ = [
     "is_same_store",
     "layer_coordinate",
     "lens_layers",
+    "missing_files",
     "model_arrays",
     "open_part",
     "open_store",
@@ -93,6 +98,8 @@ __all__ = [
     "rank_progress",
     "read_filling",
     "recorded_world_size",
+    "remove_leftovers",
+    "repair",
     "role_coordinate",
     "round_mantissa",
     "source_role_coordinate",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.errors import StrataError
-from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
+from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER, STORE_FILE
 from engine.store.manifest import hash_file
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "files_below",
     "link_common",
     "refuse_committed",
+    "remove_leftovers",
     "staged_pieces",
     "staging_folder",
     "sync_file",
@@ -38,6 +39,7 @@ SYNC_THREADS = 4
 
 _ABANDONED_SECONDS = 3600
 _TRIES, _TRY_SECONDS = 3, 0.02
+_CLEARINGS = 5
 
 Writer = Literal["none", "alive", "unknown"]
 """Whether a process is writing a piece of ``.staging``: its lock tells; unknown on a file system without locks."""
@@ -90,7 +92,28 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
     finally:
         os.close(handle)
         shutil.rmtree(unnamed, ignore_errors=True)
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder; where zarr failed at one file, its threads may for a moment still write others there."""
+    for _ in range(_CLEARINGS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.02)
+
+
+def remove_leftovers(store: Path) -> None:
+    """Remove what a crash left of work that is finished, which nobody would find again: the store's, committed parts'.
+
+    What it left of a part that is not committed goes when the part is done again.
+    """
+    for piece, writer in staged_pieces(store).items():
+        name = piece.partition("-")[0]
+        finished = name == "store" or (store / PARTS_FOLDER / f"{name}.json").exists()
+        if finished and writer == "none":
+            shutil.rmtree(store / STAGING_FOLDER / piece, ignore_errors=True)
 
 
 def _remove_abandoned(staging: Path) -> None:
@@ -214,7 +237,7 @@ def _discard(leftover: Path, staged: Path) -> None:
 
 
 def link_common(staged: Path, store: Path, relative: str) -> None:
-    """Link one staged file into the store, or check that the file already there has the same bytes.
+    """Link one staged file into the store, or check that the file already there has the same bytes; not yet durable.
 
     Raises
     ------
@@ -228,7 +251,7 @@ def link_common(staged: Path, store: Path, relative: str) -> None:
     except FileExistsError:
         if hash_file(staged / relative) != hash_file(target):
             raise StrataError(
-                f"{target} was written by another run with different bytes: "
-                "use the same versions of strata and its libraries on every node, or another --out"
+                f"{target} was written by another run with different bytes: use the same versions of strata and its "
+                f"libraries on every node, or another --out; if that run stopped before it wrote {STORE_FILE}, remove "
+                "the file"
             ) from None
-    sync_file(target.parent)

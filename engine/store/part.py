@@ -172,7 +172,7 @@ def parse_manifest(content: bytes, origin: str, plan_sha256: str | None = None) 
     StrataError
         When it is damaged, was edited, or is of another plan.
     """
-    advice = "`strata verify` says what else is wrong; remove it, and strata extract does this part again"
+    advice = "strata verify says what else is wrong, strata repair removes it, and strata extract does this part again"
     if not content or not has_true_sha256(content):
         raise StrataError(f"the manifest {origin} is damaged or was edited: {advice}")
     manifest = parse_json(content, origin)

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "size",
     "prefix",
     "many_images",
+    "crashes",
 )
 OUTPUT = Path("out")
 

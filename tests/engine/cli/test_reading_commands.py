@@ -49,7 +49,7 @@ def test_models_lists_the_families(strata: Strata) -> None:
 
 def test_help_lists_every_command_and_each_has_help(strata: Strata) -> None:
     listing = strata("--help").stdout
-    for name in ("extract", "estimate", "inspect", "verify", "models", "analyze"):
+    for name in ("extract", "estimate", "inspect", "verify", "repair", "models", "analyze"):
         assert f"  {name}" in listing
         assert strata(name, "--help").exit_code == 0
     assert strata("nonsense").exit_code == 2

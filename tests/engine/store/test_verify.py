@@ -133,7 +133,9 @@ def test_a_listed_file_outside_of_the_store(store: Path) -> None:
     outside = {"../../secret": {"sha256": "0" * 64, "bytes": 1}}
     edit(path, files=json.loads(path.read_bytes())["files"] | outside)
     (store.parent / "secret").write_text("x")
-    assert problems(store) == {"parts/../../secret": "is listed outside of the store"}
+    found = problems(store)
+    assert "'../../secret', which is outside of its part" in found["parts/00000001.json"]
+    assert found.keys() == {f"parts/00000001.{suffix}" for suffix in ("json", "parquet", "zarr")}
 
 
 def test_staging_is_a_note(store: Path) -> None:

@@ -197,7 +197,9 @@ def test_a_manifest_that_cannot_be_trusted_is_no_finished_part(tmp_path: Path, d
     else:
         manifest.write_text(damage)
     for read in (committed_parts, open_store):
-        with pytest.raises(StrataError, match=r"00000001\.json .*remove it, and strata extract does this part again"):
+        with pytest.raises(
+            StrataError, match=r"00000001\.json .*repair removes it, and strata extract does this part again"
+        ):
             read(path)
 
 
