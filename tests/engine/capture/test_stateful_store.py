@@ -260,5 +260,5 @@ class StoreMachine(RuleBasedStateMachine):
 TestStore = StoreMachine.TestCase
 # A failure is told after its first example: making it shorter takes many minutes of extractions.
 TestStore.settings = settings(
-    max_examples=8, stateful_step_count=10, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=6, stateful_step_count=10, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )

@@ -137,7 +137,7 @@ def test_what_lies_there_unfinished_counts_as_written_but_one_part_always_needs_
     assert extract().exit_code == 0
 
 
-@pytest.mark.parametrize("options", [(), ("--dtype", "float16"), ("--capture", "pooled"), ("--no-unembedding",)])
+@pytest.mark.parametrize("options", [(), ("--dtype", "float16", "--no-unembedding")])
 def test_the_need_is_about_what_a_store_takes(
     strata: Strata, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
