@@ -14,7 +14,7 @@ from engine.errors import StrataError, UnfitStoreError, UsageError
 from engine.store import Store
 from engine.vocabulary import ROLES
 
-__all__ = ["SOURCES", "LensChoice", "plan_tasks", "plan_workers"]
+__all__ = ["SOURCES", "LensChoice", "plan_tasks", "plan_workers", "stored_ranks"]
 
 SOURCES = ("auto", "lens", "hidden_states")
 """What pieces may be asked to come from; auto is the stored pieces, where they are there and enough, and hidden states
@@ -82,7 +82,7 @@ def plan_tasks(store: Store, choice: LensChoice) -> list[LensTask]:
 def _choose_source(store: Store, choice: LensChoice) -> LensSource:
     if choice.source not in SOURCES:
         raise UsageError(f"--source {choice.source}: choose from {', '.join(SOURCES)}")
-    ranks = _stored_ranks(store)
+    ranks = stored_ranks(store)
     if choice.source == "lens" or (
         choice.source == "auto" and ranks >= choice.topk and not _states_say_more(store, choice)
     ):
@@ -147,7 +147,7 @@ def _attributes(store: Store, path: str) -> Mapping[str, Any]:
     return arrays[path]["attributes"] if path in arrays else {}
 
 
-def _stored_ranks(store: Store) -> int:
+def stored_ranks(store: Store) -> int:
     """Return how many pieces per token every part holds."""
     if not _in_all_parts(store, ARRAYS["lens"]):
         return 0
@@ -168,7 +168,7 @@ def _check_model(store: Store, choice: LensChoice) -> None:
         )
     weights = store.model.unembedding
     if weights is None:
-        ranks = _stored_ranks(store)
+        ranks = stored_ranks(store)
         stored = f"take its {ranks} stored pieces per token (--source lens --topk {ranks}), or " if ranks else ""
         raise UnfitStoreError(
             f"{store.url} holds no unembedding, it was extracted with --no-unembedding, and logits need it: {stored}"

@@ -11,7 +11,7 @@ from analyses.logit_lens import analyze_store, stored_pieces
 from analyses.logit_lens_figure import draw_curves
 from analyses.logit_lens_notes import tell_of_lens
 from analyses.logit_lens_patches_figure import draw_patches
-from analyses.logit_lens_plan import LensChoice, plan_tasks, plan_workers
+from analyses.logit_lens_plan import LensChoice, plan_tasks, plan_workers, stored_ranks
 from analyses.logit_lens_results import StoreLens, group_curves, to_dataset
 from analyses.logit_lens_table import LOGIT_LENS_SCHEMA, TRAJECTORY_SCHEMA, to_tables, to_trajectory_tables
 from analyses.logit_lens_trajectory_figure import draw_trajectory
@@ -62,8 +62,8 @@ def run(
         [group_curves(result, chosen, bootstraps, seed) for _, chosen in prompt_groups(result.samples)]
         for _, result in results
     ]
-    for item, of_store in zip(results, curves, strict=True):
-        tell_of_lens(item, of_store, choice, resources)
+    for store, item, of_store in zip(opened, results, curves, strict=True):
+        tell_of_lens(item, of_store, choice, stored_ranks(store), resources)
     attributes = result_attributes(
         NAME,
         settings_text(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analyses.kept_parts import KeptParts
 from analyses.logit_lens import analyze_store, stored_pieces
 from analyses.logit_lens_notes import tell_of_lens
-from analyses.logit_lens_plan import LensChoice, plan_tasks
+from analyses.logit_lens_plan import LensChoice, plan_tasks, stored_ranks
 from analyses.logit_lens_results import StoreLens, group_curves, to_dataset
 from analyses.logit_lens_table import to_tables, to_trajectory_tables
 from analyses.logit_lens_words_table import to_word_tables
@@ -260,8 +260,8 @@ def analyse(
         for identity, store, own in zip(identities, opened, tasks, strict=True)
     ]
     curves = [[group_curves(own, chosen, 20, 0) for _, chosen in prompt_groups(own.samples)] for _, own in results]
-    for item, of_store in zip(results, curves, strict=True):
-        tell_of_lens(item, of_store, choice, resources)
+    for store, item, of_store in zip(opened, results, curves, strict=True):
+        tell_of_lens(item, of_store, choice, stored_ranks(store), resources)
     words = [
         table
         for item, store, own in zip(results, opened, tasks, strict=True)

@@ -9,13 +9,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
+from numpy.typing import NDArray
 
 from analyses.lens_layers import choose_layers, spread_layers
 from analyses.memory import PROCESS_BYTES
 from analyses.registry import ANALYSES, options_of, run
 from engine.errors import StrataError, UsageError
 from tests.analyses.attention_builders import Spec
-from tests.analyses.lens_builders import CAPTIONS, PIECES, WORD_NAMES, analyse, lens_samples, write_lens
+from tests.analyses.lens_builders import CAPTIONS, PIECES, WORD_NAMES, LensModelSpec, analyse, lens_samples, write_lens
 from tests.engine.store.builders import TinyStore, tiny_store
 
 WrittenStore = Callable[..., TinyStore]
@@ -136,6 +137,19 @@ def test_a_state_that_is_not_finite_is_named(tmp_path: Path) -> None:
     samples["b/normal-1"].states[2, 4, 3] = np.nan
     store = write_lens(tmp_path / "s", SPECS, samples)
     with pytest.raises(StrataError, match=r"sample b/normal-1, layer 2, position 4 is not finite.*strata verify"):
+        lens(store, tmp_path / "r")
+
+
+class _HugeNorm(LensModelSpec):
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        return super().weight * np.float32(1e37)
+
+
+def test_a_state_whose_logits_overflow_is_named(tmp_path: Path) -> None:
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), _HugeNorm())
+    place = r"part (00000000, sample a|00000001, sample b)/normal-1, layer 0, position 2 is so large"
+    with pytest.raises(StrataError, match=place + r".*`strata verify`"):
         lens(store, tmp_path / "r")
 
 
