@@ -198,7 +198,7 @@ def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: i
     """
     part = sum(_captured_bytes(planned, array) for array in arrays)
     along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
-    slab = sum(array.slab_bytes for array in along)
+    slab = 2 * sum(array.slab_bytes for array in along)
     position = sum(_bytes_per_position(planned, array) for array in along) + _decoded_bytes(planned)
     batch = batch_size * planned.sequence * position
     return int(_ALLOCATED * (2 * part + slab + batch)) + compression_bytes()
