@@ -16,18 +16,15 @@ __all__ = ["tell_of_lens"]
 
 
 def tell_of_lens(
-    item: StoreLens, curves: Sequence[GroupCurves], choice: LensChoice, stored_ranks: int, resources: Resources
+    item: StoreLens, curves: Sequence[GroupCurves], choice: LensChoice, decoded: str | None, resources: Resources
 ) -> None:
-    """Say it, each only where it is so; ``stored_ranks`` are the pieces per token that extraction stored."""
+    """Say it, each only where it is so; ``decoded`` is what `logit_lens_plan.why_decoded` says."""
     identity, result = item
     total = len(result.samples)
     if result.source == "lens":
         resources.tell(f"{identity.store}: pieces are those that extraction stored; no logit was computed for them")
-    if result.source == "hidden_states" and choice.source == "auto" and 0 < stored_ranks < choice.topk:
-        resources.tell(
-            f"{identity.store}: it holds {stored_ranks} pieces per token and --topk {choice.topk} are asked for, so "
-            f"they are decoded from hidden states; --topk {stored_ranks} takes the stored ones"
-        )
+    if decoded:
+        resources.tell(f"{identity.store}: {decoded}")
     if result.topk < choice.topk:
         resources.tell(f"{identity.store}: its vocabulary has {result.topk} pieces, so --topk {choice.topk} is all")
     if result.block_count not in result.layers:

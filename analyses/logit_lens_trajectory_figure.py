@@ -27,6 +27,7 @@ __all__ = ["draw_trajectory"]
 _LABELS = {"entropy": "entropy (nat)", "kl": "divergence (nat)"}
 _NAMES = {"image": "image tokens", "last_text": "last text token"}
 _DIVERGENCE_NOTE = "Divergence: of the last layer's distribution from the layer's own."
+_PLAIN_NOTE = "Panels of several curves have no band."
 
 
 def draw_trajectory(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]]) -> Figure:
@@ -43,7 +44,8 @@ def draw_trajectory(results: Sequence[StoreLens], curves: Sequence[Sequence[Grou
         per prompt group.
     """
     of_whats = [lens_curves(results, curves), lens_curves(results, curves, once=False)]
-    notes = "\n".join([BAND_NOTE, _DIVERGENCE_NOTE, *identity_notes(of_whats[0])])
+    several = any(len(own) > 1 for jobs in of_whats for own in jobs)
+    notes = "\n".join([BAND_NOTE, *([_PLAIN_NOTE] if several else []), _DIVERGENCE_NOTE, *identity_notes(of_whats[0])])
     figure, panels = lens_panels(results, len(MEASURES) * len(WHATS), 0.45 + 0.1 * notes.count("\n"))
     axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
     with mpl.rc_context(STYLE):

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analyses.lens_layers import choose_layers, spread_layers
+from analyses.logit_lens_words_table import WORDS
 from analyses.memory import PROCESS_BYTES
 from analyses.registry import ANALYSES, options_of, run
 from engine.errors import StrataError, UsageError
@@ -109,6 +110,7 @@ def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
         (alone, {"topk": 5}, r"2 pieces per token \(leave --source out, --topk at most 2\), but no hidden states"),
         (plain, {"source": "lens"}, "holds no token/lens_token_id: leave --source out"),
         (plain, {"source": "pooled"}, "--source pooled: choose from auto, lens, hidden_states"),
+        (plain, {"words": "most"}, "--words most: choose from all, top1, none"),
         (plain, {"bootstraps": 0}, "--bootstraps 0: at least 1"),
         (plain, {"layers": ("9",)}, "--layers 9: no such layer is there; there are 0, 1, 2, 3"),
         (plain, {"layers": ("x",)}, "--layers 'x' is neither a layer nor a range"),
@@ -140,6 +142,18 @@ def test_a_state_that_is_not_finite_is_named(tmp_path: Path) -> None:
         lens(store, tmp_path / "r")
 
 
+def test_words_may_be_limited_or_left_out(tmp_path: Path) -> None:
+    assert tuple(WORDS) == next(option.choices for option in ANALYSES["logit-lens"].options if option.name == "words")
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS))
+    tables = {}
+    for words in ("all", "top1"):
+        assert lens(store, tmp_path / words, words=words) == NAMES
+        tables[words] = pd.read_parquet(tmp_path / words / "logit-lens-words.parquet")
+    best = tables["all"][tables["all"]["rank"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(tables["top1"], best, check_categorical=False)
+    assert lens(store, tmp_path / "none", words="none") == NAMES - {"logit-lens-words.parquet"}
+
+
 class _HugeNorm(LensModelSpec):
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -151,6 +165,39 @@ def test_a_state_whose_logits_overflow_is_named(tmp_path: Path) -> None:
     place = r"part (00000000, sample a|00000001, sample b)/normal-1, layer 0, position 2 is so large"
     with pytest.raises(StrataError, match=place + r".*`strata verify`"):
         lens(store, tmp_path / "r")
+
+
+class _HugeLogits(_HugeNorm):
+    @property
+    def unembedding(self) -> NDArray[np.floating]:
+        return super().unembedding * np.float32(1e4)
+
+    def best(self, states: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids, _ = super().best(states, k)
+        return ids, np.zeros(ids.shape)
+
+
+def test_a_state_that_has_no_distribution_is_named(tmp_path: Path) -> None:
+    """Pieces are read, so that the trajectory is the first to meet the logits that overflow."""
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), _HugeLogits(), stored_pieces=2)
+    place = (
+        r"part (00000000, sample a|00000001, sample b)/normal-1, layer \d, position \d has logits that are not finite"
+    )
+    with pytest.raises(StrataError, match=place + r".*`strata verify`"):
+        lens(store, tmp_path / "r", topk=2, trajectory=True)
+
+
+def test_a_store_of_too_few_pieces_says_what_to_ask_for(tmp_path: Path) -> None:
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), stored_pieces=2)
+    notes: list[str] = []
+    lens(store, tmp_path / "r", topk=3, notify=notes.append)
+    assert notes == [
+        "s: its stored pieces are too few (2 pieces per token where --topk 3 are asked for), so pieces are decoded "
+        "from hidden states; --topk 2 takes the stored ones"
+    ]
+    notes.clear()
+    lens(store, tmp_path / "r", topk=3, source="hidden_states", notify=notes.append)
+    assert notes == []
 
 
 def test_pieces_that_were_not_stored_for_image_tokens_are_refused(tmp_path: Path) -> None:

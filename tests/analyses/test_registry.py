@@ -147,6 +147,9 @@ def test_a_store_that_is_not_complete_is_analysed_and_said_to_be(tmp_path: Path)
         "store, normal: at 1 of 9 layers some samples decode no word, most at layer 7 (2 of 2 samples); their "
         "precision counts as 0 there",
     ]
+    words = pd.read_parquet(tmp_path / "r" / "logit-lens-words.parquet")
+    best = words[words["rank"] == 1].groupby("layer")["piece"].agg(lambda pieces: set(pieces.astype(str)))
+    assert [layer for layer, pieces in best.items() if pieces == {"▁a"}] == [7]  # a stop word, the only one there
     for name in ("contextualization", "phases", "logit-lens"):
         (entry,) = json.loads(xr.open_zarr(tmp_path / "r" / f"{name}.zarr").attrs["stores"])
         counts = ("planned_parts", "stored_parts", "planned_samples", "stored_samples", "bad_samples")
