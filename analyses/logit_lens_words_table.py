@@ -80,8 +80,8 @@ def to_word_tables(
     """
     texts = list(vocabulary["piece"])
     for part, found in parts:
-        token_id, logit = (array[:, :, : WORDS[words]] for array in found[:2])
-        pieces = found._replace(token_id=token_id, logit=logit)
+        ranks = slice(WORDS[words])
+        pieces = found._replace(token_id=found.token_id[:, :, ranks], logit=found.logit[:, :, ranks])
         tokens = find_tokens(part.samples, np.asarray(open_array(part, "token/role")[...]))
         position = np.asarray(open_array(part, "token/position")[...])[tokens.place]
         owner = first_owners(tokens)
