@@ -14,6 +14,8 @@ import dask.array as da
 import numpy as np
 import zarr
 
+from engine.store.array_metadata import StoredLayout
+from engine.store.checked_array import open_checked_array
 from engine.store.location import Location
 
 __all__ = ["StoredArray"]
@@ -31,6 +33,8 @@ class StoredArray:
         As the manifest states them.
     version
         Text that changes when the bytes do (the manifest's sha256), so that Dask's keys and the cache do too.
+    expected
+        What the array's own description must say; None where no manifest tells.
     origin
         Where a window into the array begins, per dimension; None for the array itself.
     """
@@ -41,6 +45,7 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     version: str
+    expected: StoredLayout | None = None
     origin: tuple[int, ...] | None = None
 
     @property
@@ -53,9 +58,19 @@ class StoredArray:
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         return replace(self, shape=shape, origin=(*(0,) * axis, start, *(0,) * (self.ndim - axis - 1)))
 
+    def opened(self) -> zarr.Array:
+        """Open the whole array.
+
+        Raises
+        ------
+        StrataError
+            When it is not what the manifest says, or what no strata writes.
+        """
+        return _open(self.location, self.folder, self.path, self.version, self.expected)
+
     def __getitem__(self, selection: tuple[Any, ...] | EllipsisType) -> np.ndarray:
         """Read a selection of one index per dimension, or everything."""
-        array = _open(self.location, self.folder, self.path, self.version)
+        array = self.opened()
         if self.origin is None:
             return np.asarray(array[selection])
         indices = (slice(None),) * self.ndim if isinstance(selection, EllipsisType) else selection
@@ -70,11 +85,9 @@ class StoredArray:
 
 
 @lru_cache(maxsize=256)
-def _open(location: Location, folder: str, path: str, version: str) -> zarr.Array:
-    """Open an array once per process; ``version`` is only there to tell a rewritten store apart."""
-    array = location.open_group(folder)[path]
-    assert isinstance(array, zarr.Array)
-    return array
+def _open(location: Location, folder: str, path: str, _version: str, expected: StoredLayout | None) -> zarr.Array:
+    """Open an array once per process; the version is only there to tell a rewritten store apart."""
+    return open_checked_array(location, folder, path, expected)
 
 
 def _move(index: Any, start: int, length: int) -> Any:

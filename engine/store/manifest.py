@@ -75,7 +75,7 @@ def parse_json(content: bytes, origin: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StrataError(f"{origin} is not JSON ({error}): the store is damaged, see strata verify") from error
     if not isinstance(value, dict):
         raise StrataError(f"{origin} holds a JSON {type(value).__name__}, not an object: the store is damaged")

@@ -22,7 +22,6 @@ from engine.store.part import Part
 __all__ = ["Chunk", "stream_bytes", "stream_chunks"]
 
 _BLOSC_BLOCKS = 3  # that it shuffles and decompresses through
-_LAYOUT = ("sharding_indexed", "end", ("bytes", "blosc", "crc32c"), ("bytes", "crc32c"))
 _ENTRY_BYTES = 16  # of a shard's index: offset and length of one chunk
 
 
@@ -95,25 +94,10 @@ def _most_encoded(decoded: int) -> int:
 
 
 def _open(part: Part, path: str) -> zarr.Array:
-    group, name = path.split("/")
-    array = part.group(group)[name]
-    assert isinstance(array, zarr.Array)
-    if _codec_names(array) != _LAYOUT:
-        raise StrataError(
-            f"{path} of part {part.name} of {part.url} is encoded in a way that this strata does not know: "
-            "upgrade strata"
-        )
+    array = part.array(path)
+    if array.shards is None:
+        raise StrataError(f"{path} of part {part.name} of {part.url} is not sharded, as every array but coordinates is")
     return array
-
-
-def _codec_names(array: zarr.Array) -> tuple[object, ...]:
-    """Names out of the array's ``zarr.json``: codec, where the shard's index is, codecs of its chunks and its index."""
-    outer, *others = array.metadata.to_dict().get("codecs", [None])  # type: ignore[misc]
-    if not isinstance(outer, dict) or others or "configuration" not in outer:
-        return ()
-    settings = outer["configuration"]
-    inner, index = ([codec["name"] for codec in settings.get(key, ())] for key in ("codecs", "index_codecs"))
-    return outer["name"], settings.get("index_location"), tuple(inner), tuple(index)
 
 
 class _Shard:

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import zarr
 
 from engine.errors import StrataError, UsageError
 from engine.store.choices import kept_roles, layer_indices, role_codes, state_layers
-from engine.store.layout import PARTS_FOLDER, ArrayShape
+from engine.store.layout import ArrayShape
 from engine.store.part import Part
 from engine.store.token_plan import PartTokens, PassPlan, Window, mixed_order, plan_pass, stored_order
 
@@ -206,26 +204,19 @@ class _OpenPart:
     """The token axis of one part in memory, and its states on disk."""
 
     def __init__(self, part: Part, first_row: int) -> None:
-        group = part.group("token")
         self.number = part.number
         self.role, self.token_id, self.position = (
-            np.asarray(_array(group, name)[...]) for name in ("role", "token_id", "position")
+            np.asarray(part.array(f"token/{name}")[...]) for name in ("role", "token_id", "position")
         )
-        self.states = _array(group, "hidden_states")
+        self.states = part.array("token/hidden_states")
         self.sample = _first_samples(part) + first_row
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return array
 
 
 def _first_samples(part: Part) -> np.ndarray:
     """Row in the part's sample table of the first sample that each token belongs to, (token) int64."""
     # Of the table only this column, and not kept: a pass over many parts would keep all captions in memory.
-    with part.location.opened(f"{PARTS_FOLDER}/{part.name}.parquet") as file:
-        segments = pq.read_table(file, columns=["segments"])["segments"].combine_chunks()
+    with part.table() as table:
+        segments = table.read(["segments"])["segments"].combine_chunks()
     runs = segments.flatten()
     owners = pc.list_parent_indices(segments).to_numpy()
     first = np.full(part.tokens, -1, np.int64)

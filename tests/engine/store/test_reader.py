@@ -107,7 +107,7 @@ def test_one_dask_chunk_per_shard(tmp_path: Path) -> None:
 
 def test_opening_touches_no_part(tiny: TinyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy.StoredArray, "__getitem__", None)
-    monkeypatch.setattr(lazy.Location, "open_group", None)
+    monkeypatch.setattr(lazy, "open_checked_array", None)
     store = open_store(tiny.path)
     assert store.complete
     assert repr(store)
@@ -209,7 +209,7 @@ def test_a_store_in_memory(tiny: TinyStore) -> None:
         np.testing.assert_array_equal(store.sample(sample_id).hidden_states, sample.states)
     assert store.model.unembedding is not None
     np.testing.assert_array_equal(store.model.unembedding, tiny.unembedding)
-    assert store.parts[0].group("token")["role"].shape == (28,)
+    assert store.parts[0].array("token/role").shape == (28,)
     memory.rm("/copied", recursive=True)
 
 
