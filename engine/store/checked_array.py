@@ -5,6 +5,7 @@ chunk whose header claims more is refused before a byte is allocated for it.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import zarr
@@ -39,6 +40,20 @@ class _BoundedBlosc(BloscCodec):
         if len(header) < _HEADER_BYTES or int.from_bytes(header[4:8], "little") != expected:
             raise ValueError(f"a chunk does not hold the {expected:,} bytes that its array's shape needs")
         return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+class _NamedArray(zarr.Array):
+    """An array that says which it is where its bytes are damaged."""
+
+    def __getitem__(self, selection: Any) -> Any:
+        """Read a selection, as zarr does."""
+        try:
+            return super().__getitem__(selection)
+        except (ValueError, RuntimeError) as error:  # what zarr's checksums and numcodecs raise
+            raise StrataError(
+                f"{self.store_path} cannot be read: its bytes are damaged ({error}). strata verify names the file; "
+                "strata repair removes the part, and strata extract does it again"
+            ) from error
 
 
 def read_array_metadata(location: Location, folder: str, path: str) -> ArrayMetadata:
@@ -123,4 +138,4 @@ def _build(location: Location, folder: str, path: str, found: ArrayMetadata) -> 
         attributes=found.attributes,
         dimension_names=found.dims,
     )
-    return zarr.Array(AsyncArray(metadata, StorePath(location.zarr_store(folder), path)))
+    return _NamedArray(AsyncArray(metadata, StorePath(location.zarr_store(folder), path)))

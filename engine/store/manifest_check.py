@@ -110,18 +110,19 @@ def _check_entry(path: str, entry: object, counts: Mapping[str, int], stored: in
         raise _WrongError("no attributes")
     if entry.get("dtype") not in STORED_DTYPES or attributes.get("captured_dtype", "float32") not in _CAPTURED:
         raise _WrongError(f"the dtype {str(entry.get('dtype'))[:40]!r}")
-    dims, shape = entry.get("dims"), entry.get("shape")
-    lengths = [shape, entry.get("shard"), entry.get("kept", shape)]
+    dims, shape, shard = entry.get("dims"), entry.get("shape"), entry.get("shard")
+    kept = entry.get("kept", shape)
     if not isinstance(dims, list) or not all(isinstance(dim, str) for dim in dims):
         raise _WrongError("no dimensions")
-    if not all(is_shape(own) and len(own) == len(dims) for own in lengths):
+    if not (is_shape(shape) and is_shape(shard) and is_shape(kept)) or {len(shape), len(shard), len(kept)} != {
+        len(dims)
+    }:
         raise _WrongError("no lengths along its dimensions")
-    kept = entry.get("kept", entry["shape"])
-    if 0 in entry["shard"] or any(own > length for own, length in zip(kept, entry["shape"], strict=True)):
+    if 0 in shard or any(own > length for own, length in zip(kept, shape, strict=True)):
         raise _WrongError("lengths that do not fit each other")
-    for dim, length in zip(dims, entry["shape"], strict=True):
+    for dim, length in zip(dims, shape, strict=True):
         if counts.get(dim, length) != length:
             raise _WrongError(f"{length:,} along {dim}, where the part has {counts[dim]:,}")
-    claimed = math.prod(entry["shape"]) * STORED_DTYPES[entry["dtype"]]
+    claimed = math.prod(shape) * STORED_DTYPES[entry["dtype"]]
     if claimed > MAX_EXPANSION * stored:
         raise _WrongError(f"{claimed:,} bytes of values in {stored:,} bytes of files")

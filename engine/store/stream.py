@@ -19,7 +19,7 @@ from engine.store.codecs import BLOCK_BYTES, CHECKSUM_BYTES, checksum
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
 
-__all__ = ["Chunk", "stream_bytes", "stream_chunks"]
+__all__ = ["Chunk", "shard_count", "stream_bytes", "stream_chunks"]
 
 _BLOSC_BLOCKS = 3  # that it shuffles and decompresses through
 _ENTRY_BYTES = 16  # of a shard's index: offset and length of one chunk
@@ -44,7 +44,13 @@ class Chunk(NamedTuple):
     values: np.ndarray
 
 
-def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
+def shard_count(part: Part, path: str) -> int:
+    """Count an array's shards along its leading axis, along which alone there can be several."""
+    array = _open(part, path)
+    return 0 if 0 in array.shape else -(-array.shape[0] // (array.shards or array.shape)[0])
+
+
+def stream_chunks(part: Part, path: str, only: int | None = None) -> Iterator[Chunk]:
     """Yield all chunks of an array, ascending along the leading axis and then along the part's.
 
     Parameters
@@ -53,6 +59,8 @@ def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
         The part.
     path
         Group and name, for example ``token/hidden_states``.
+    only
+        Number of a shard along the leading axis; all when None.
 
     Raises
     ------
@@ -68,6 +76,8 @@ def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
     decoded = np.empty(array.chunks, array.dtype)
     encoded = np.empty(_most_encoded(decoded.nbytes), np.uint8)
     for shard in np.ndindex(*(-(-long // step) for long, step in zip(array.shape, array.shards, strict=True))):
+        if only not in (None, shard[0]):
+            continue
         file = _Shard(part, f"{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}", math.prod(grid))
         corner = [at * long for at, long in zip(shard, array.shards, strict=True)]
         for number in file.decode_each(encoded, decoded):
