@@ -155,9 +155,7 @@ def _token_problems(axes: Axes, kinds: np.ndarray, roles: tuple[str, ...] | None
     yield from _each("token/token_id", axes, outside, "has an id outside of the vocabulary", token_id)
     inside = np.clip(token_id, 0, len(kinds) - 1)
     wrong = ~outside & (role == ROLE_CODES["special"]) & (kinds[inside] != "special")
-    yield from _each(
-        "token/role", axes, wrong, "has the role special, vocab.parquet says otherwise of its id", token_id
-    )
+    yield from _each("token/role", axes, wrong, "is special, which vocab.parquet does not say of its id", token_id)
 
 
 def _patch_problems(axes: Axes) -> Iterator[tuple[str, str]]:
@@ -196,7 +194,7 @@ def _order_problems(axes: Axes, *, whole: bool) -> Iterator[tuple[str, str]]:
 
 
 def _count_problems(axes: Axes, roles: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
-    """What was pooled of a role is as many tokens as are stored of it."""
+    """Compare how many tokens were pooled of each role with how many are stored."""
     role, codes = axes.coordinates.get("token/role"), axes.coordinates.get("sample/role")
     if axes.counts is None or role is None or codes is None:
         return

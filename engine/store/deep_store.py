@@ -16,17 +16,12 @@ from engine.store.reader import Store
 __all__ = ["check_common", "check_contents"]
 
 _KINDS = ("normal", "special", "byte", "padding")
-_POOLED = ("sample/unit_mean", "sample/mean", "sample/token_count")
 
 
 def check_common(store: Store) -> Iterator[Problem]:
     """Check what all parts share; a table or an array that cannot be read is a problem of its file."""
-    for file, check in (
-        (PLAN_FILE, _plan),
-        (VOCABULARY_FILE, _vocabulary),
-        (MODEL_GROUP, _model),
-        (STORE_FILE, _record),
-    ):
+    checks = {PLAN_FILE: _plan, VOCABULARY_FILE: _vocabulary, f"{MODEL_GROUP}/zarr.json": _model, STORE_FILE: _record}
+    for file, check in checks.items():
         try:
             yield from (Problem(where, message) for where, message in check(store))
         except StrataError as error:
@@ -61,7 +56,7 @@ def check_contents(part: Part, plan: pd.DataFrame, capture: Mapping[str, Any]) -
             yield Problem(table, f"gives sample {row.sample_id} another image or prompt than the plan")
     tensors = {name: TENSOR_ARRAYS.get(name, ()) for name in capture.get("tensors", ())}
     if "pooled" in tensors:
-        tensors["pooled"] = _POOLED
+        tensors["pooled"] = ("sample/token_count",)
     for tensor, paths in tensors.items():
         for path in paths:
             if path not in part.manifest["arrays"]:
@@ -93,9 +88,8 @@ def _vocabulary(store: Store) -> Iterator[tuple[str, str]]:
 def _model(store: Store) -> Iterator[tuple[str, str]]:
     """Finite weights of one width; the unembedding is read block by block."""
     model = store.model
-    weights = {"final_norm_weight": model.final_norm_weight, "final_norm_bias": model.final_norm_bias}
-    dim = len(weights["final_norm_weight"])
-    for name, vector in weights.items():
+    dim = len(model.final_norm_weight)
+    for name, vector in (("final_norm_weight", model.final_norm_weight), ("final_norm_bias", model.final_norm_bias)):
         if vector is not None and (vector.shape != (dim,) or not np.isfinite(vector).all()):
             yield f"{MODEL_GROUP}/{name}/zarr.json", "holds a weight that is not finite, or has another width"
     if model.norm_kind not in ("rms", "layer"):

@@ -45,16 +45,20 @@ class _Array(NamedTuple):
 
     Attributes
     ----------
-    path, entry
-        Path and the manifest's entry.
+    file, path, entry
+        The shard, the array, what the manifest says of it.
+    axes
+        The part's.
     lead
         Layer or block numbers along its leading axis, where it has one; else empty.
     kept
         ``kept(chunk)`` is where a chunk must hold values, broadcastable to it; None where nothing is known of it.
     """
 
+    file: str
     path: str
     entry: dict[str, Any]
+    axes: Axes
     lead: np.ndarray
     kept: Callable[[Chunk], np.ndarray] | None
 
@@ -89,13 +93,13 @@ def check_values(task: Task, axes: Axes, kinds: np.ndarray) -> list[Problem]:
     list of Problem
         One for each layer or block and each kind of damage, with the first place that has it.
     """
-    array = _describe(task.part, task.path, axes)
+    array = _describe(task, axes)
     found: dict[str, Problem] = {}
-    sums = _Sums(array, axes) if task.path == "key/attention" else None
+    sums = _Sums(array) if task.path == "key/attention" else None
     try:
         for chunk in stream_chunks(task.part, task.path, task.shard):
             for what, wrong in _wrong_values(array, chunk, kinds):
-                for problem in _name(task, array, axes, chunk, what, wrong):
+                for problem in _name(array, chunk, what, wrong):
                     found.setdefault(problem.message.split(":")[0], problem)
             if sums is not None:
                 sums.add(chunk)
@@ -106,22 +110,22 @@ def check_values(task: Task, axes: Axes, kinds: np.ndarray) -> list[Problem]:
     return list(found.values())
 
 
-def _describe(part: Part, path: str, axes: Axes) -> _Array:
-    entry = part.manifest["arrays"][path]
-    group, name = path.split("/")
+def _describe(task: Task, axes: Axes) -> _Array:
+    entry = task.part.manifest["arrays"][task.path]
+    group, name = task.path.split("/")
     leads = entry["dims"][0] in LEADING_DIMS
     lead = axes.coordinates.get(f"{group}/{entry['dims'][0]}", np.zeros(0)) if leads else np.zeros(0)
     kept = {"token": _kept_tokens, "key": _kept_keys, "sample": _kept_samples}.get(group)
-    return _Array(path, entry, lead, None if kept is None or name == "token_count" else kept(entry, axes, lead))
+    rule = None if kept is None or name == "token_count" else kept(entry, axes, lead)
+    return _Array(task.file, task.path, entry, axes, lead, rule)
 
 
 def _kept_tokens(entry: dict[str, Any], axes: Axes, lead: np.ndarray) -> Callable[[Chunk], np.ndarray]:
     attributes = entry["attributes"]
     role = axes.coordinates["token/role"]
     roles = attributes.get("roles")
-    of_token = (
-        np.ones(len(role), bool) if roles is None else np.isin(role, [ROLE_CODES.get(name, -2) for name in roles])
-    )
+    codes = np.unique(role) if roles is None else [ROLE_CODES[name] for name in roles if name in ROLE_CODES]
+    of_token = np.isin(role, codes)
     numbers = attributes.get("layers" if entry["dims"][0] == "layer" else "blocks")
     of_lead = np.ones(len(lead), bool) if numbers is None else np.isin(lead, numbers)
     along = [1] * len(entry["dims"])
@@ -157,7 +161,7 @@ def _kept_samples(entry: dict[str, Any], axes: Axes, _lead: np.ndarray) -> Calla
 
 
 def _wrong_values(array: _Array, chunk: Chunk, kinds: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """What is wrong with a chunk, each with the places, of the chunk's shape."""
+    """Tell what is wrong with a chunk and where, of the chunk's shape."""
     values = chunk.values
     if array.kept is not None:
         kept = np.broadcast_to(array.kept(chunk), values.shape)
@@ -177,10 +181,7 @@ def _wrong_values(array: _Array, chunk: Chunk, kinds: np.ndarray) -> Iterator[tu
         yield "a piece that is not normal", named & (kinds[np.clip(values, 0, len(kinds) - 1)] != "normal")
         yield "a piece outside of the vocabulary", values >= len(kinds)
     if array.path == "token/lens_logit":
-        yield (
-            "logits that do not descend",
-            np.pad(np.diff(values, axis=-1) > 0, [(0, 0)] * (values.ndim - 1) + [(1, 0)]),
-        )
+        yield "a logit above the one before it", np.diff(values, axis=-1, prepend=values[..., :1]) > 0
     if array.path in ("sample/unit_mean", "sample/normed_unit_mean"):
         lengths = np.linalg.norm(values.astype(np.float64), axis=-1, keepdims=True)
         yield "a mean of unit vectors that is longer than one", np.broadcast_to(lengths > _UNIT_LENGTH, values.shape)
@@ -188,11 +189,11 @@ def _wrong_values(array: _Array, chunk: Chunk, kinds: np.ndarray) -> Iterator[tu
         yield "a negative count", values < 0
 
 
-def _name(task: Task, array: _Array, axes: Axes, chunk: Chunk, what: str, wrong: np.ndarray) -> Iterator[Problem]:
+def _name(array: _Array, chunk: Chunk, what: str, wrong: np.ndarray) -> Iterator[Problem]:
     """One problem for each leading index that something is wrong with."""
     if not wrong.any():
         return
-    dims = array.entry["dims"]
+    dims, axes = array.entry["dims"], array.axes
     for index in np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1)) if len(array.lead) else [None]:
         places = np.argwhere(wrong if index is None else wrong[index])
         place = [int(at) for at in (places[0] if index is None else (index, *places[0]))]
@@ -203,7 +204,7 @@ def _name(task: Task, array: _Array, axes: Axes, chunk: Chunk, what: str, wrong:
         lead = "" if index is None else f"{dims[0]} {array.lead[chunk.first + int(index)]} "
         named = ", ".join(f"{dim} {at}" for dim, at in list(zip(dims, place, strict=True))[0 if index is None else 1 :])
         yield Problem(
-            task.file,
+            array.file,
             f"{array.path} {lead}holds {what}: sample {axes.name(sample)}, {named}",
         )
 
@@ -211,9 +212,9 @@ def _name(task: Task, array: _Array, axes: Axes, chunk: Chunk, what: str, wrong:
 class _Sums:
     """Sums of attention rows over each sample's keys, added up chunk by chunk."""
 
-    def __init__(self, array: _Array, axes: Axes) -> None:
+    def __init__(self, array: _Array) -> None:
         self._array = array
-        self._axes = axes
+        self._axes = array.axes
         self._of_lead: dict[int, np.ndarray] = {}
         attributes = array.entry["attributes"]
         rounding = attributes.get("rounding_max_absolute_error", 0.0) * array.entry["shape"][-1]
