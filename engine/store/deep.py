@@ -47,7 +47,7 @@ def check_deeply(path: Path, progress: Callable[[int, int], None] | None = None)
         plan, kinds = store.plan, store.model.vocabulary["kind"].to_numpy()
     except StrataError:
         return  # it is said above, and nothing of the parts can be judged without
-    total = sum(_bytes(part, name) for part in store.parts for name in part.manifest["files"] if "/c/" in name)
+    total = sum(_bytes(part, name) for part in store.parts for name in part.manifest["files"] if _is_data(part, name))
     done = 0
     with ThreadPoolExecutor(compression_threads()) as pool:
         for part in store.parts:
@@ -80,6 +80,13 @@ def _check_part(store: Store, part: Part, plan: pd.DataFrame) -> tuple[list[Prob
         return [*problems, Problem(f"{PARTS_FOLDER}/{part.name}.json", f"lists what cannot be read: {error}")], None
     complete = all(f"token/{name}" in axes.coordinates for name in TOKEN_COORDINATES)
     return problems, axes if complete else None
+
+
+def _is_data(part: Part, file: str) -> bool:
+    """Whether a file holds values of an array that is no coordinate."""
+    path, chunk, _ = file.partition("/c/")
+    entry = part.manifest["arrays"].get(path.partition("/")[2])
+    return bool(chunk) and entry is not None and not entry["coordinate"]
 
 
 def _bytes(part: Part, file: str) -> int:

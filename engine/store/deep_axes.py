@@ -220,7 +220,7 @@ def _key_problems(part: Part, axes: Axes) -> Iterator[tuple[str, str]]:
         if len(positions) != queries or not ((positions >= -1) & (positions < end - start)).all():
             yield (
                 "samples",
-                f"sample {axes.name(row)} has queries at {positions.tolist()} among {end - start} positions",
+                f"sample {axes.name(row)} has queries at {positions.tolist()} of {end - start} positions",
             )
         keys = token[slice(*_clipped(start, end, part.keys))]
         if not np.array_equal(keys[keys >= 0], axes.places(row)):
