@@ -24,7 +24,7 @@ __all__ = [
 STORED_DTYPES = {"float16": 2, "float32": 4, "int32": 4}
 """Dtypes that arrays may have, and their bytes per value."""
 
-RECORD_BYTES = 16 * 2**20
+RECORD_BYTES = 8 * 2**20
 """Of ``store.json`` or a manifest. Parsed JSON takes up to 25 times its text."""
 
 METADATA_BYTES = 2**20

@@ -120,7 +120,8 @@ class Location:
         paths = sorted(entries)
         for path in paths:
             relative = f"{folder}/{path.rsplit('/', 1)[-1]}"
-            self._check_local(filesystem, root, relative)
+            with self._naming(relative):
+                self._check_local(filesystem, root, relative)
             self._check_length(relative, entries[path]["size"], limit)
         if not paths:
             return {}

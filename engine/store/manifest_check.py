@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.store.limits import MAX_EXPANSION, STORED_DTYPES, is_shape
 
-__all__ = ["are_file_hashes", "check_manifest", "is_inside"]
+__all__ = ["are_file_hashes", "check_manifest", "is_count", "is_inside"]
 
 _NEEDED = ("part", "plan_sha256", "samples", "tokens", "arrays", "files", "bad_samples", "seconds", "sha256")
 _COUNTS = ("part", "samples", "tokens", "keys")

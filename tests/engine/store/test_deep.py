@@ -81,7 +81,6 @@ def put(*place: int | slice, value: float) -> Callable[[np.ndarray], None]:
 )  # fmt: skip
 def test_values(store: Path, array: str, change: Callable[[np.ndarray], None], message: str) -> None:
     change_array(store, array, change)
-    assert verify(store).problems == ()
     (problem,) = verify(store, deep=True).problems
     assert problem.file == f"{ZARR}/{array}/c/0" + "/0" * (len(array_dims(array)) - 1)
     assert problem.message.startswith(f"{array} {message}")
@@ -113,7 +112,6 @@ def array_dims(array: str) -> tuple[str, ...]:
 )  # fmt: skip
 def test_coordinates(store: Path, array: str, change: Callable[[np.ndarray], None], message: str) -> None:
     change_array(store, array, change)
-    assert verify(store).problems == ()
     found = verify(store, deep=True).problems
     assert any(message in problem.message for problem in found), found
     named = "token/grid" if "patch" in array else "sample/token_count" if "counts" in message else array
@@ -145,9 +143,15 @@ def row(number: int, **changes: Any) -> Callable[[list[dict[str, Any]]], None]:
 )  # fmt: skip
 def test_tables(store: Path, table: str, change: Callable[[list[dict[str, Any]]], object], message: str) -> None:
     change_table(store, table, change)
-    assert verify(store).problems == ()
     found = verify(store, deep=True).problems
     assert any(message in problem.message for problem in found), found
+
+
+def test_hashes_alone_do_not_find_it(store: Path) -> None:
+    change_array(store, "token/hidden_states", put(2, 7, 3, value=np.nan))
+    change_table(store, TABLE, row(1, segments=[]))
+    assert verify(store) == ((), ())
+    assert len(verify(store, deep=True).problems) > 1
 
 
 def test_the_models_weights(store: Path) -> None:

@@ -148,7 +148,7 @@ def test_staging_is_a_note(store: Path) -> None:
 
 def test_a_record_without_files(store: Path) -> None:
     edit(store / "store.json", files={"plan.parquet": 3})
-    with pytest.raises(StrataError, match="no list of files"):
+    with pytest.raises(StrataError, match="list of files that is none"):
         verify(store)
 
 
