@@ -50,7 +50,8 @@ def check_deeply(path: Path, progress: Callable[[int, int], None] | None = None)
     total = sum(_bytes(part, name) for part in store.parts for name in part.manifest["files"] if _is_data(part, name))
     done = 0
     with ThreadPoolExecutor(compression_threads()) as pool:
-        for part in store.parts:
+        for listed in store.parts:
+            part = Part(listed.location, listed.name, listed.manifest)  # whose table goes when it is done
             found, axes = _check_part(store, part, plan[plan["part"] == part.number])
             yield from found
             if axes is None:

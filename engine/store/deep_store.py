@@ -1,5 +1,6 @@
 """What a store says outside of its parts, checked against itself: record, plan, vocabulary, the model's tables."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.store.reader import Store
 
 __all__ = ["check_common", "check_contents"]
 
+_IDS = ["sample_id", "image_id", "prompt_id"]
 _KINDS = ("normal", "special", "byte", "padding")
 
 
@@ -41,19 +43,16 @@ def check_contents(part: Part, plan: pd.DataFrame, capture: Mapping[str, Any]) -
         Of ``store.json``.
     """
     table, manifest = f"{PARTS_FOLDER}/{part.name}.parquet", f"{PARTS_FOLDER}/{part.name}.json"
-    planned = plan.set_index("sample_id")
-    bad = [sample["sample_id"] for sample in part.manifest["bad_samples"]]
-    accounted = [*part.samples["sample_id"], *bad]
-    for name in sorted(set(planned.index) - set(accounted)):
+    accounted = Counter([*part.samples["sample_id"], *(bad["sample_id"] for bad in part.manifest["bad_samples"])])
+    known = set(plan["sample_id"])
+    for name in sorted(known - accounted.keys()):
         yield Problem(manifest, f"accounts for no sample {name}, which is planned")
-    for name in sorted({name for name in accounted if name not in planned.index or accounted.count(name) > 1}):
+    for name in sorted(name for name, times in accounted.items() if times > 1 or name not in known):
         yield Problem(table, f"holds sample {name} twice, or it is not planned for this part")
-    for row in part.samples.itertuples():
-        if row.sample_id in planned.index and tuple(planned.loc[row.sample_id, ["image_id", "prompt_id"]]) != (
-            row.image_id,
-            row.prompt_id,
-        ):
-            yield Problem(table, f"gives sample {row.sample_id} another image or prompt than the plan")
+    both = part.samples[_IDS].merge(plan[_IDS], "inner", "sample_id", suffixes=("", "_planned"))
+    other = (both["image_id"] != both["image_id_planned"]) | (both["prompt_id"] != both["prompt_id_planned"])
+    for name in both["sample_id"][other]:
+        yield Problem(table, f"gives sample {name} another image or prompt than the plan")
     tensors = {name: TENSOR_ARRAYS.get(name, ()) for name in capture.get("tensors", ())}
     if "pooled" in tensors:
         tensors["pooled"] = ("sample/token_count",)

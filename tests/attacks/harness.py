@@ -14,9 +14,8 @@ from engine.cli import main
 from engine.errors import StrataError
 from engine.store import open_store, verify
 from tests.bench.resident import reset_peak, resident
-from tests.engine.store.builders import tiny_store
 
-__all__ = ["PART", "Refusals", "make_store", "withstand"]
+__all__ = ["PART", "Refusals", "withstand"]
 
 PART = "parts/00000000"
 
@@ -45,11 +44,6 @@ class Refusals(NamedTuple):
     def everywhere(cls, pattern: str) -> "Refusals":
         """Say the same to everyone."""
         return cls(*[pattern] * 5)
-
-
-def make_store(tmp_path: Path) -> Path:
-    """Write a sound store of one part."""
-    return tiny_store(tmp_path / "store", layers=2, dim=4, images=1, prompts=2, parts=1).path
 
 
 def withstand(store: Path, refusals: Refusals, results: Path) -> None:

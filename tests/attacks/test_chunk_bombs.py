@@ -11,7 +11,7 @@ import pytest
 from numcodecs.blosc import Blosc
 
 from engine.store.codecs import checksum
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 from tests.engine.store.forge import reseal
 
 STATES, ROLE = f"{PART}.zarr/token/hidden_states/c/0/0/0", f"{PART}.zarr/token/role/c/0"
@@ -26,8 +26,7 @@ def hold(_content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("bomb", [claim, hold])
-def test_a_coordinate(tmp_path: Path, bomb: object) -> None:
-    store = make_store(tmp_path)
+def test_a_coordinate(store: Path, tmp_path: Path, bomb: object) -> None:
     assert callable(bomb)
     encoded = bomb((store / ROLE).read_bytes()[:-4])
     (store / ROLE).write_bytes(encoded + checksum(encoded))
@@ -37,8 +36,7 @@ def test_a_coordinate(tmp_path: Path, bomb: object) -> None:
 
 
 @pytest.mark.parametrize("bomb", [claim, hold])
-def test_a_chunk_of_a_shard(tmp_path: Path, bomb: object) -> None:
-    store = make_store(tmp_path)
+def test_a_chunk_of_a_shard(store: Path, tmp_path: Path, bomb: object) -> None:
     assert callable(bomb)
     content = (store / STATES).read_bytes()
     index = np.frombuffer(content[-36:-4], "<u8").copy()
@@ -52,8 +50,7 @@ def test_a_chunk_of_a_shard(tmp_path: Path, bomb: object) -> None:
 
 
 @pytest.mark.parametrize("entry", [(0, 2**62), (2**62, 100), (0, 2**33)])
-def test_an_index_that_leads_elsewhere(tmp_path: Path, entry: tuple[int, int]) -> None:
-    store = make_store(tmp_path)
+def test_an_index_that_leads_elsewhere(store: Path, tmp_path: Path, entry: tuple[int, int]) -> None:
     content = (store / STATES).read_bytes()
     end = np.array([entry, entry], "<u8").tobytes()
     (store / STATES).write_bytes(content[:-36] + end + checksum(end))
@@ -61,8 +58,7 @@ def test_an_index_that_leads_elsewhere(tmp_path: Path, entry: tuple[int, int]) -
     withstand(store, Refusals(None, None, "hidden_states", None, "hidden_states"), tmp_path / "results")
 
 
-def test_a_file_of_a_terabyte(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
+def test_a_file_of_a_terabyte(store: Path, tmp_path: Path) -> None:
     with (store / STATES).open("r+b") as file:
         file.truncate(2**40)
     said = "has 1099511627776 bytes"

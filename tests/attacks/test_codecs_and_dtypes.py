@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import zarr.registry
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 from tests.engine.store.forge import change_json, change_record
 
 STATES = "token/hidden_states"
@@ -40,15 +40,15 @@ def shard_codecs(*codecs: dict[str, Any]) -> dict[str, Any]:
         ({"zarr_format": 2}, "describes no Zarr v3 array"),
     ],
 )
-def test_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str) -> None:
-    store = make_store(tmp_path)
+def test_a_name(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
     change_json(store, STATES, lambda node: node.update(change))
     monkeypatch.setattr(zarr.registry, "get_codec_class", lambda *_: pytest.fail("a codec was looked up"))
     withstand(store, Refusals(None, None, said, None, said), tmp_path / "results")
 
 
 @pytest.mark.parametrize("dtype", ["object", "O", "V1000000", "datetime64[s]", "float64", None])
-def test_a_dtype_of_the_manifest(tmp_path: Path, dtype: str | None) -> None:
-    store = make_store(tmp_path)
+def test_a_dtype_of_the_manifest(store: Path, tmp_path: Path, dtype: str | None) -> None:
     change_record(store / f"{PART}.json", lambda record: record["arrays"][STATES].update(dtype=dtype))
     withstand(store, Refusals.everywhere("what cannot be: the dtype"), tmp_path / "results")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 from tests.engine.store.forge import change_json, change_record
 
 STATES = "token/hidden_states"
@@ -24,8 +24,7 @@ def claim(entry: dict[str, Any], shape: list[int]) -> None:
     entry.pop("kept", None)
 
 
-def test_a_manifest_that_claims_terabytes(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
+def test_a_manifest_that_claims_terabytes(store: Path, tmp_path: Path) -> None:
     change_record(store / f"{PART}.json", lambda record: claim(record["arrays"][STATES], [HUGE, *shape_of(record)[1:]]))
     withstand(store, CLAIMS, tmp_path / "results")
 
@@ -34,8 +33,7 @@ def shape_of(record: dict[str, Any]) -> list[int]:
     return list(record["arrays"][STATES]["shape"])
 
 
-def test_tokens_that_are_not_there(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
+def test_tokens_that_are_not_there(store: Path, tmp_path: Path) -> None:
     change_record(store / f"{PART}.json", lambda record: claim(record["arrays"][STATES], [2, HUGE, 4]))
     withstand(store, TOKENS, tmp_path / "results")
 
@@ -56,14 +54,12 @@ def test_tokens_that_are_not_there(tmp_path: Path) -> None:
         ({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 0, 0]}}}, "has chunks of"),
     ],
 )
-def test_a_description_that_says_more_than_the_manifest(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    store = make_store(tmp_path)
+def test_a_description_that_says_more(store: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     change_json(store, STATES, lambda node: node.update(change))
     withstand(store, LAZY._replace(deep=said, analysed=said), tmp_path / "results")
 
 
-def test_inner_chunks_of_terabytes(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
+def test_inner_chunks_of_terabytes(store: Path, tmp_path: Path) -> None:
     long = [1, 2**36, 4]
 
     def stretch(node: dict[str, Any]) -> None:

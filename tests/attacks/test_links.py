@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 
 LINK = "is a symbolic link"
 LAZY = Refusals(None, LINK, LINK, None, LINK)
@@ -29,8 +29,7 @@ RECORD = Refusals(LINK, "has no store.json", "has no store.json", LINK, LINK)
         (f"{PART}.zarr/token/role/c/0", LAZY._replace(analysed="is a link or no file")),
     ],
 )
-def test_a_link(tmp_path: Path, name: str, refusals: Refusals) -> None:
-    store = make_store(tmp_path)
+def test_a_link(store: Path, tmp_path: Path, name: str, refusals: Refusals) -> None:
     outside = tmp_path / "outside"
     shutil.move(store / name, outside)
     (store / name).symlink_to(outside)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 from tests.engine.store.forge import change_record
 
 ENTRY = {"sha256": "0" * 64, "bytes": 1}
@@ -17,14 +17,12 @@ ENTRY = {"sha256": "0" * 64, "bytes": 1}
     "name",
     ["../../secret", "/etc/passwd", "00000000.zarr/../../../secret", "00000001.parquet", "00000000.zarr//x"],
 )
-def test_a_manifest(tmp_path: Path, name: str) -> None:
-    store = make_store(tmp_path)
+def test_a_manifest(store: Path, tmp_path: Path, name: str) -> None:
     change_record(store / f"{PART}.json", lambda record: record["files"].update({name: ENTRY}))
     withstand(store, Refusals.everywhere("which is outside of its part"), tmp_path / "results")
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "model.zarr/../../secret"])
-def test_the_record(tmp_path: Path, name: str) -> None:
-    store = make_store(tmp_path)
+def test_the_record(store: Path, tmp_path: Path, name: str) -> None:
     change_record(store / "store.json", lambda record: record["files"].update({name: ENTRY}))
     withstand(store, Refusals.everywhere("has a list of files that is none"), tmp_path / "results")

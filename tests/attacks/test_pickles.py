@@ -7,7 +7,7 @@ import os
 import pickle
 from pathlib import Path
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 from tests.engine.store.forge import reseal
 
 NAMES = (".zmetadata", "token/.zattrs", "token/hidden_states/.zarray", "token/role/c/1", "token/objects/c/0")
@@ -30,16 +30,16 @@ def plant(store: Path, proof: Path) -> None:
         path.write_bytes(pickle.dumps(Payload(proof)))
 
 
-def test_strays(tmp_path: Path) -> None:
-    store, proof = make_store(tmp_path), tmp_path / "proof"
+def test_strays(store: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
     plant(store, proof)
     said = "is listed by no manifest"
     withstand(store, Refusals(None, said, said, None, None), tmp_path / "results")
     assert not proof.exists()
 
 
-def test_listed(tmp_path: Path) -> None:
-    store, proof = make_store(tmp_path), tmp_path / "proof"
+def test_listed(store: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
     plant(store, proof)
     reseal(store)
     withstand(store, Refusals(None, None, None, None, None), tmp_path / "results")

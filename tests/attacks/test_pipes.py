@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 
 MISSING = "is missing"
 
@@ -23,8 +23,7 @@ MISSING = "is missing"
         (f"{PART}.zarr/token/hidden_states/c/0/0/0", Refusals(None, MISSING, MISSING, None, "is a link or no file")),
     ],
 )
-def test_a_pipe(tmp_path: Path, name: str, refusals: Refusals) -> None:
-    store = make_store(tmp_path)
+def test_a_pipe(store: Path, tmp_path: Path, name: str, refusals: Refusals) -> None:
     (store / name).unlink()
     os.mkfifo(store / name)
     withstand(store, refusals, tmp_path / "results")

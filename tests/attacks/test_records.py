@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 from tests.engine.store.forge import change_record
 
 MANIFEST = f"{PART}.json"
@@ -32,15 +32,13 @@ def wide(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [gigantic, nested, wide])
 @pytest.mark.parametrize("name", ["store.json", MANIFEST])
-def test_a_record(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
-    store = make_store(tmp_path)
+def test_a_record(store: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     damage(store / name)
     withstand(store, Refusals.everywhere("has more than|is not JSON|not an object|is damaged"), tmp_path / "results")
 
 
 @pytest.mark.parametrize("damage", [gigantic, nested])
-def test_a_description(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    store = make_store(tmp_path)
+def test_a_description(store: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     damage(store / NODE)
     said = "zarr.json (has more than|is not JSON)"
     withstand(store, Refusals(None, "zarr.json: has", "zarr.json: has", None, said), tmp_path / "results")
@@ -59,8 +57,7 @@ def test_a_description(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     ],
     ids=json.dumps,
 )
-def test_fields_of_other_types(tmp_path: Path, changes: dict[str, Any]) -> None:
-    store = make_store(tmp_path)
+def test_fields_of_other_types(store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     change_record(store / "store.json", lambda record: record.update(changes))
     withstand(store, Refusals.everywhere(r"store\.json (lacks|has a)"), tmp_path / "results")
 
@@ -79,7 +76,6 @@ def test_fields_of_other_types(tmp_path: Path, changes: dict[str, Any]) -> None:
     ],
     ids=json.dumps,
 )
-def test_fields_of_a_manifest_of_other_types(tmp_path: Path, changes: dict[str, Any]) -> None:
-    store = make_store(tmp_path)
+def test_fields_of_a_manifest_of_other_types(store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     change_record(store / MANIFEST, lambda record: record.update(changes))
     withstand(store, Refusals.everywhere(r"00000000\.json:? (has|says|lacks|is no manifest)"), tmp_path / "results")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.attacks.harness import PART, Refusals, make_store, withstand
+from tests.attacks.harness import PART, Refusals, withstand
 from tests.engine.store.forge import reseal
 
 BOMB = r"parquet claims more than .* bytes"
@@ -35,16 +35,14 @@ def nothing_without_end(table: pa.Table) -> pa.Table:
 
 
 @pytest.mark.parametrize("make", [one_long_value, one_value_everywhere, nothing_without_end])
-def test_a_table_of_samples(tmp_path: Path, make: Any) -> None:
-    store = make_store(tmp_path)
+def test_a_table_of_samples(store: Path, tmp_path: Path, make: Any) -> None:
     pq.write_table(make(pq.read_table(store / f"{PART}.parquet")), store / f"{PART}.parquet", compression="zstd")
     reseal(store)
     assert (store / f"{PART}.parquet").stat().st_size < 2**18
     withstand(store, Refusals(None, None, BOMB, None, BOMB), tmp_path / "results")
 
 
-def test_a_plan(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
+def test_a_plan(store: Path, tmp_path: Path) -> None:
     table = pq.read_table(store / "plan.parquet")
     pq.write_table(replaced(table, "image_id", pa.array(["a" * LONG, ""])), store / "plan.parquet", compression="zstd")
     reseal(store)
@@ -52,8 +50,7 @@ def test_a_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["image_id", "segments", "query_positions"])
-def test_columns_of_other_types(tmp_path: Path, column: str) -> None:
-    store = make_store(tmp_path)
+def test_columns_of_other_types(store: Path, tmp_path: Path, column: str) -> None:
     table = pq.read_table(store / f"{PART}.parquet")
     odd = table.set_column(table.schema.get_field_index(column), column, pa.array([1.5, 2.5]))
     pq.write_table(odd, store / f"{PART}.parquet")
@@ -62,8 +59,7 @@ def test_columns_of_other_types(tmp_path: Path, column: str) -> None:
     withstand(store, Refusals(None, None, said, None, said), tmp_path / "results")
 
 
-def test_rows_that_nobody_planned(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
+def test_rows_that_nobody_planned(store: Path, tmp_path: Path) -> None:
     table = pq.read_table(store / f"{PART}.parquet")
     pq.write_table(pa.concat_tables([table] * 3), store / f"{PART}.parquet")
     reseal(store)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tests.attacks.harness import Refusals, make_store, withstand
+from tests.attacks.harness import Refusals, withstand
 
 
-def test_a_sound_store_is_refused_by_nobody(tmp_path: Path) -> None:
-    withstand(make_store(tmp_path), Refusals(None, None, None, None, None), tmp_path / "results")
+def test_a_sound_store_is_refused_by_nobody(store: Path, tmp_path: Path) -> None:
+    withstand(store, Refusals(None, None, None, None, None), tmp_path / "results")
