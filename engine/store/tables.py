@@ -6,6 +6,7 @@ Nothing is decoded that is larger than its file can explain.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedIOBase
+from operator import itemgetter
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -88,7 +89,7 @@ def open_table(
             stored = parquet.schema_arrow
         known = {field.name: field.type for field in schema}
         for field in stored:
-            if field.name in known and not field.type.equals(known[field.name]):
+            if field.name in known and not _plain(field.type).equals(_plain(known[field.name])):
                 raise StrataError(
                     f"{origin} has {field.type} in the column {field.name}, not {known[field.name]}: it is damaged or "
                     "was made to do harm"
@@ -96,6 +97,19 @@ def open_table(
         if rows not in (None, parquet.metadata.num_rows):
             raise StrataError(f"{origin} has {parquet.metadata.num_rows} rows, {rows} are recorded: it is damaged")
         yield StoredTable(parquet, file, origin, tuple(name for name in stored.names if name in known))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Take off what harms nobody: widths of numbers and offsets, and the order of fields."""
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_signed_integer(kind):
+        return pa.int64()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct(sorted(((field.name, _plain(field.type)) for field in kind), key=itemgetter(0)))
+    return kind
 
 
 def read_table(location: Location, relative: str, schema: pa.Schema) -> pa.Table:

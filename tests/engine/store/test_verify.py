@@ -12,6 +12,7 @@ from engine.store import verify
 from engine.store.manifest import seal_json
 from tests.engine.store.builders import tiny_store
 
+BAD = [{"sample_id": "x/y", "reason": "unreadable"}]
 STATES = "parts/00000000.zarr/token/hidden_states/c/0/0/0"
 
 
@@ -81,7 +82,7 @@ def test_a_good_store(store: Path) -> None:
         ("plan.parquet", lambda path: path.write_bytes(b"x"), "bytes"),
         ("parts/00000001.json", rewrite, "sha256 that it states"),
         ("parts/00000001.json", lambda path: edit(path, plan_sha256="x"), "another plan"),
-        ("parts/00000001.json", lambda path: edit(path, bad_samples=[]), "accounts for 0 samples, 2 are planned"),
+        ("parts/00000001.json", lambda path: edit(path, bad_samples=BAD), "accounts for 3 samples, 2 are planned"),
         ("parts/00000001.json", lambda path: edit(path, files={"../store.json": {}}), "no manifest"),
         ("store.json", rewrite, "sha256 that it states"),
         ("parts/00000007.json", lambda path: path.write_text("{}"), "no manifest"),
