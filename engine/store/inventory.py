@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from engine.errors import StrataError
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE, part_name
+from engine.store.limits import RECORD_BYTES
+from engine.store.location import Location
 from engine.store.manifest import FileHash, has_true_sha256, hash_file, parse_json
+from engine.store.manifest_check import check_manifest
 from engine.store.record import parse_record
+from engine.store.schemas import PLAN_SCHEMA
+from engine.store.tables import read_table
 
 __all__ = ["Inventory", "Problem", "check_file", "part_of", "read_planned", "take_inventory"]
 
@@ -72,22 +75,17 @@ def take_inventory(store: Path) -> Inventory:
     """
     if (store / STORE_FILE).is_symlink() or not (store / STORE_FILE).is_file():
         raise StrataError(f"{store} has no {STORE_FILE}: it is not a strata store")
-    content = (store / STORE_FILE).read_bytes()
+    content = Location(str(store)).read(STORE_FILE, RECORD_BYTES)
     record = parse_record(content, str(store))
     problems: list[Problem] = []
     if not has_true_sha256(content):
         problems.append(Problem(STORE_FILE, "does not have the sha256 that it states: it was edited or damaged"))
-    if not _are_file_hashes(record["files"]):
-        raise StrataError(f"{store}/{STORE_FILE} has no list of files: it was edited or damaged")
-    for name in record["files"]:
-        if not _is_inside(name) or name.split("/")[0] == PARTS_FOLDER:
-            raise StrataError(
-                f"{store}/{STORE_FILE} lists {name!r}, which is outside of the store or in {PARTS_FOLDER}"
-            )
+    if any(name.split("/")[0] in (PARTS_FOLDER, STORE_FILE) for name in record["files"]):
+        raise StrataError(f"{store}/{STORE_FILE} lists files of {PARTS_FOLDER}, or itself: it was edited or damaged")
     manifests: dict[int, dict[str, Any]] = {}
     parts = store / PARTS_FOLDER
     for path in [] if parts.is_symlink() else sorted(parts.glob("*.json")):
-        manifest, found = _read_manifest(path, record)
+        manifest, found = _read_manifest(store, path, record)
         problems += found
         if manifest is not None:
             manifests[int(path.stem)] = manifest
@@ -108,8 +106,8 @@ def read_planned(store: Path, inventory: Inventory) -> dict[int, int] | None:
     if entry is None or (store / PLAN_FILE).is_symlink() or check_file(store, PLAN_FILE, entry) is not None:
         return None
     try:
-        counts = pc.value_counts(pq.read_table(store / PLAN_FILE)["part"])
-    except (OSError, KeyError, pa.ArrowInvalid):
+        counts = pc.value_counts(read_table(Location(str(store)), PLAN_FILE, PLAN_SCHEMA)["part"])
+    except StrataError:
         return None
     return {int(count["values"]): int(count["counts"]) for count in counts.to_pylist()}
 
@@ -137,24 +135,20 @@ def check_file(store: Path, name: str, entry: FileHash) -> str | None:
     return None
 
 
-def _read_manifest(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Problem]]:
+def _read_manifest(store: Path, path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Problem]]:
     """Read one manifest; None when nothing in it can be relied on."""
     name = f"{PARTS_FOLDER}/{path.name}"
     if path.is_symlink():
         return None, []  # reported as a link
     try:
-        content = path.read_bytes() if path.is_file() else b""
+        content = Location(str(store)).read(name, RECORD_BYTES)
         manifest = parse_json(content, name)
+        wrong = check_manifest(manifest)
+        if wrong is not None:
+            raise StrataError(wrong)
         if part_of(name) is None or manifest["part"] != int(path.stem):
             raise StrataError("states another part number than its name")
-        if not (isinstance(manifest["samples"], int) and isinstance(manifest["bad_samples"], list)):
-            raise StrataError("has no count of samples")
-        if not _are_file_hashes(manifest["files"]):
-            raise StrataError("has no list of files")
-        for listed in manifest["files"]:
-            if not _is_inside(listed) or listed.split("/")[0] not in (f"{path.stem}.zarr", f"{path.stem}.parquet"):
-                raise StrataError(f"lists {listed!r}, which is outside of its part")
-    except (StrataError, KeyError, ValueError) as error:
+    except (StrataError, OSError) as error:
         return None, [Problem(name, f"is no manifest ({error}): {_REDO}")]
     problems = []
     if not has_true_sha256(content):
@@ -162,17 +156,3 @@ def _read_manifest(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any
     if manifest.get("plan_sha256") != record["plan_sha256"]:
         problems.append(Problem(name, "belongs to another plan than store.json"))
     return manifest, problems
-
-
-def _are_file_hashes(value: object) -> bool:
-    """Whether a value has the shape {path: {sha256: text, bytes: number}}."""
-    return isinstance(value, dict) and all(
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
-        for entry in value.values()
-    )
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a path stays below the folder that it is relative to, whatever lies there."""
-    parts = name.split("/")
-    return not PurePosixPath(name).is_absolute() and not {"", ".", ".."} & set(parts) and "\0" not in name

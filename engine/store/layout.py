@@ -7,7 +7,7 @@ array; the array keeps its true length.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ __all__ = [
     "FORMAT_VERSION",
     "INNER_CHUNK_BYTES",
     "KEY_COORDINATES",
+    "LEADING_DIMS",
     "MODEL_GROUP",
     "PARTS_FOLDER",
     "PLAN_FILE",
-    "READ_BYTES",
     "SHARD_BYTES",
     "STAGING_FOLDER",
     "STORE_FILE",
@@ -36,7 +36,6 @@ __all__ = [
     "part_arrays",
     "part_name",
     "plan_chunks",
-    "plan_reading",
     "plan_row_blocks",
     "predict_size",
 ]
@@ -51,7 +50,6 @@ STAGING_FOLDER = ".staging"
 
 INNER_CHUNK_BYTES = 4 * 2**20
 SHARD_BYTES = 32 * 2**20
-READ_BYTES = 2**20
 
 LEADING_DIMS = ("layer", "block")
 PART_DIMS = ("token", "key", "sample")
@@ -143,22 +141,6 @@ def plan_chunks(dims: tuple[str, ...], shape: tuple[int, ...], itemsize: int) ->
     if leads and slab_bytes < SHARD_BYTES:
         shard[0] = max(shape[0], 1)
     return ChunkPlan(shape, tuple(step), tuple(shard))
-
-
-def plan_reading(shape: Sequence[int], itemsize: int, shard: Sequence[int]) -> tuple[int, ...]:
-    """Lengths of what one task reads of an array: one file, or one index of it where that is worth a task.
-
-    A file of many layers or blocks holds the chunks of each together, so one of them is read without the others.
-
-    Parameters
-    ----------
-    shape, shard
-        Length of each dimension, of the array and of one data file.
-    itemsize
-        Bytes per value.
-    """
-    several = shard[0] > 1 and math.prod(shape[1:]) * itemsize >= READ_BYTES
-    return (1, *shard[1:]) if several else tuple(shard)
 
 
 def plan_row_blocks(shape: tuple[int, ...], itemsize: int) -> ChunkPlan:

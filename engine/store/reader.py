@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,14 @@ from engine.store.choices import kept_roles, layer_places, lens_layers, query_co
 from engine.store.differences import list_differences
 from engine.store.joined import on_blocks, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
+from engine.store.limits import RECORD_BYTES
 from engine.store.location import Location
 from engine.store.map_samples import SampleFunction, map_samples, sample_attributes
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, parse_manifest
 from engine.store.record import parse_record
+from engine.store.schemas import PLAN_SCHEMA
+from engine.store.tables import read_table
 from engine.store.tokens import TokenBatch, iterate_tokens
 from engine.vocabulary import ROLES
 
@@ -68,7 +70,7 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     if not urls:
         raise UsageError("no store is named: give at least one path or URL")
     locations = [Location.of(entry) for entry in urls]
-    records = [parse_record(location.read(STORE_FILE), location.url) for location in locations]
+    records = [parse_record(location.read(STORE_FILE, RECORD_BYTES), location.url) for location in locations]
     for location, record in zip(locations[1:], records[1:], strict=True):
         left, right = (_shared(entry) for entry in (records[0], record))
         if left != right:
@@ -86,7 +88,7 @@ def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(location: Location, plan_sha256: str) -> list[Part]:
-    manifests = location.read_all(PARTS_FOLDER, ".json")
+    manifests = location.read_all(PARTS_FOLDER, ".json", RECORD_BYTES)
     return [
         Part(
             location,
@@ -127,7 +129,7 @@ class Store(JoinedArrays):
             for location, record in zip(locations, records, strict=True)
             for part in _parts(location, record["plan_sha256"])
         )
-        self.model = ModelTables(locations[0], self.record["sha256"])
+        self.model = ModelTables(locations[0], self.record)
 
     def __repr__(self) -> str:
         samples = sum(part.manifest["samples"] for part in self.parts)
@@ -191,7 +193,7 @@ class Store(JoinedArrays):
         """All planned samples: sample_id, image_id, prompt_id, part, and ``store`` (its URL)."""
         return pd.concat(
             [
-                pd.read_parquet(BytesIO(location.read(PLAN_FILE))).assign(store=location.url)
+                read_table(location, PLAN_FILE, PLAN_SCHEMA).to_pandas().assign(store=location.url)
                 for location in self._locations
             ],
             ignore_index=True,

@@ -6,7 +6,7 @@ is the resume.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,6 +28,7 @@ from engine.store.layout import (
     VOCABULARY_FILE,
 )
 from engine.store.manifest import hash_file, parse_json, seal_json
+from engine.store.manifest_check import are_file_hashes, is_count, is_inside
 from engine.store.model_tables import ModelMatrix, write_model_group
 from engine.store.part import parse_manifest
 from engine.store.schemas import PLAN_SCHEMA, VOCABULARY_SCHEMA
@@ -223,7 +224,38 @@ def parse_record(content: bytes, store: str) -> dict[str, Any]:
     for path in (*_NEEDED, *OWN_FIELDS):
         if not _holds(record, path):
             raise StrataError(f"{store}/{STORE_FILE} lacks {path}: it was edited or damaged, restore it from a copy")
+    wrong = [name for name, is_right in _SHAPES.items() if not is_right(record)]
+    if wrong:
+        raise StrataError(f"{store}/{STORE_FILE} has a {wrong[0]} that is none: it was edited or damaged")
     return record
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(is_count(number) for number in value)
+
+
+def _are_optional(capture: Mapping[str, Any], names: Sequence[str], *kinds: type) -> bool:
+    return all(isinstance(capture.get(name), (*kinds, type(None))) for name in names)
+
+
+# What readers rely on where they find it.
+_SHAPES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "plan_sha256": lambda record: isinstance(record["plan_sha256"], str),
+    "sha256": lambda record: isinstance(record["sha256"], str),
+    "model.blocks": lambda record: is_count(record["model"]["blocks"]),
+    "capture.layers": lambda record: _are_numbers(record["capture"]["layers"]),
+    "list of files": lambda record: are_file_hashes(record["files"]) and all(map(is_inside, record["files"])),
+    "capture": lambda record: (
+        all(_are_numbers(record["capture"].get(name) or []) for name in ("residual_layers", "lens_layers", "blocks"))
+        and _are_optional(record["capture"], ("tensors", "queries", "roles"), list)
+        and _are_optional(record["capture"], ("dtypes", "tensor_roles", "tensor_blocks"), dict)
+    ),
+    "source": lambda record: isinstance(record.get("source", {}), dict),
+    "list of prompts": lambda record: (
+        isinstance(record.get("prompts", []), list)
+        and all(isinstance(prompt, dict) and "prompt_id" in prompt for prompt in record.get("prompts", []))
+    ),
+}
 
 
 def committed_parts(store: Path, plan_sha256: str | None = None) -> dict[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from engine.errors import StrataError, UsageError
 from engine.store.choices import kept_roles, layer_indices, role_codes, state_layers
 from engine.store.coordinates import read_coordinates
-from engine.store.layout import PARTS_FOLDER, ArrayShape
+from engine.store.layout import ArrayShape
 from engine.store.part import Part
 from engine.store.token_plan import PartTokens, PassPlan, Window, mixed_order, plan_pass, stored_order
 
@@ -208,7 +208,7 @@ class _OpenPart:
     def __init__(self, part: Part, first_row: int) -> None:
         self.number = part.number
         self.role, self.token_id, self.position = read_coordinates(part, _COORDINATES).values()
-        self.states = part.location.open_array(f"{PARTS_FOLDER}/{part.name}.zarr", _PATH)
+        self.states = part.array(_PATH)
         self.sample = _first_samples(part) + first_row
 
 

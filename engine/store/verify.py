@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from engine.store.deep import check_deeply
 from engine.store.inventory import Inventory, Problem, check_file, read_planned, take_inventory
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STAGING_FOLDER, STORE_FILE, part_name
 from engine.store.manifest import FileHash
@@ -26,15 +27,18 @@ class Verification(NamedTuple):
     notes: tuple[str, ...]
 
 
-def verify(store: Path, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Check structure and sha256 of a local store.
+def verify(store: Path, progress: Callable[[int, int], None] | None = None, *, deep: bool = False) -> Verification:
+    """Check structure and sha256 of a local store, and on request every value.
 
     Parameters
     ----------
     store
         The store's folder.
     progress
-        Called with (bytes hashed, bytes to hash) after each file.
+        Called with (bytes done, bytes to do) after each file; bytes are hashed, and then, with ``deep``, decoded.
+    deep
+        Whether to decode every chunk and compare what the files say with one another, where all files are as they were
+        written (else that is said, and is to be mended first).
 
     Returns
     -------
@@ -51,9 +55,15 @@ def verify(store: Path, progress: Callable[[int, int], None] | None = None) -> V
     listed = inventory.listed
     problems = list(inventory.problems)
     problems += _check_plan(store, inventory)
+    missing = {problem.file for problem in problems if not (store / problem.file).exists()}  # not yet extracted
     problems += _check_unlisted(store, listed)
     problems += _check_files(store, listed, progress)
-    return Verification(tuple(sorted(problems)), tuple(_notes(store)))
+    notes = list(_notes(store))
+    if deep and all(problem.file in missing for problem in problems):
+        problems += check_deeply(store, progress)
+    elif deep:
+        notes.append("values were not looked at, because files are damaged: strata repair, extract, and verify again")
+    return Verification(tuple(sorted(problems)), tuple(notes))
 
 
 def _check_plan(store: Path, inventory: Inventory) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from engine.cli.main import main
 from engine.plan import CAPTURES
 from engine.vocabulary import ROLE_CODES
 from tests.engine.audit.conftest import BLOCKS, Extracted, ExtractOnce
+from tests.engine.store.forge import change_table
 
 STATES = "token/hidden_states"
 LOGITS = "logits from the store"
@@ -147,8 +148,11 @@ def test_states_of_another_prompt_are_caught(spoilt: Extracted) -> None:
     assert table["image_id"][one] == table["image_id"][other]
     segments = list(table["segments"])
     segments[one], segments[other] = segments[other], segments[one]
-    table["segments"] = segments
-    table.to_parquet(path)
+    change_table(
+        spoilt.path,
+        "parts/00000000.parquet",
+        lambda rows: [row.update(segments=list(own)) for row, own in zip(rows, segments, strict=True)],
+    )
     audit = spoilt.audit(*ALL)
     assert audit.exit_code == 1
     assert re.search(rf"differs: {table['sample_id'][one]}: token/token_id", audit.text)
@@ -158,8 +162,7 @@ def test_states_of_another_prompt_are_caught(spoilt: Extracted) -> None:
 def test_another_prompt_in_the_sample_table_is_named(spoilt: Extracted) -> None:
     path = spoilt.path / "parts" / "00000001.parquet"
     table = pd.read_parquet(path)
-    table.loc[0, "prompt"] = "What is not on it?"
-    table.to_parquet(path)
+    change_table(spoilt.path, "parts/00000001.parquet", lambda rows: rows[0].update(prompt="What is not on it?"))
     audit = spoilt.audit(*ALL)
     assert audit.exit_code == 1
     assert f"differs: {table['sample_id'][0]}: prompt: the sample table says 'What is not on it?'" in audit.text
