@@ -75,6 +75,6 @@ def _read(part: Part, folder: str, path: str, node: object) -> np.ndarray:
 
 
 def _is_one_chunk(node: Mapping[str, Any], expected: StoredLayout, origin: str) -> bool:
-    """Whether an array is what the manifest says and has one dimension and one chunk, as the writer makes coordinates."""
+    """Whether an array is what the manifest says, with one dimension and one chunk, as the writer makes coordinates."""
     found = check_array_metadata(node, origin)
     return found.layout == expected and len(found.shape) == 1 and found.shard is None and found.inner == found.shape

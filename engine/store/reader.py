@@ -6,7 +6,7 @@ Opening reads ``store.json`` and the manifests; a part without a manifest is nev
 import bisect
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -17,9 +17,9 @@ import pyarrow as pa
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
+from engine.store.alike import check_alike
 from engine.store.arrays import JoinedArrays
 from engine.store.choices import kept_roles, layer_places, lens_layers, query_code, state_layers
-from engine.store.differences import list_differences
 from engine.store.joined import on_blocks, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
 from engine.store.limits import RECORD_BYTES
@@ -36,19 +36,6 @@ from engine.vocabulary import ROLES
 __all__ = ["Store", "open_store"]
 
 _NAMES_COMPARED = 2000  # with one that is unknown, for a hint
-
-# What a capture of an earlier format says by saying nothing.
-_UNSAID: Mapping[str, Any] = {
-    "residual_layers": None,
-    "blocks": [],
-    "queries": [],
-    "dtypes": {},
-    "tensor_roles": {},
-    "tensor_blocks": {},
-    "thumbnails": False,
-    "lens_topk": None,
-    "lens_layers": None,
-}
 
 
 def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Store":
@@ -71,20 +58,8 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
         raise UsageError("no store is named: give at least one path or URL")
     locations = [Location.of(entry) for entry in urls]
     records = [parse_record(location.read(STORE_FILE, RECORD_BYTES), location.url) for location in locations]
-    for location, record in zip(locations[1:], records[1:], strict=True):
-        left, right = (_shared(entry) for entry in (records[0], record))
-        if left != right:
-            lines = "\n".join(f"  {line}" for line in list_differences(left, right))
-            raise UsageError(
-                f"{locations[0].url} (stored) and {location.url} (asked) differ in model or captures:\n{lines}\n"
-                "open them one by one"
-            )
+    check_alike([location.url for location in locations], records)
     return Store(locations, records)
-
-
-def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the settings that stores opened as one must have in common."""
-    return {"model": record.get("model"), "capture": {**_UNSAID, **record["capture"]}}
 
 
 def _parts(location: Location, plan_sha256: str) -> list[Part]:
