@@ -324,11 +324,15 @@ def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) 
     notes: list[str] = []
     options = {"workers": 1, "memory": 2**31, "notify": notes.append}
     written = run("all", [str(path)], tmp_path / "r", **options, text_roles=("generated",), bootstraps=5)
-    assert len(notes) == 4
+    assert len(notes) == 5
     assert "norm-attention is left out" in notes[0]
     assert "store holds no generated token" in notes[1]
     assert notes[2] == "store, normal: no image has a curve image-text or text-text, so it is left out of phases"
     assert notes[3] == f"store: {FEW_PIECES}"
+    words = pd.read_parquet(tmp_path / "r" / "logit-lens-words.parquet")
+    best = words[words["rank"] == 1].groupby(["layer", "sample_id"], observed=True)["piece"].agg(set)
+    wordless = {layer for (layer, _), pieces in best.items() if pieces == {"▁a"}}  # a stop word
+    assert notes[4].startswith(f"store, normal: at {len(wordless)} of 12 layers some samples decode no word")
     names = {file.name for file in written}
     assert "phases.parquet" in names
     assert "phases.png" not in names
