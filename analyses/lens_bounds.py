@@ -20,7 +20,9 @@ from analyses.lens_rounding import growth
 __all__ = ["LARGE_DIMENSIONS", "Bounds", "bound_products", "bounds_bytes"]
 
 LARGE_DIMENSIONS = 16
-"""Dimensions that stay in float32; massive activations occupy fewer (Sun et al. 2024, arXiv 2402.17762)."""
+"""Dimensions that may stay in float32; massive activations occupy fewer (Sun et al. 2024, arXiv 2402.17762)."""
+
+_LARGE = 1.1  # times the largest value of the others; less does not pay for a dimension of its own
 
 _PRODUCTS_OF_ONE_THREAD = 2**19
 """Larger matrix products wake the threads of OpenBLAS, which then spin for a while in the way of the int8 product."""
@@ -128,6 +130,7 @@ def bound_products(
 
 
 def _large_dimensions(states: NDArray[np.float32]) -> NDArray[np.intp]:
-    count = min(LARGE_DIMENSIONS, states.shape[1])
     largest = np.maximum(states.max(axis=0), -states.min(axis=0))
-    return np.sort(np.argpartition(largest, -count)[-count:])
+    count = min(LARGE_DIMENSIONS, len(largest) - 1)
+    order = np.argpartition(largest, -count - 1)[-count - 1 :]
+    return np.sort(order[largest[order] > _LARGE * largest[order].min()])

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analyses.lens_top import StateError
 from analyses.lens_unembedding import ROWS_AT_ONCE, Unembedding
-from engine.errors import StrataError, UsageError
+from engine.errors import UsageError
 
 __all__ = ["Distributions", "distribution_bytes", "distributions"]
 
@@ -55,7 +56,7 @@ def distributions(
     ------
     UsageError
         The shapes do not fit each other.
-    StrataError
+    StateError
         A logit is not finite.
     """
     if states.shape != final_states.shape or states.shape[1:] != unembedding.weights.shape[1:]:
@@ -71,10 +72,8 @@ def distributions(
         )
     wrong = np.flatnonzero(~np.isfinite(found.entropy + found.kl_from_final))
     if len(wrong):
-        raise StrataError(
-            f"state {wrong[0]} has logits that are not finite, at its layer or at the last, so it has no distribution: "
-            "the model overflowed there, or the store is damaged; check it with `strata verify`"
-        )
+        reason = "has logits that are not finite, at its layer or at the last, so it has no distribution"
+        raise StateError(int(wrong[0]), reason)
     return found
 
 

@@ -1,47 +1,43 @@
 """The cheap pass that decides nearly every token: products of int8 codes, and a bound of what they leave out.
 
-A row whose product reaches the threshold of :mod:`analyses.lens_bounds` may be among the best. Rows that reach the
-floor without the bound's allowance are computed in float32 at once, which raises the floor. The others wait until it
-is final; by then most of them cannot reach it. A token with too many rows that still can is left to
+The rows of the first block whose products promise most are computed in float32, which gives each token a floor. From
+then on a row whose product reaches the threshold of :mod:`analyses.lens_bounds` may be among the best. Rows that reach
+the floor without the bound's allowance are computed in float32 at once, which raises the floor. The others wait until
+it is final; by then most of them cannot reach it. A token with too many rows that still can is left to
 :mod:`analyses.lens_float32`.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyses.lens_bounds import bound_products, bounds_bytes
-from analyses.lens_float32 import add_rows
 from analyses.lens_products import PAIRED_ROWS_AT_ONCE
 from analyses.lens_rounding import dot_error
 from analyses.lens_shortlist import LISTING_BYTES, Shortlist
 from analyses.lens_unembedding import Unembedding
+from analyses.places import PLACES_BYTES
 
 __all__ = ["PAIRS_AT_ONCE", "add_screened", "row_blocks", "screen_bytes"]
 
-PAIRS_AT_ONCE = 2**22
+PAIRS_AT_ONCE = 2**21
 """Pairs of a row and a token whose products are held at once."""
 
-_FIRST_ROWS = 512
+_FIRST_ROWS = 2048
 _LOOKED_AT_ONCE = 2**17  # pairs
-_PAIR_BYTES = 4 + 4 + 4 + 1  # product, threshold, product in float32, and whether that reaches
+_PAIR_BYTES = 4 + 4 + 1 + PLACES_BYTES  # product, threshold, whether that is reached, and where
 _WAITING_BYTES = 2 * 24  # token, row and bound of one that waits, and once more while others join
 _FOUND_BYTES = 9 * 8  # place, row, token, excess, bounds and their parts of one that was just found
 
 
-def row_blocks(rows: int, tokens: int) -> Iterator[slice]:
-    """Cut rows into blocks: each three times as long as all before it, so that the floor keeps up."""
-    start, longest = 0, max(1, PAIRS_AT_ONCE // max(1, tokens))
-    while start < rows:
-        stop = min(rows, start + min(longest, max(3 * start, _FIRST_ROWS)))
-        yield slice(start, stop)
-        start = stop
+def row_blocks(rows: int, tokens: int, k: int) -> list[slice]:
+    """Cut rows into blocks of ``PAIRS_AT_ONCE`` pairs, but not of fewer than ``k`` rows."""
+    longest = max(k, PAIRS_AT_ONCE // max(1, tokens))
+    return [slice(start, min(start + longest, rows)) for start in range(0, rows, longest)]
 
 
 def screen_bytes(tokens: int, vocab: int, dim: int, k: int) -> int:
     """Bytes of products, thresholds and waiting pairs, beyond the shortlist."""
-    products = min(PAIRS_AT_ONCE, tokens * vocab) * _PAIR_BYTES
+    products = min(max(PAIRS_AT_ONCE, k * tokens), tokens * vocab) * _PAIR_BYTES
     waiting = tokens * (_waiting_limit(vocab, k) + 1) * (_WAITING_BYTES + _FOUND_BYTES)
     looked_at = _LOOKED_AT_ONCE * LISTING_BYTES + PAIRED_ROWS_AT_ONCE * dim * (4 + 8)
     return products + bounds_bytes(tokens, vocab) + waiting + looked_at
@@ -81,21 +77,29 @@ def add_screened(
             logit = coded.products.of_pairs(unembedding.weights, states, token_id, tokens)
             shortlist.add(tokens, token_id, logit, dot_error(dim, coded.codes.norm[rows], norm[tokens]))
 
-    longest_seed = unembedding.norm[coded.seed_id].max(initial=0.0)
-    add_rows(shortlist, coded.seed @ states.T, coded.seed_id, dot_error(dim, longest_seed, norm))
+    rows_of_code, scale = coded.codes.code, coded.codes.scale
     code, bounds = bound_products(states, norm, unembedding.weights, coded.token_id, coded.codes)
-    shortlist.drop(~bounds.hold(shortlist.floor))
     limit = _waiting_limit(len(coded.token_id), shortlist.k)
     waiting = _Waiting(limit)
-    pairs = min(PAIRS_AT_ONCE, len(coded.token_id) * len(states))
-    product, threshold = np.empty(pairs, np.int32), np.empty(pairs, np.float32)
-    for rows in row_blocks(len(coded.token_id), len(states)):
-        shape = rows.stop - rows.start, len(states)
-        thresholds = threshold[: shape[0] * shape[1]].reshape(shape)
-        bounds.thresholds(rows, shortlist.floor, thresholds)
-        products = product[: shape[0] * shape[1]].reshape(shape)
-        row, token, excess = coded.products.reaching(coded.codes.code[rows], code, thresholds, products, limit)
-        row += rows.start
+    blocks = row_blocks(len(coded.token_id), len(states), shortlist.k)
+    product = np.empty((blocks[0].stop, len(states)), np.int32)
+    threshold = np.empty(product.shape, np.float32)
+    for block in blocks:
+        products, thresholds = product[: block.stop - block.start], threshold[: block.stop - block.start]
+        coded.products.multiply(rows_of_code[block], code, products)
+        if block.start == 0:
+            first = slice(0, min(block.stop, max(shortlist.k, _FIRST_ROWS)))
+            bounds.thresholds(first, np.zeros(len(states)), thresholds[first])
+            largest = coded.products.largest(products[first], thresholds[first], scale[first], shortlist.k)
+            row, token = largest.reshape(-1), np.tile(np.arange(len(states)), shortlist.k)
+            in_order = np.argsort(row, kind="stable")
+            look_at(token[in_order], row[in_order])
+            shortlist.drop(~bounds.hold(shortlist.floor))
+        bounds.thresholds(block, shortlist.floor, thresholds)
+        if block.start == 0:
+            thresholds[row, token] = np.inf  # they are in the list
+        row, token, excess = coded.products.reaching(products, thresholds, limit)
+        row += block.start
         upper, allowance = bounds.of_pairs(row, token, excess, shortlist.floor)
         likely = upper - allowance >= shortlist.floor[token]
         look_at(token[likely], row[likely])

@@ -88,12 +88,13 @@ class Shortlist:
         self._keep(np.flatnonzero(self._upper >= self.floor[self.token]))
 
     def _kth_lower(self) -> NDArray[np.float64]:
-        order = np.lexsort((-self._lower, self.token))
-        starts = np.searchsorted(self.token[order], np.arange(len(self.floor)))
-        last = starts + self.k - 1
-        full = np.diff(starts, append=len(order)) >= self.k
-        kth = np.full(len(self.floor), -np.inf)
-        kth[full] = self._lower[order[last[full]]]
+        order = np.argsort(self.token.astype(np.uint16), kind="stable")  # radix sort: tokens of a block are few
+        counts = np.bincount(self.token, minlength=len(self.floor))
+        starts = np.cumsum(counts) - counts
+        token = self.token[order]
+        lower = np.full((len(self.floor), max(self.k, counts.max(initial=0))), -np.inf)
+        lower[token, np.arange(len(order)) - starts[token]] = self._lower[order]
+        kth = np.partition(lower, lower.shape[1] - self.k, axis=1)[:, lower.shape[1] - self.k]
         return kth
 
     def _rank_exactly(self) -> NDArray[np.int64]:

@@ -1,18 +1,19 @@
 """States of some tokens of a part after the final norm, layer after layer, in blocks that fill the kernel."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyses.final_norm import FinalNorm
-from analyses.lens_top import TOKENS_AT_ONCE
+from analyses.lens_top import TOKENS_AT_ONCE, StateError
 from analyses.part_task import open_array
 from engine.errors import StrataError
 from engine.store import Part, stream_bytes, stream_chunks
 
-__all__ = ["STATES_PATH", "StateBlock", "block_states_bytes", "normed_states"]
+__all__ = ["STATES_PATH", "StateBlock", "block_states_bytes", "named_states", "normed_states"]
 
 STATES_PATH = "token/hidden_states"
 
@@ -95,14 +96,43 @@ def _refuse_holes(part: Part, states: NDArray[np.float32], place: NDArray[np.int
     broken = np.flatnonzero(~np.isfinite(states).all(axis=1))
     if not len(broken):
         return
-    token = int(place[broken[0]])
+    raise StrataError(
+        f"{_name_state(part, int(place[broken[0]]), layer)} is not finite after the final norm, so it "
+        "has no logits; `strata verify` says whether the store is damaged"
+    )
+
+
+def _name_state(part: Part, token: int, layer: int) -> str:
+    """Say which state stands at a place of the part's token axis: part, sample, layer and position."""
     position = int(np.asarray(open_array(part, "token/position")[...])[token])
     sample = next(
         row.sample_id
         for row in part.samples.itertuples()
         if any(pair["start"] <= token < pair["stop"] for pair in row.segments)
     )
-    raise StrataError(
-        f"{part.url}: sample {sample}, layer {layer}, position {position} is not finite after the final norm, so it "
-        "has no logits; `strata verify` says whether the store is damaged"
-    )
+    return f"{part.url}: part {part.name}, sample {sample}, layer {layer}, position {position}"
+
+
+@contextmanager
+def named_states(part: Part, place: NDArray[np.int64], block: StateBlock, layers: Sequence[int]) -> Iterator[None]:
+    """Make a kernel's error about a row of a block one about the state that the user can look up.
+
+    Parameters
+    ----------
+    part, place, layers
+        As `normed_states` was given them.
+    block : StateBlock
+
+    Raises
+    ------
+    StrataError
+        The kernel raised `StateError`.
+    """
+    try:
+        yield
+    except StateError as error:
+        state = _name_state(part, int(place[block.start + error.row]), layers[block.layer])
+        raise StrataError(
+            f"{state} {error.reason}: the model overflowed there, or the store is damaged; check it with "
+            "`strata verify`"
+        ) from None

@@ -20,7 +20,7 @@ from analyses.lens_shortlist import Shortlist, shortlist_bytes
 from analyses.lens_unembedding import Unembedding
 from engine.errors import StrataError, UsageError
 
-__all__ = ["TOKENS_AT_ONCE", "LensTop", "top_bytes", "top_pieces"]
+__all__ = ["TOKENS_AT_ONCE", "LensTop", "StateError", "top_bytes", "top_pieces"]
 
 TOKENS_AT_ONCE = 1024
 """Tokens that are worked on at once; more of them are split evenly."""
@@ -29,6 +29,24 @@ _STATE_BYTES = (
     4 + 4 + 8 + 4 + 4 + 1
 )  # of one value: as given, chosen, wide, chosen once more, without large ones, coded
 _LARGEST = 2.0**120  # of a logit; products stay within float32
+
+
+class StateError(StrataError):
+    """A state without logits.
+
+    Attributes
+    ----------
+    row : int
+        Its place among the states that the kernel was given.
+    reason : str
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(
+            f"state {row} {reason}: the model overflowed there, or the store is damaged; check it with `strata verify`"
+        )
+        self.row = row
+        self.reason = reason
 
 
 class LensTop(NamedTuple):
@@ -67,7 +85,7 @@ def top_pieces(states: NDArray[np.float32], unembedding: Unembedding, k: int) ->
     ------
     UsageError
         ``k`` is not between 1 and the number of ids that may be chosen, or the states have another width.
-    StrataError
+    StateError
         A state is not finite, or so large that its logits might not be.
     """
     vocab, dim = unembedding.weights.shape
@@ -162,6 +180,4 @@ def _check_finite(states: NDArray[np.float32], norm: NDArray[np.float64], unembe
         reason = "is so large that its logits could exceed float32"
         if not np.isfinite(states[row]).all():
             reason = "holds a value that is not finite, so it has no logits"
-        raise StrataError(
-            f"state {row} {reason}: the model overflowed there, or the store is damaged; check it with `strata verify`"
-        )
+        raise StateError(row, reason)

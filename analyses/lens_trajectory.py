@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from analyses.lens_distributions import distributions
 from analyses.lens_model import LensModel
-from analyses.lens_states import normed_states
+from analyses.lens_states import named_states, normed_states
 from analyses.lens_task import LensTask
 from analyses.lens_tokens import LensTokens
 from engine.store import Part
@@ -35,7 +35,8 @@ def trajectory(part: Part, task: LensTask, tokens: LensTokens, model: LensModel)
     of_token = np.empty((len(MEASURES), len(task.layers), len(place)))
     for block in normed_states(part, place, task.layers, model.norm):
         run = slice(block.start, block.stop)
-        of_token[:, block.layer, run] = distributions(block.states, final[run], model.unembedding)
+        with named_states(part, place, block, task.layers):
+            of_token[:, block.layer, run] = distributions(block.states, final[run], model.unembedding)
     return _per_sample(of_token, place, tokens, last_text).astype(np.float32)
 
 

@@ -15,7 +15,6 @@ __all__ = ["ROWS_AT_ONCE", "CodedRows", "Unembedding", "unembedding_bytes"]
 ROWS_AT_ONCE = 2048
 """Rows of the vocabulary that are worked on at once."""
 
-_SEED_ROWS = 256
 _ROW_BYTES = 48  # of a row's norms, scale, id and order
 
 
@@ -30,7 +29,7 @@ def unembedding_bytes(vocab: int, dim: int, itemsize: int) -> int:
     """
     needed = vocab * dim * itemsize + vocab * _ROW_BYTES + 3 * 4 * ROWS_AT_ONCE * dim
     if fast_int8_products() is not None:
-        needed += vocab * dim + _SEED_ROWS * dim * 4 + TORCH_BYTES
+        needed += vocab * dim + TORCH_BYTES
     return needed
 
 
@@ -40,19 +39,12 @@ class CodedRows(NamedTuple):
     Attributes
     ----------
     products : Int8Products
-    seed_id : array (seed,), int64
-        Ids of the longest rows, whose float32 logits give a first floor.
-    seed : array (seed, dim), float32
-        Their weights.
     token_id : array (row,), int64
-        Ids of all other rows that may be chosen.
+        Their ids.
     codes : Codes
-        Of those.
     """
 
     products: Int8Products
-    seed_id: NDArray[np.int64]
-    seed: NDArray[np.float32]
     token_id: NDArray[np.int64]
     codes: Codes
 
@@ -140,6 +132,4 @@ def _code_rows(
     weights: NDArray[np.floating], allowed: NDArray[np.bool_], norm: NDArray[np.float64], products: Int8Products
 ) -> CodedRows:
     longest_first = np.argsort(np.where(allowed, -norm, np.inf), kind="stable")[: int(allowed.sum())]
-    seed_id, token_id = longest_first[:_SEED_ROWS], longest_first[_SEED_ROWS:]
-    seed = weights[seed_id].astype(np.float32)
-    return CodedRows(products, seed_id, seed, token_id, encode(weights, token_id))
+    return CodedRows(products, longest_first, encode(weights, longest_first))

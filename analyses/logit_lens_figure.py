@@ -11,7 +11,15 @@ from matplotlib.lines import Line2D
 
 from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis
 from analyses.lens_scores import VARIANTS
-from analyses.logit_lens_panels import BAND_NOTE, IDENTITY_NOTE, LensCurve, lens_curves, lens_panels
+from analyses.logit_lens_panels import (
+    BAND_NOTE,
+    LensCurve,
+    colour_entries,
+    draw_legend,
+    identity_notes,
+    lens_curves,
+    lens_panels,
+)
 from analyses.logit_lens_results import CURVES, GroupCurves, StoreLens
 
 __all__ = ["draw_curves"]
@@ -47,7 +55,7 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
     measures = [name for name in _MEASURES if any(_images(job.curves, name) for own in jobs for job in own)]
     scored = "precision" in measures or "recall" in measures
     variants = VARIANTS if any(len(own) == 1 for own in jobs) else VARIANTS[:1]
-    notes = _notes(results, variants if scored else ())
+    notes = _notes(jobs, variants if scored else ())
     figure, panels = lens_panels(results, max(1, len(measures)), 0.45 + 0.1 * notes.count("\n"))
     axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
     with mpl.rc_context(STYLE):
@@ -61,15 +69,14 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
         if not measures:
             panels[0, 0].text(0.5, 0.5, "neither captions nor the last layer", ha="center", va="center")
             panels[0, 0].set_axis_off()
-        _draw_legend(figure, jobs, variants if scored and len(variants) > 1 else ())
+        draw_legend(figure, _legend(jobs, variants if scored and len(variants) > 1 else ()))
         figure.supxlabel(notes, **NOTE)
     return figure
 
 
-def _notes(results: Sequence[StoreLens], variants: Sequence[str]) -> str:
-    blind = any(item.identity.image_states_depend_on_prompt is False for item in results)
+def _notes(jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> str:
     scores = [_VARIANTS_NOTE if len(variants) > 1 else _UNIQUE_NOTE] if variants else []
-    return "\n".join([BAND_NOTE, *scores, *([IDENTITY_NOTE] if blind else [])])
+    return "\n".join([BAND_NOTE, *scores, *identity_notes(jobs)])
 
 
 def _images(curves: GroupCurves, measure: str) -> int:
@@ -105,8 +112,7 @@ def _draw_panel(ax: Axes, axis: LayerAxis, own: Sequence[LensCurve], measure: st
         ax.text(0.5, 0.5, _WITHOUT[measure], transform=ax.transAxes, ha="center", va="center", color="0.35")
 
 
-def _draw_legend(figure: Figure, jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> None:
-    entries = {job.label: Line2D([], [], color=job.colour, linewidth=1.2) for own in jobs for job in own}
-    entries |= {name: Line2D([], [], color="0.3", **_LINES[name]) for name in variants}
-    options: Any = {"ncols": 4, "frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
-    figure.legend([*entries.values()], [*entries], loc="outside upper center", **options)
+def _legend(jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> dict[str, Line2D]:
+    colours = colour_entries(jobs)
+    colour = "0.3" if colours else jobs[0][0].colour
+    return colours | {name: Line2D([], [], color=colour, **_LINES[name]) for name in variants}

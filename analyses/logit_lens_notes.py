@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from analyses.lens_scores import VARIANTS
+from analyses.logit_lens import LogitLens
 from analyses.logit_lens_plan import LensChoice
 from analyses.logit_lens_results import GroupCurves, StoreLens
 from analyses.prompt_groups import prompt_groups
@@ -12,12 +15,16 @@ from analyses.resources import Resources
 __all__ = ["tell_of_lens"]
 
 
-def tell_of_lens(item: StoreLens, curves: Sequence[GroupCurves], choice: LensChoice, resources: Resources) -> None:
-    """Say it, each only where it is so."""
+def tell_of_lens(
+    item: StoreLens, curves: Sequence[GroupCurves], choice: LensChoice, decoded: str | None, resources: Resources
+) -> None:
+    """Say it, each only where it is so; ``decoded`` is what `logit_lens_plan.why_decoded` says."""
     identity, result = item
     total = len(result.samples)
     if result.source == "lens":
         resources.tell(f"{identity.store}: pieces are those that extraction stored; no logit was computed for them")
+    if decoded:
+        resources.tell(f"{identity.store}: {decoded}")
     if result.topk < choice.topk:
         resources.tell(f"{identity.store}: its vocabulary has {result.topk} pieces, so --topk {choice.topk} is all")
     if result.block_count not in result.layers:
@@ -29,7 +36,9 @@ def tell_of_lens(item: StoreLens, curves: Sequence[GroupCurves], choice: LensCho
     if without_tokens:
         resources.tell(f"{identity.store}: {without_tokens} of {total} samples have no image token and decode nothing")
     for (group, chosen), own in zip(prompt_groups(result.samples), curves, strict=True):
-        _tell_of_group(f"{identity.store}, {group.title}", int(chosen.sum()), own, resources)
+        name = f"{identity.store}, {group.title}"
+        _tell_of_group(name, int(chosen.sum()), own, resources)
+        _tell_of_nothing_decoded(name, result, chosen, resources)
     if result.trajectory is not None:
         unknown = int(np.isnan(result.trajectory[0, 1]).all(axis=1).sum())
         if unknown:
@@ -48,4 +57,17 @@ def _tell_of_group(name: str, total: int, curves: GroupCurves, resources: Resour
         resources.tell(
             f"{name}: the captions of {curves.nothing_referred} of {total} samples hold stop words only; their recall "
             "counts as 0"
+        )
+
+
+def _tell_of_nothing_decoded(name: str, result: LogitLens, chosen: NDArray[np.bool_], resources: Resources) -> None:
+    """Count samples whose image tokens hold no word; those without image tokens have a note of their own."""
+    looked_at = chosen & (result.image_tokens > 0)
+    nothing = result.nothing_decoded[VARIANTS.index("token")][looked_at].sum(axis=0)
+    if nothing.any():
+        most = int(nothing.argmax())
+        resources.tell(
+            f"{name}: at {np.count_nonzero(nothing)} of {len(nothing)} layers some samples decode no word, most at "
+            f"layer {result.layers[most]} ({nothing[most]} of {int(chosen.sum())} samples); "
+            "their precision counts as 0 there"
         )

@@ -1,12 +1,13 @@
 """Which curves figures of LogitLens have, in which colours, and the panels that they are drawn in."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analyses.figure_style import COLUMN_INCHES, STYLE, TEXT_INCHES
@@ -15,7 +16,17 @@ from analyses.logit_lens_results import GroupCurves, StoreLens
 from analyses.prompt_colours import prompt_colours
 from analyses.prompt_groups import prompt_groups
 
-__all__ = ["ALL_PROMPTS", "BAND_NOTE", "IDENTITY_NOTE", "LensCurve", "lens_curves", "lens_panels"]
+__all__ = [
+    "ALL_PROMPTS",
+    "BAND_NOTE",
+    "IDENTITY_NOTE",
+    "LensCurve",
+    "colour_entries",
+    "draw_legend",
+    "identity_notes",
+    "lens_curves",
+    "lens_panels",
+]
 
 ALL_PROMPTS = "all prompts"
 BAND_NOTE = "Line and band: mean and standard deviation over images."
@@ -24,6 +35,9 @@ IDENTITY_NOTE = (
 )
 
 _ALL_COLOUR = "#333333"
+_EM_INCHES = 6.5 / 72  # of the legend's font
+_ENTRY_EM = 3.6  # handle and gaps
+_LETTER_EM = 0.55
 
 
 class LensCurve(NamedTuple):
@@ -91,3 +105,24 @@ def lens_panels(results: Sequence[StoreLens], measures: int, extra: float) -> tu
             if len(results) > 1:
                 first.set_title(short_label(labels[item.identity.store], LONGEST), loc="left", pad=3)
     return figure, panels
+
+
+def identity_notes(jobs: Sequence[Sequence[LensCurve]]) -> list[str]:
+    """Say why prompts share a curve, where some do; one prompt group alone leaves nothing to explain."""
+    return [IDENTITY_NOTE] if any(job.label == ALL_PROMPTS for own in jobs for job in own) else []
+
+
+def colour_entries(jobs: Sequence[Sequence[LensCurve]]) -> dict[str, Line2D]:
+    """Legend entries of the curves' colours; none where all curves are of one kind, which no legend need tell apart."""
+    entries = {job.label: Line2D([], [], color=job.colour, linewidth=1.2) for own in jobs for job in own}
+    return entries if len(entries) > 1 else {}
+
+
+def draw_legend(figure: Figure, entries: Mapping[str, Line2D]) -> None:
+    """Draw one legend above all panels, in as many columns as the figure is wide for; without entries none."""
+    if not entries:
+        return
+    entry = _EM_INCHES * (_ENTRY_EM + _LETTER_EM * max(map(len, entries)))
+    columns = min(len(entries), max(1, int(figure.get_figwidth() / entry)))
+    options: Any = {"ncols": columns, "frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
+    figure.legend([*entries.values()], [*entries], loc="outside upper center", **options)

@@ -14,7 +14,7 @@ from engine.errors import StrataError, UnfitStoreError, UsageError
 from engine.store import Store
 from engine.vocabulary import ROLES
 
-__all__ = ["SOURCES", "LensChoice", "plan_tasks", "plan_workers"]
+__all__ = ["SOURCES", "LensChoice", "plan_tasks", "plan_workers", "why_decoded"]
 
 SOURCES = ("auto", "lens", "hidden_states")
 """What pieces may be asked to come from; auto is the stored pieces, where they are there and enough, and hidden states
@@ -119,6 +119,27 @@ def _states_say_more(store: Store, choice: LensChoice) -> bool:
     path = ARRAYS["lens"][0]
     asked = choose_layers(_kept_layers(store, STATES_PATH), choice.layers, "--layers")
     return bool(set(asked) - set(_kept_layers(store, path))) or "image" not in _kept_roles(store, path)
+
+
+def why_decoded(store: Store, choice: LensChoice) -> str | None:
+    """Say why auto decodes hidden states of a store that holds pieces, and what would take those; None elsewhere."""
+    path, ranks = ARRAYS["lens"][0], _stored_ranks(store)
+    few = ranks < choice.topk
+    if choice.source != "auto" or not ranks or not (few or _states_say_more(store, choice)):
+        return None
+    roles, held = _kept_roles(store, path), _kept_layers(store, path)
+    asked = choose_layers(_kept_layers(store, STATES_PATH), choice.layers, "--layers")
+    common = [str(layer) for layer in held if layer in asked]
+    fewer = len(common) < len(asked)
+    lacks = {
+        f"{ranks} pieces per token where --topk {choice.topk} are asked for": few,
+        f"layers {', '.join(map(str, held))} alone": fewer,
+        f"tokens of {', '.join(roles)} alone": "image" not in roles,
+    }
+    remedy = [f"--topk {ranks}"] * few + [f"--layers {','.join(common)}"] * fewer
+    takes = f"; {' '.join(remedy)} takes the stored ones" if common and "image" in roles else ""
+    held_of = ", ".join(text for text, lacking in lacks.items() if lacking)
+    return f"its stored pieces are too few ({held_of}), so pieces are decoded from hidden states{takes}"
 
 
 def _check_roles(store: Store, path: str) -> None:

@@ -3,7 +3,7 @@
 What several samples of an image share is decoded once and stands once, under the first of these samples.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +16,13 @@ from analyses.identity import StoreIdentity
 from analyses.lens_tokens import find_tokens, first_owners
 from analyses.part_lens import Pieces
 from analyses.part_task import open_array
+from engine.errors import UsageError
 from engine.store import Part
 
-__all__ = ["WORDS_SCHEMA", "to_word_tables"]
+__all__ = ["WORDS", "WORDS_SCHEMA", "check_words", "to_word_tables"]
+
+WORDS: Mapping[str, int | None] = {"all": None, "top1": 1, "none": 0}
+"""Ranks that the table may hold; None is all, and of 0 there is no table."""
 
 _ROWS_AT_ONCE = 2**17  # whole samples up to so many: small row groups cost a reader more than their rows
 
@@ -48,8 +52,18 @@ class _Own(NamedTuple):
     tokens: list[NDArray[np.intp]]
 
 
+def check_words(words: str) -> None:
+    """Raise UsageError where this is no choice of `WORDS`."""
+    if words not in WORDS:
+        raise UsageError(f"--words {words}: choose from {', '.join(WORDS)}")
+
+
 def to_word_tables(
-    identity: StoreIdentity, vocabulary: pd.DataFrame, layers: NDArray[np.int32], parts: Iterable[tuple[Part, Pieces]]
+    identity: StoreIdentity,
+    vocabulary: pd.DataFrame,
+    layers: NDArray[np.int32],
+    parts: Iterable[tuple[Part, Pieces]],
+    words: str = "all",
 ) -> Iterator[pa.Table]:
     """Yield the table of one store in pieces: per sample layer after layer, token after token, best piece first.
 
@@ -61,9 +75,13 @@ def to_word_tables(
     layers : array (layer), int32
     parts : iterable of (Part, Pieces)
         Of `logit_lens.stored_pieces`.
+    words : str
+        Of `WORDS`.
     """
     texts = list(vocabulary["piece"])
-    for part, pieces in parts:
+    for part, found in parts:
+        ranks = slice(WORDS[words])
+        pieces = found._replace(token_id=found.token_id[:, :, ranks], logit=found.logit[:, :, ranks])
         tokens = find_tokens(part.samples, np.asarray(open_array(part, "token/role")[...]))
         position = np.asarray(open_array(part, "token/position")[...])[tokens.place]
         owner = first_owners(tokens)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from analyses.lens_model import LensModel, lens_model
 from analyses.lens_scores import VARIANTS, Scores, reference_words, score_layers
-from analyses.lens_states import normed_states
+from analyses.lens_states import named_states, normed_states
 from analyses.lens_task import ARRAYS, LensTask
 from analyses.lens_tokens import LensTokens, find_tokens
 from analyses.lens_top import top_pieces
@@ -101,7 +101,8 @@ def _find_pieces(part: Part, task: LensTask, tokens: LensTokens, model: LensMode
     assert model.unembedding is not None
     pieces = _no_pieces(task, tokens)
     for block in normed_states(part, tokens.place, task.layers, model.norm):
-        found = top_pieces(block.states, model.unembedding, task.topk)
+        with named_states(part, tokens.place, block, task.layers):
+            found = top_pieces(block.states, model.unembedding, task.topk)
         run = slice(block.start, block.stop)
         pieces.token_id[block.layer, run] = found.token_id
         pieces.logit[block.layer, run] = found.logit

@@ -131,10 +131,7 @@ class PartTask:
 
 def open_array(part: Part, path: str) -> zarr.Array:
     """Open one array of a part, ``group/name``."""
-    group, name = path.split("/")
-    array = part.group(group)[name]
-    assert isinstance(array, zarr.Array)
-    return array
+    return part.array(path)
 
 
 def _norm_text(norm: FinalNorm | None) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analyses.resampling import PERCENTILES, ItemSums, resample_means, sum_items, weighted_means
 from analyses.segmentation import fewest_layers, segment_all, segment_curves
-from engine.errors import UsageError
+from engine.errors import UnfitStoreError, UsageError
 
 __all__ = [
     "PATTERNS",
@@ -227,14 +227,14 @@ def halves_bytes(items: int) -> int:
 
 
 def check_layers(points: int, pattern: str) -> None:
-    """Raise UsageError where so many layers are too few for the pattern, or there is no such pattern."""
+    """Raise UnfitStoreError where so many layers are too few, UsageError where there is no such pattern."""
     _refuse_short(points, 1 if pattern == "auto" else fixed_shape(pattern).segments)
 
 
 def _refuse_short(points: int, segments: int) -> None:
     if points < fewest_layers(segments):
         needed = f"{segments} segments need" if segments > 1 else "1 segment needs"
-        raise UsageError(
+        raise UnfitStoreError(
             f"{needed} at least {fewest_layers(segments)} layers and the curve has {points}: capture more layers"
             + (", or use --pattern auto" if segments > 1 else "")
         )

@@ -83,15 +83,17 @@ def check_request(
 
     Raises
     ------
+    UnfitStoreError
+        A store has too few layers for the pattern.
     UsageError
-        Too few layers for the pattern, or fewer than one bootstrap.
+        There is no such pattern, or fewer than one bootstrap.
     """
     check_bootstraps(bootstraps)
     for store, own in layers.items():
         try:
             check_layers(int(_fitted(own, include_layer_0).sum()), pattern)
         except UsageError as error:
-            raise UsageError(f"{store}: {error}") from None
+            raise type(error)(f"{store}: {error}") from None
 
 
 def find_phases(

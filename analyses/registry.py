@@ -96,6 +96,13 @@ ANALYSES: Mapping[str, Analysis] = {
                     ("auto", "lens", "hidden_states"),
                 ),
                 Option("trajectory", bool, False, "add entropy per layer, and divergence from the last layer"),
+                Option(
+                    "words",
+                    str,
+                    "all",
+                    "rows of the large table of words: every piece, the best one of each token and layer, or no table",
+                    ("all", "top1", "none"),
+                ),
                 _IMAGE,
                 Option("figure_layers", tuple, (), "layers at which they are drawn; some over the depth by default"),
                 _BOOTSTRAPS,

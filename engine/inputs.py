@@ -173,6 +173,8 @@ def is_text(value: object) -> bool:
     """
     if not isinstance(value, str):
         return False
+    if value.isascii():
+        return True
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

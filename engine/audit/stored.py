@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from engine.errors import StrataError
 from engine.store import Part
 
 __all__ = ["StoredSample"]
@@ -66,11 +65,5 @@ class StoredSample:
     def _joined(self, path: str, axis: int, selection: tuple[Any, ...]) -> np.ndarray:
         array = self._part.stored(path)
         runs = self._runs[path.split("/", maxsplit=1)[0]] or [(0, 0)]
-        try:
-            pieces = [array.window(axis, start, stop)[selection] for start, stop in runs]
-        except (ValueError, RuntimeError) as error:  # what zarr's checksums and numcodecs raise
-            raise StrataError(
-                f"{path} of part {self._part.name} of {self._part.url} cannot be read: its bytes are damaged. strata "
-                "verify names the file; extract the part again."
-            ) from error
+        pieces = [array.window(axis, start, stop)[selection] for start, stop in runs]
         return np.concatenate(pieces, axis=axis - 1 if axis else 0)

@@ -21,8 +21,8 @@ from engine.capture.attention_rows import (
     softmax_rows,
     visible_keys,
 )
+from engine.capture.batch import BatchItem, collate, whole_runs
 from engine.capture.checks import check_item
-from engine.capture.forward import BatchItem, collate
 from engine.capture.probe import Probe
 from engine.capture.queries import DEFAULT_QUERIES, query_positions
 from engine.errors import StrataError
@@ -65,7 +65,7 @@ def check_attention(loaded: LoadedModel, prepared: PreparedImage, probe: Probe, 
         interface, or nothing finite comes out.
     """
     items = _of_two_lengths(prepared)
-    inputs = collate(items, pad_id=pad_id)
+    inputs = collate(whole_runs(items), pad_id=pad_id)
     queries = _Queries(items, inputs["attention_mask"], probe.queries or DEFAULT_QUERIES)
     inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))

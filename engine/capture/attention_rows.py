@@ -44,7 +44,8 @@ class AttentionCall(NamedTuple):
     query
         (sample, head, position, head_dim).
     key, value
-        (sample, key head, position, head_dim); a key head serves as many heads as there are heads to one key head.
+        (sample, key head, key, head_dim), the positions' own behind those of what precedes them; a key head serves as
+        many heads as there are heads to one key head.
     mask
         What the model passed: (sample or 1, head or 1, position, key), bool (true = seen) or added to the scores;
         (sample, key), true where there is no padding; None: causal where ``causal`` and there is more than one query.
@@ -87,7 +88,7 @@ def softmax_rows(call: AttentionCall, positions: torch.Tensor, keys: torch.Tenso
     rows = call.query.transpose(1, 2)[_sample_index(positions), positions].transpose(1, 2)
     grouped = rows.float().reshape(samples, key_heads, -1, width)
     scores = torch.matmul(grouped, keys.transpose(2, 3)).mul_(call.scaling)
-    scores = scores.view(samples, heads, positions.shape[1], -1)
+    scores = scores.view(samples, heads, positions.shape[1], keys.shape[2])
     if call.softcap is not None:
         scores = scores.div_(call.softcap).tanh_().mul_(call.softcap)
     allowed, bias = _mask_rows(call, positions)
@@ -120,7 +121,8 @@ def _mask_rows(call: AttentionCall, positions: torch.Tensor) -> tuple[torch.Tens
         rows = mask.transpose(1, 2)[_sample_index(positions), positions].transpose(1, 2)[..., : call.key.shape[2]]
         return (rows, None) if rows.dtype == torch.bool else (None, rows.float())
     keys = torch.arange(call.key.shape[2], device=positions.device)
-    distance = (positions[:, :, None] - keys)[:, None]
+    past = call.key.shape[2] - call.query.shape[2]
+    distance = (positions[:, :, None] + past - keys)[:, None]
     allowed = None if mask is None else mask.bool()[:, None, None, :]
     if call.causal and call.query.shape[2] > 1:
         allowed = distance >= 0 if allowed is None else allowed & (distance >= 0)
@@ -254,7 +256,7 @@ def summed_norms(
         share = weights.index_select(0, rows)
         total = share.sum(dim=1)
         share = (share / total.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).to(values.dtype)
-        scaled = values.index_select(0, rows)[:, :, None] * share.view(len(rows), -1, heads_per_key, 1)
-        mixed = torch.nn.functional.linear(scaled.view(len(rows), -1), projection)
+        scaled = values.index_select(0, rows)[:, :, None] * share.view(len(rows), values.shape[1], heads_per_key, 1)
+        mixed = torch.nn.functional.linear(scaled.flatten(1), projection)
         norms[rows] = torch.linalg.vector_norm(mixed, dim=-1, dtype=torch.float32) * total
     return norms

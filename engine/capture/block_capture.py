@@ -1,11 +1,12 @@
-"""What is kept of the blocks in one forward pass: attention rows, norms, attention per role, outputs of their halves.
+"""What one forward pass computes of the blocks: attention rows, norms, attention per role, outputs of their halves.
 
-Rows are cut to the samples' own positions as soon as they are computed, so padding never leaves the device.
+Rows are cut to the runs' own positions, and to the keys that they can see, as soon as they are computed: padding never
+leaves the device.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,40 +20,20 @@ from engine.capture.attention_rows import (
     value_norms,
     visible_keys,
 )
+from engine.capture.batch import Run
 from engine.capture.probe import Probe
-from engine.capture.queries import query_positions
-from engine.capture.rows import OnDevices, select_rows
+from engine.capture.rows import OnDevices
 from engine.errors import StrataError
 from engine.models.load import LanguageModel
 from engine.vocabulary import ROLES
 
-__all__ = ["KEY_TENSORS", "TOKEN_TENSORS", "BlockCollector", "BlockRows"]
-
-KEY_TENSORS = ("attention", "attention_norm")
-TOKEN_TENSORS = ("value_norm", "attention_mass", "attention_output", "mlp_output")
+__all__ = ["BlockCollector"]
 
 _HALVES = {"attention_output": "self_attn", "mlp_output": "mlp"}
 
 
-class BlockRows(NamedTuple):
-    """Rows of a batch's usable samples, on the host, by name, one tensor per block of which the array is kept.
-
-    Attributes
-    ----------
-    key
-        ``attention`` (row, head, query), ``attention_norm`` (row, query), float32: a row per position of every sample;
-        NaN where a sample lacks a query.
-    token
-        ``value_norm`` (row, head), ``attention_mass`` (row, head, source role), float32; ``attention_output``,
-        ``mlp_output`` (row, dim) in the dtype of the model: a row per token of which the array is kept.
-    """
-
-    key: Mapping[str, list[torch.Tensor]]
-    token: Mapping[str, list[torch.Tensor]]
-
-
 class BlockCollector:
-    """Turns what the blocks do into kept rows, on the device they are on.
+    """Turns what the blocks do into rows, on the device they are on.
 
     Parameters
     ----------
@@ -60,29 +41,54 @@ class BlockCollector:
         The language model.
     probe
         What to keep.
-    roles
-        Per sample the (token,) role codes of its sequence.
+    runs
+        What the pass runs.
     attention_mask
-        (sample, position), 1 where there is no padding.
+        (run, past position + position), 1 where there is no padding.
+    past
+        Number of past positions, padding included.
+    queries
+        (run, query) int64 positions in the run's sequence; −1 where the run has no such. The row of such a query is
+        NaN.
+
+    Attributes
+    ----------
+    rows, finite
+        By name of the array and number of the block what is kept, and (row,) bool: which rows hold finite numbers
+        alone. ``attention`` (row, head, query) and ``attention_norm`` (row, query), float32, have a row per key of each
+        run, past ones too; ``value_norm`` (row, head), ``attention_mass`` (row, head, source role), float32, and
+        ``attention_output``, ``mlp_output`` (row, dim) one per position of each run.
     """
 
     def __init__(
-        self, language: LanguageModel, probe: Probe, roles: Sequence[np.ndarray], attention_mask: torch.Tensor
+        self,
+        language: LanguageModel,
+        probe: Probe,
+        runs: Sequence[Run],
+        attention_mask: torch.Tensor,
+        *,
+        past: int,
+        queries: np.ndarray,
     ) -> None:
         self._language = language
         self._probe = probe
-        self._role = np.concatenate(roles)
-        sample, place = attention_mask.nonzero(as_tuple=True)
-        self._sample, self._place = OnDevices(sample), OnDevices(place)
-        self._role_of_key = OnDevices(_one_hot_roles(roles, attention_mask))
-        own = torch.from_numpy(np.stack([query_positions(role, probe.queries) for role in roles])).long()
-        padding = attention_mask.shape[1] - attention_mask.sum(dim=1)
-        self._queries = OnDevices(own.clamp(min=0) + padding[:, None])
-        self._missing = OnDevices((own < 0)[sample])
+        run, place = attention_mask[:, past:].nonzero(as_tuple=True)
+        self._run, self._place = OnDevices(run), OnDevices(place)
+        key_run, key_place = attention_mask.nonzero(as_tuple=True)
+        self._key_run, self._key_place = OnDevices(key_run), OnDevices(key_place)
+        self._own_keys = OnDevices((key_place >= past).nonzero().squeeze(1)) if past else None
+        self._role_of_key = OnDevices(
+            _one_hot_roles([run.item.layout.role[: run.stop] for run in runs], attention_mask)
+        )
+        own = torch.from_numpy(queries).long()
+        start, stop = (torch.tensor([getattr(run, end) for run in runs])[:, None] for end in ("start", "stop"))
+        # Columns of the padded pass; a query that is missing looks at the run's first position, which is no padding.
+        self._queries = OnDevices(own.where(own >= 0, start) + attention_mask.shape[1] - past - stop)
+        self._missing = OnDevices((own < 0)[key_run])
         self._any_missing = bool((own < 0).any())
         self._visible: dict[tuple[object, ...], tuple[torch.Tensor | None, list[torch.Tensor]]] = {}
-        self._rows: dict[str, dict[int, torch.Tensor]] = {}
-        self._finite: dict[str, dict[int, torch.Tensor]] = {}
+        self.rows: dict[str, dict[int, torch.Tensor]] = {}
+        self.finite: dict[str, dict[int, torch.Tensor]] = {}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -98,95 +104,38 @@ class BlockCollector:
                         stack.callback(handle.remove)
             yield
 
-    def problems(self, lengths: Sequence[int], hint: str) -> list[str | None]:
-        """Name per sample the first value that is not finite.
-
-        Raises
-        ------
-        StrataError
-            Where a block was never heard.
-        """
-        found: list[str | None] = [None] * len(lengths)
-        for block in self._probe.blocks:
-            for name in self._names_of(block):
-                if block not in self._finite.get(name, {}):
-                    raise StrataError(
-                        f"{type(self._language.blocks[block - 1]).__name__} {block} does not attend through "
-                        "transformers' AttentionInterface, so its attention cannot be read: leave attention and "
-                        "attention-mass out of --capture."
-                    )
-                for sample, finite in enumerate(self._finite[name][block].cpu().split(list(lengths))):
-                    if found[sample] is None and not finite.all():
-                        position = int((~finite).nonzero()[0])
-                        found[sample] = f"{name} of block {block}, position {position} holds NaN or Inf{hint}"
-        return found
-
-    def finish(
-        self, usable_rows: np.ndarray, kept_rows: np.ndarray, to_host: Callable[[torch.Tensor], torch.Tensor]
-    ) -> BlockRows:
-        """Bring rows to the host.
-
-        Parameters
-        ----------
-        usable_rows, kept_rows
-            (row,) bool over all positions of all samples: those of usable samples, and those whose tokens are stored.
-        to_host
-            Brings a tensor to the host.
-        """
-        probe = self._probe
-
-        def taken(name: str, chosen: np.ndarray) -> list[torch.Tensor]:
-            return [to_host(select_rows(self._rows[name][block], chosen)) for block in probe.blocks_of(name)]
-
-        names = self._names()
-        return BlockRows(
-            key={name: taken(name, usable_rows) for name in KEY_TENSORS if name in names},
-            token={
-                name: taken(name, kept_rows & probe.keeps(name, self._role)) for name in TOKEN_TENSORS if name in names
-            },
-        )
-
-    def _names(self) -> list[str]:
-        probe = self._probe
-        rows = ["attention", "attention_norm", "value_norm"] if probe.attention else []
-        mass = ["attention_mass"] if probe.mass else []
-        return [*rows, *mass, *(name for name in _HALVES if getattr(probe, name))]
-
-    def _names_of(self, block: int) -> list[str]:
-        return [name for name in self._names() if block in self._probe.blocks_of(name)]
-
     def _keep(self, name: str, block: int, rows: torch.Tensor) -> None:
-        self._rows.setdefault(name, {})[block] = rows
-        self._finite.setdefault(name, {})[block] = torch.isfinite(rows).flatten(1).all(dim=1)
+        self.rows.setdefault(name, {})[block] = rows
+        self.finite.setdefault(name, {})[block] = torch.isfinite(rows).flatten(1).all(dim=1)
 
     def _hook(self, name: str, block: int) -> Any:
         def hook(_module: torch.nn.Module, _arguments: object, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
-            self._keep(name, block, states[self._sample.at(states.device), self._place.at(states.device)])
+            self._keep(name, block, states[self._run.at(states.device), self._place.at(states.device)])
 
         return hook
 
     def _attend(self, call: AttentionCall) -> None:
-        names = self._names_of(call.block)
-        if "attention" in names:
+        if self._probe.attention and call.block in self._probe.blocks_of("attention"):
             self._keep_rows(call)
-        if "attention_mass" in names:
+        if self._probe.mass and call.block in self._probe.blocks_of("attention_mass"):
             self._keep("attention_mass", call.block, self._mass(call))
 
     def _keep_rows(self, call: AttentionCall) -> None:
         device = call.key.device
-        sample, place = self._sample.at(device), self._place.at(device)
-        weights = softmax_rows(call, self._queries.at(device))[sample, :, :, place]
-        values = call.value[sample, :, place]
+        run, place = self._key_run.at(device), self._key_place.at(device)
+        weights = softmax_rows(call, self._queries.at(device))[run, :, :, place]
+        values = call.value[run, :, place]
         visible = self._visible_rows(call)
         norms = [summed_norms(call.module, values, weights[..., query], rows) for query, rows in enumerate(visible)]
+        own = values if self._own_keys is None else values.index_select(0, self._own_keys.at(device))
         self._keep("attention", call.block, weights)
-        self._keep("attention_norm", call.block, torch.stack(norms, dim=1))
-        self._keep("value_norm", call.block, value_norms(call.module, values, weights.shape[1]))
+        self._keep("attention_norm", call.block, torch.stack(norms, dim=1) if norms else weights[:, 0])
+        self._keep("value_norm", call.block, value_norms(call.module, own, weights.shape[1]))
         if self._any_missing:
             missing = self._missing.at(device)
-            self._rows["attention"][call.block].masked_fill_(missing[:, None], torch.nan)
-            self._rows["attention_norm"][call.block].masked_fill_(missing, torch.nan)
+            self.rows["attention"][call.block].masked_fill_(missing[:, None], torch.nan)
+            self.rows["attention_norm"][call.block].masked_fill_(missing, torch.nan)
 
     def _visible_rows(self, call: AttentionCall) -> list[torch.Tensor]:
         """Per query the rows whose weight is not 0 by the mask; found once per mask, because that stops the host."""
@@ -194,7 +143,7 @@ class BlockCollector:
         case = (id(call.mask), device, call.causal, call.window)
         if case not in self._visible:
             visible = visible_keys(call, self._queries.at(device))
-            rows = visible[self._sample.at(device), :, self._place.at(device)]
+            rows = visible[self._key_run.at(device), :, self._key_place.at(device)] & ~self._missing.at(device)
             # The mask is kept with them, so that no other can get its identity.
             self._visible[case] = (call.mask, [rows[:, query].nonzero().squeeze(1) for query in range(rows.shape[1])])
         return self._visible[case][1]
@@ -205,7 +154,7 @@ class BlockCollector:
         roles = self._role_of_key.at(keys.device)[:, None]
         blocks = [softmax_rows(call, positions, keys) @ roles for positions in query_blocks(call)]
         mass = torch.cat(blocks, dim=2)
-        return mass[self._sample.at(keys.device), :, self._place.at(keys.device)]
+        return mass[self._run.at(keys.device), :, self._place.at(keys.device)]
 
 
 def _half(block: torch.nn.Module, name: str) -> torch.nn.Module:

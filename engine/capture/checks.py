@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from engine.capture.forward import BatchItem, capture_batch, collate
+from engine.capture.batch import BatchItem, collate, whole_runs
+from engine.capture.forward import capture_batch
 from engine.capture.probe import Probe
 from engine.errors import StrataError
 from engine.models.compatibility import image_count_error
@@ -13,7 +14,7 @@ from engine.models.prepare import PreparedImage
 from engine.prompts import Prompt
 from engine.vocabulary import ROLE_CODES
 
-__all__ = ["FURTHER_PROMPTS", "check_image_rows", "check_item", "check_prompt_dependence"]
+__all__ = ["FURTHER_PROMPTS", "SAME_COSINE", "check_image_rows", "check_item", "check_prompt_dependence"]
 
 FURTHER_PROMPTS = (
     Prompt("check-short", "custom", "Colours?"),
@@ -24,9 +25,9 @@ FURTHER_PROMPTS = (
 They differ in length: whatever the run's first prompt is, one of them makes a padded batch with it.
 """
 
-# Two runs differ by kernel noise: measured in 16 bits after 32 blocks, 1e-4 in the mean over tokens and ten times that
-# in the worst token. A prompt that reaches the image moves all of them, by 0.1 and more.
-_SAME_COSINE = {"float16": 1 - 1e-3, "bfloat16": 1 - 1e-3, "float32": 1 - 1e-5}
+SAME_COSINE = {"float16": 1 - 1e-3, "bfloat16": 1 - 1e-3, "float32": 1 - 1e-5}
+"""Mean over tokens, by dtype, of two runs that differ by kernel noise alone: measured in 16 bits after 32 blocks,
+1 - 1e-4, and ten times that in the worst token. A prompt that reaches the image moves all of them, by 0.1 and more."""
 
 # Above this no prompt can have reached the image: even prompts that mean the same move its tokens by more.
 _UNMOVED_COSINE = {"float16": 1 - 1e-6, "bfloat16": 1 - 1e-6, "float32": 1 - 1e-10}
@@ -41,7 +42,7 @@ def check_image_rows(loaded: LoadedModel, prepared: PreparedImage, family: Famil
     StrataError
         With both numbers.
     """
-    inputs = collate([check_item(prepared, 0)], pad_id=0)
+    inputs = collate(whole_runs([check_item(prepared, 0)]), pad_id=0)
     pixels = inputs["pixel_values"].to(loaded.device, getattr(torch, loaded.dtype))
     side_text = {name: inputs[name].to(loaded.device) for name in prepared.side_texts[0]}
     rows = sum(len(features) for features in loaded.model.get_image_features(pixels, **side_text).pooler_output)
@@ -81,7 +82,7 @@ def check_prompt_dependence(
     worst = int(np.argmin(cosines))
     claim = "the checkpoint is not what its model_type says, and a store of it would be described wrongly. "
     advice = "`strata models` lists what is supported."
-    if not depends and cosines[worst] < _SAME_COSINE[loaded.dtype]:
+    if not depends and cosines[worst] < SAME_COSINE[loaded.dtype]:
         raise StrataError(
             f"image states change with the prompt (layer {layers[worst]}: mean cosine {cosines[worst]:.6f}), "
             f"though this family reads the image before the prompt: {claim}{advice}"

@@ -6,11 +6,10 @@ is skipped, which is the whole of resuming.
 """
 
 import math
-import os
 import platform
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +17,19 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from engine.capture.forward import BatchCapture, capture_batch
+from engine.capture.batch import BatchCapture, BatchItem
+from engine.capture.forward import capture_batch
+from engine.capture.grouping import batches_of
 from engine.capture.host_copies import HostCopies
 from engine.capture.lens import Lens
 from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
+from engine.capture.prefix_reuse import ONCE
+from engine.capture.prefixes import Prefixes, capture_prefixes
 from engine.capture.probe import Probe
-from engine.capture.sink import BackgroundSink
+from engine.capture.sink import QUEUE_BYTES, BackgroundSink
 from engine.capture.thumbnails import make_thumbnail
+from engine.cores import usable_cores
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
@@ -48,7 +52,7 @@ class Progress(Protocol):
         """One forward pass is finished."""
 
     def waited(self, what: str, seconds: float) -> None:
-        """Hear that the model stood still for ``images`` to be read, or for the ``writer`` to take a finished part."""
+        """Hear how long the run stood still for ``images``, the ``model``, ``copies`` to the host or the ``writer``."""
 
     def part_done(self, manifest: Mapping[str, object]) -> None:
         """One part is committed (called on the writer's thread)."""
@@ -72,6 +76,11 @@ class Extraction:
         Positions of padding before the longest sample of a pass; does not change values either.
     lens
         Decodes states where the plan captures lens.
+    rank, world_size
+        Which of how many processes this is; manifests say so, for whoever watches the store fill.
+    prefix_pass
+        How the prefix that prompts of an image share is run: once, if :data:`ONCE`; anything else says why it is run
+        with every prompt.
     """
 
     store: Path
@@ -83,6 +92,9 @@ class Extraction:
     batch_size: int
     padding: int = 0
     lens: Lens | None = None
+    rank: int = 0
+    world_size: int = 1
+    prefix_pass: str = "with every prompt"
 
     @property
     def probe(self) -> Probe:
@@ -117,7 +129,10 @@ class Extraction:
             "device": self.loaded.device.type,
             "batch_size": self.batch_size,
             "padding_side": "left",
+            "prefix_pass": self.prefix_pass,
             "model_revision": self.plan.record["model"]["revision"],
+            "rank": self.rank,
+            "world_size": self.world_size,
         }
 
 
@@ -145,13 +160,13 @@ def extract_parts(extraction: Extraction, parts: Sequence[PlannedPart], progress
         progress.part_done(write_part(extraction.store, chosen, plan_sha256=extraction.plan.sha256))
 
     # The first images of a part are prepared while the part before it is extracted.
-    with BackgroundSink(write) as sink, closing(_prepared(extraction, parts)) as prepared:
+    with BackgroundSink(write, QUEUE_BYTES) as sink, closing(_prepared(extraction, parts)) as prepared:
         for part in parts:
-            content = _extract(extraction, part, prepared, progress)
+            content, nbytes = _extract(extraction, part, prepared, progress)
             bad += [(sample.sample_id, sample.reason) for sample in content.bad_samples]
             stored += content.samples.num_rows
             waited = sink.seconds_waited
-            sink.put(content)
+            sink.put(content, nbytes)
             progress.waited("writer", sink.seconds_waited - waited)
             del content
     return Outcome(len(parts), stored, tuple(bad))
@@ -166,13 +181,13 @@ def extract_part(extraction: Extraction, part: PlannedPart, progress: Progress) 
         Where a batch does not fit the device.
     """
     with closing(_prepared(extraction, [part])) as prepared:
-        return _extract(extraction, part, prepared, progress)
+        return _extract(extraction, part, prepared, progress)[0]
 
 
 def _extract(
     extraction: Extraction, part: PlannedPart, prepared: Iterator[PreparedOrNot], progress: Progress
-) -> PartContent:
-    """Extract a part whose images come next among the prepared ones."""
+) -> tuple[PartContent, int]:
+    """Extract a part whose images come next among the prepared ones; its bytes on the host come with it."""
     capture = extraction.plan.record["capture"]
     roles = None if capture["roles"] is None else [ROLE_CODES[name] for name in capture["roles"]]
     collector = PartCollector(
@@ -185,46 +200,90 @@ def _extract(
         lens_ranks=0 if extraction.lens is None else extraction.lens.topk,
         thumbnails=capture.get("thumbnails", False),
     )
-    largest = (0, 0)
-    batches = _batches(_samples(extraction, part, prepared, collector), extraction.batch_size)
     copies = HostCopies()
+    model = _Model(extraction, collector, copies, roles)
+    groups = batches_of(_samples(extraction, part, prepared, collector), extraction.batch_size, whole_images=model.once)
     while True:
         began = time.perf_counter()
-        sources = next(batches, None)
+        sources = next(groups, None)
         progress.waited("images", time.perf_counter() - began)
         if sources is None:
             break
-        items = [batch_item(source, roles) for source in sources]
-        longest = max(len(item.layout) for item in items)
-        largest = max(largest, (len(items), longest), key=math.prod)
+        model.run(sources, progress)
+    with _timed(progress, "copies"):
+        copies.wait()
+    return collector.finish({**extraction.run, "largest_batch": model.largest}), model.nbytes
+
+
+@contextmanager
+def _timed(progress: Progress, what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    progress.waited(what, time.perf_counter() - began)
+
+
+class _Model:
+    """Runs the model over the samples of one part, and hands what it leaves to the collector."""
+
+    def __init__(
+        self, extraction: Extraction, collector: PartCollector, copies: HostCopies, roles: Sequence[int] | None
+    ) -> None:
+        self._extraction = extraction
+        self._collector = collector
+        self._copies = copies
+        self._roles = roles
+        self._largest = (0, 0)
+        self.once = extraction.prefix_pass == ONCE
+        self.nbytes = 0
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """Samples and padded positions of the largest pass."""
+        return dict(zip(("samples", "positions"), self._largest, strict=True))
+
+    def run(self, sources: Sequence[SampleSource], progress: Progress) -> None:
+        """Run the model over samples: a batch of them, or all of some images whose prefixes are run first."""
+        extraction, probe = self._extraction, self._extraction.probe
+        items = [batch_item(source, self._roles) for source in sources]
         try:
-            captured = capture_batch(
-                extraction.loaded,
-                items,
-                extraction.probe,
-                pad_id=extraction.checkpoint.pad_id,
-                lens=extraction.lens,
-                images_kept=collector.images_kept,
-                to_host=copies.bring,
-                padding=extraction.padding,
-            )
+            with _timed(progress, "model"):
+                pad_id = extraction.checkpoint.pad_id
+                prefixes = capture_prefixes(extraction.loaded, items, probe, pad_id=pad_id) if self.once else None
+            if prefixes is not None:
+                self._note(len(prefixes.runs), [run.length for run in prefixes.runs])
+            for start in range(0, len(items), extraction.batch_size):
+                batch = slice(start, start + extraction.batch_size)
+                with _timed(progress, "model"):
+                    captured = self._capture(items[batch], probe, prefixes)
+                self._collector.add_batch(sources[batch], items[batch], captured)
+                self.nbytes += captured.nbytes
+                progress.batch_done(len(items[batch]), captured.nbytes)
         except torch.OutOfMemoryError as error:
+            longest = max(len(item.layout) for item in items)
             raise StrataError(
-                f"a batch of {len(items)} samples of up to {longest} tokens does not fit {extraction.loaded.device}: "
-                "run the same command again with a smaller --batch-size; finished parts are kept."
+                f"a batch of {min(len(items), extraction.batch_size)} samples of up to {longest} tokens does not fit "
+                f"{extraction.loaded.device}: run the same command again with a smaller --batch-size; finished parts "
+                "are kept."
             ) from error
-        collector.add_batch(sources, items, captured)
-        progress.batch_done(len(items), _stored_bytes(captured))
-    copies.wait()
-    batch = {"samples": largest[0], "positions": largest[1]}
-    return collector.finish({**extraction.run, "largest_batch": batch})
 
+    def _capture(self, items: Sequence[BatchItem], probe: Probe, prefixes: Prefixes | None) -> BatchCapture:
+        extraction = self._extraction
+        before = {} if prefixes is None else {run.item.image: run.stop for run in prefixes.runs}
+        self._note(len(items), [len(item.layout) - before.get(item.image, 0) for item in items])
+        return capture_batch(
+            extraction.loaded,
+            items,
+            probe,
+            pad_id=extraction.checkpoint.pad_id,
+            lens=extraction.lens,
+            images_kept=self._collector.images_kept,
+            to_host=self._copies.bring,
+            padding=extraction.padding,
+            prefixes=prefixes,
+        )
 
-def _stored_bytes(captured: BatchCapture) -> int:
-    blocks = (
-        () if captured.block_rows is None else (*captured.block_rows.key.values(), *captured.block_rows.token.values())
-    )
-    return sum(rows.nbytes for layers in (captured.states, *captured.pieces, *blocks) for rows in layers)
+    def _note(self, samples: int, lengths: Sequence[int]) -> None:
+        self._largest = max(self._largest, (samples, max(lengths)), key=math.prod)
 
 
 def _prepared(extraction: Extraction, parts: Sequence[PlannedPart]) -> Generator[PreparedOrNot]:
@@ -240,7 +299,7 @@ def _prepared(extraction: Extraction, parts: Sequence[PlannedPart]) -> Generator
 
     records = (record for part in parts for record in extraction.plan.images[part.start : part.stop])
     # A GPU takes some fifty images a second, which a thread or two cannot prepare.
-    threads = min(max(2, (os.cpu_count() or 1) // 2), 8)
+    threads = min(max(2, usable_cores() // 2), 8)
     return prefetch(ready, records, ahead=max(threads, extraction.batch_size), threads=threads)
 
 
@@ -257,14 +316,3 @@ def _samples(
             else:
                 image, ready_image, thumbnail = outcome
                 yield SampleSource(number, record, image, ready_image, index, prompt, thumbnail)
-
-
-def _batches(samples: Iterator[SampleSource], size: int) -> Iterator[list[SampleSource]]:
-    batch: list[SampleSource] = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -1,147 +1,30 @@
-"""One forward pass over a padded batch, and what is kept of it.
+"""A forward pass over a padded batch, and what is kept of it.
 
-Whole language sequences are left-padded with an attention mask and explicit positions; the text of a side encoder is
-right-padded, because its positions count from its first token. Padding is dropped as soon as a layer's states leave the
-hook, so it never reaches the host. Nor do the states of a sample that turns out to be unusable: what is kept is decided
-when the pass is over. The shared prefix of an image comes with its first usable sample, because one NaN makes every
-position of its sample NaN, earlier ones too (attention adds 0 · NaN). States wait for that on the device that computed
-them, and go through the lens only then: each stored token once, however many samples of the batch share it.
+Samples whose image has its prefix run already (:mod:`engine.capture.prefixes`) run from there on, others in full; what
+is kept are rows of whole samples either way. The states of a sample that turns out to be unusable never reach the host:
+what is kept is decided when the pass is over. The shared prefix of an image comes with its first usable sample, because
+in a full pass one NaN makes every position of its sample NaN, earlier ones too (attention adds 0 · NaN). States wait
+for that on the device that computed them, and go through the lens only then: each stored token once, however many
+samples of the batch share it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 
-from engine.capture.block_capture import BlockCollector, BlockRows
-from engine.capture.hooks import residual_hooks
+from engine.capture.batch import BatchCapture, BatchItem, Run, collate, whole_runs
+from engine.capture.joined_blocks import JoinedBlocks
 from engine.capture.lens import Lens, Pieces
+from engine.capture.pass_rows import PassRows, holds_pieces, holds_states
+from engine.capture.pooling import Pooled, RoleSums, pool
+from engine.capture.prefixes import Prefixes
 from engine.capture.probe import Probe
-from engine.capture.rows import OnDevices, select_rows
-from engine.models.final_norm import normed_states
+from engine.capture.queries import query_positions
+from engine.capture.row_places import Computed, Picking, RowPlaces
 from engine.models.load import LoadedModel
-from engine.models.tokens import TokenLayout
-from engine.vocabulary import ROLES
 
-__all__ = ["BatchCapture", "BatchItem", "Pooled", "capture_batch", "collate"]
-
-
-class BatchItem(NamedTuple):
-    """One sample of a batch.
-
-    Attributes
-    ----------
-    image
-        Number of its image within the part.
-    side_text
-        Inputs of a text encoder beside the language model by name, (token,) int64 each; empty where there is none.
-    wanted
-        (token,) bool: the tokens that are stored, those of all tensors together.
-    prefix
-        Leading tokens that it shares with its image's other samples.
-    """
-
-    sample_id: str
-    image: int
-    layout: TokenLayout
-    pixel_values: torch.Tensor
-    side_text: Mapping[str, np.ndarray]
-    wanted: np.ndarray
-    prefix: int
-
-
-class Pooled(NamedTuple):
-    """Pooled states of a batch's usable samples, float32, NaN where a sample has no token of a role.
-
-    Attributes
-    ----------
-    unit_mean, mean
-        (layer, role, sample, dim): mean of unit vectors, mean of states.
-    normed_unit_mean
-        (role, sample, dim): mean of unit vectors of layer L after the final norm; None where L is not captured.
-    token_count
-        (role, sample) int32.
-    """
-
-    unit_mean: np.ndarray
-    mean: np.ndarray
-    normed_unit_mean: np.ndarray | None
-    token_count: np.ndarray
-
-
-@dataclass(frozen=True)
-class BatchCapture:
-    """What one forward pass leaves.
-
-    Attributes
-    ----------
-    states
-        Per captured layer the kept rows of all usable samples, (row, dim) on the host; empty without ``residual``. Of
-        tokens whose role the probe's ``tensor_roles`` leave out there are none.
-    pieces
-        Per layer of the lens the best pieces of the kept rows of all usable samples, on the host; of the roles of the
-        lens. Empty without it.
-    pooled
-        Pooled states of the usable samples, or None.
-    block_rows
-        What is kept of the blocks, or None.
-    kept
-        Per sample (token,) bool: the stored tokens; ``states``, ``pieces`` and each of ``block_rows.token`` have rows
-        of those of them that they are kept of. The shared prefix of an image is kept with its first usable sample only,
-        and nothing of an unusable one.
-    problems
-        Per sample a reason why its values are unusable, or None.
-    """
-
-    states: list[torch.Tensor]
-    pieces: list[Pieces]
-    pooled: Pooled | None
-    block_rows: BlockRows | None
-    kept: tuple[np.ndarray, ...]
-    problems: tuple[str | None, ...]
-
-
-def collate(items: Sequence[BatchItem], *, pad_id: int, padding: int = 0) -> dict[str, torch.Tensor]:
-    """Pad a batch.
-
-    Parameters
-    ----------
-    items
-        The samples.
-    pad_id
-        Token id of padding.
-    padding
-        Positions of padding before the longest sample too.
-
-    Returns
-    -------
-    dict
-        input_ids, attention_mask, position_ids (sample, position), left-padded; pixel_values; the inputs of a side
-        encoder (sample, side position), right-padded with zeros.
-    """
-    length = padding + max(len(item.layout) for item in items)
-    input_ids = torch.full((len(items), length), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(items), length), dtype=torch.long)
-    for row, item in enumerate(items):
-        input_ids[row, length - len(item.layout) :] = torch.from_numpy(item.layout.token_id.astype(np.int64))
-        attention_mask[row, length - len(item.layout) :] = 1
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
-        "pixel_values": torch.cat([item.pixel_values for item in items]),
-        **{name: _right_padded([item.side_text[name] for item in items]) for name in items[0].side_text},
-    }
-
-
-def _right_padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
-    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = torch.from_numpy(row)
-    return padded
+__all__ = ["capture_batch"]
 
 
 @torch.inference_mode()
@@ -155,6 +38,7 @@ def capture_batch(
     images_kept: Collection[int] = frozenset(),
     to_host: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
     padding: int = 0,
+    prefixes: Prefixes | None = None,
 ) -> BatchCapture:
     """Run the model once over a batch and keep what the probe asks for.
 
@@ -176,109 +60,105 @@ def capture_batch(
         Brings kept rows to the host; may return before their values are there.
     padding
         Positions of padding before the longest sample too.
+    prefixes
+        What was run of the samples' images before; None where the samples are run in full.
     """
-    inputs = collate(items, pad_id=pad_id, padding=padding)
-    collector = _Collector(loaded, items, probe, inputs["attention_mask"], images_kept, lens=lens)
-    inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
-    inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
-    with collector.listening():
-        loaded.model(**inputs, use_cache=False, logits_to_keep=1)
-    return collector.finish(to_host)
+    prefix_of = [] if prefixes is None else [prefixes.number[item.image] for item in items]
+    if prefixes is None:
+        runs, mask, cache = whole_runs(items), None, None
+    else:
+        starts = (prefixes.runs[number].stop for number in prefix_of)
+        runs = tuple(Run(item, start, len(item.layout)) for item, start in zip(items, starts, strict=True))
+        mask, cache = prefixes.mask[prefix_of], prefixes.cache.behind(prefix_of)
+    places = RowPlaces(runs, () if prefixes is None else prefixes.runs, prefix_of)
+    queries = np.stack([query_positions(item.layout.role, probe.queries) for item in items]).astype(np.int64)
+    starts_at = np.array([run.start for run in runs])[:, None]
+    candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
+    inputs = collate(runs, pad_id=pad_id, padding=padding, past=mask)
+    own = PassRows(
+        loaded.language,
+        probe,
+        runs,
+        inputs["attention_mask"],
+        past=0 if mask is None else mask.shape[1],
+        queries=np.where(queries >= starts_at, queries, -1),
+        wanted=candidates[~places.in_prefix],
+    )
+    own.run(loaded, inputs, cache)
+    blocks = None
+    if own.blocks is not None:
+        before = None if prefixes is None else prefixes.rows.blocks
+        slots = np.full(queries.shape, -1) if prefixes is None else prefixes.slots(items, queries)
+        blocks = JoinedBlocks(loaded.language, probe, places, own.blocks, before, slots)
+    batch = _Batch(loaded, items, probe, images_kept, places, own, prefixes, blocks, lens)
+    return batch.finish(to_host)
 
 
-class _Collector:
-    """Turns hooked states into kept rows and pooled means, on the device the states are on."""
+class _Batch:
+    """What has been computed of a batch, until it is known what is kept of it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what capture_batch has at hand
         self,
         loaded: LoadedModel,
         items: Sequence[BatchItem],
         probe: Probe,
-        attention_mask: torch.Tensor,
         images_kept: Collection[int],
-        *,
+        places: RowPlaces,
+        own: PassRows,
+        prefixes: Prefixes | None,
+        blocks: JoinedBlocks | None,
         lens: Lens | None,
     ) -> None:
-        self._language = loaded.language
-        self._lens = lens
         self._items = items
         self._probe = probe
-        self._real = OnDevices(attention_mask.flatten().nonzero().squeeze(1))
         self._images_kept = images_kept
-        roles = [item.layout.role for item in items]
-        role = np.concatenate(roles)
-        self._of_states = probe.keeps("hidden_states", role) & probe.residual
-        self._of_lens = probe.keeps("lens_logit", role) & bool(probe.lens_layers)
-        candidates = np.concatenate(_kept_tokens(items, [None] * len(items), images_kept, once=False))
-        self._candidates = candidates & (self._of_states | self._of_lens)
-        chosen = np.flatnonzero(self._candidates)
-        self._chosen = None if self._candidates.all() else OnDevices(torch.from_numpy(chosen))
-        self._counts = torch.tensor(
-            [[int((item.layout.role == role).sum()) for item in items] for role in range(len(ROLES))]
-        )
-        self._averaging = OnDevices(self._averaging_matrix()) if probe.pooled else None
-        self._blocks = BlockCollector(loaded.language, probe, roles, attention_mask) if probe.of_blocks else None
+        self._places = places
+        self._own = own
+        self._prefixes = prefixes
+        self._blocks = blocks
+        self._lens = lens
+        self._lengths = [len(item.layout) for item in items]
+        self._role = np.concatenate([item.layout.role for item in items])
         self._hint = "; try --dtype bfloat16 or float32" if loaded.dtype == "float16" else ""
-        self._states: list[torch.Tensor] = []
-        self._norms: list[torch.Tensor] = []
-        self._unit_means: list[torch.Tensor] = []
-        self._means: list[torch.Tensor] = []
-        self._normed: torch.Tensor | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen to layers and blocks of the forward pass inside the context."""
-        with (
-            residual_hooks(self._language.blocks, self._probe.layers, self._receive),
-            nullcontext() if self._blocks is None else self._blocks.listening(),
-        ):
-            yield
-
-    def _receive(self, layer: int, states: torch.Tensor) -> None:
-        """Keep the real rows of one layer's states (sample, position, dim)."""
-        rows = states.reshape(-1, states.shape[-1]).index_select(0, self._real.at(states.device))
-        if layer in self._probe.token_layers:
-            chosen = self._chosen
-            self._states.append(rows if chosen is None else rows.index_select(0, chosen.at(rows.device)))
-        wide = rows.float()
-        norms = torch.linalg.vector_norm(wide, dim=-1)
-        self._norms.append(norms)
-        if self._averaging is not None:
-            self._pool(layer, wide, norms)
-
-    def _pool(self, layer: int, wide: torch.Tensor, norms: torch.Tensor) -> None:
-        """Average one layer's states (row, dim) float32, whose norms are (row,)."""
-        assert self._averaging is not None
-        averaging = self._averaging.at(wide.device)
-        # One product serves the whole batch, and 0 · NaN is NaN: an unusable row must not reach the other samples.
-        usable = torch.isfinite(norms) & (norms > 0)
-        wide, norms = wide.where(usable[:, None], 1.0), norms.where(usable, 1.0)
-        self._means.append(averaging @ wide)
-        self._unit_means.append((averaging / norms) @ wide)
-        if layer == self._probe.block_count:
-            normed = normed_states(self._language.final_norm, wide).to(wide.device)
-            self._normed = (averaging / torch.linalg.vector_norm(normed, dim=-1)) @ normed
 
     def finish(self, to_host: Callable[[torch.Tensor], torch.Tensor]) -> BatchCapture:
         """Look for unusable states and bring the rest to the host."""
-        lengths = [len(item.layout) for item in self._items]
-        norms = torch.cat([torch.empty(0, sum(lengths)), *(norm.cpu()[None] for norm in self._norms)])
-        found = [None] * len(lengths) if self._blocks is None else self._blocks.problems(lengths, self._hint)
+        probe = self._probe
+        norms = self._places.gather(self._own.norms(), None if self._prefixes is None else self._prefixes.norms)
+        found = [None] * len(self._items) if self._blocks is None else self._blocks.problems(self._lengths, self._hint)
         problems, pieces = self._decoded(
-            [self._problem(part) or other for part, other in zip(norms.split(lengths, dim=1), found, strict=True)]
+            [self._problem(part) or other for part, other in zip(norms.split(self._lengths, 1), found, strict=True)]
         )
         kept = _kept_tokens(self._items, problems, self._images_kept, once=True)
         rows = np.concatenate(kept)
-        chosen = (rows & self._of_states)[self._candidates]
+        picking = self._picking(rows & holds_states(probe, self._role))
         usable = np.array([problem is None for problem in problems])
         return BatchCapture(
-            states=[to_host(select_rows(states, chosen)) for states in self._states if self._probe.residual],
+            states=[to_host(picking.rows(states)) for states in self._states() if probe.residual],
             pieces=[Pieces(*map(to_host, found)) for found in pieces],
-            pooled=self._pooled(usable, to_host) if self._probe.pooled else None,
-            block_rows=None if self._blocks is None else self._blocks.finish(np.repeat(usable, lengths), rows, to_host),
+            pooled=None if self._own.sums is None else self._pooled(self._own.sums, usable, to_host),
+            block_rows=None
+            if self._blocks is None
+            else self._blocks.finish(np.repeat(usable, self._lengths), rows, self._role, to_host),
             kept=kept,
             problems=problems,
         )
+
+    def _states(self) -> list[Computed]:
+        """Held states of each layer of the token axis."""
+        if self._prefixes is None:
+            return [Computed(states, None) for states in self._own.states]
+        return [Computed(*both) for both in zip(self._own.states, self._prefixes.rows.states, strict=True)]
+
+    def _picking(self, chosen: np.ndarray) -> Picking:
+        held = None if self._prefixes is None else self._prefixes.rows.held
+        return Picking(self._places, chosen, own_held=self._own.held, prefix_held=held)
+
+    def _pooled(self, own: RoleSums, usable: np.ndarray, to_host: Callable[[torch.Tensor], torch.Tensor]) -> Pooled:
+        if self._prefixes is None:
+            return pool(own, usable, to_host)
+        prefix_of = [self._prefixes.number[item.image] for item in self._items]
+        return pool(own, usable, to_host, prefixes=self._prefixes.rows.sums, prefix_of=prefix_of)
 
     def _decoded(self, problems: list[str | None]) -> tuple[tuple[str | None, ...], list[Pieces]]:
         """Find the pieces of the kept rows, and add the problems of samples whose logits are not finite.
@@ -286,54 +166,28 @@ class _Collector:
         Without such a sample the prefix of its image comes with the next one, whose logits are looked at in turn.
         """
         layers = self._probe.lens_layers
-        held = [states for layer, states in zip(self._probe.token_layers, self._states, strict=True) if layer in layers]
+        held = [
+            states for layer, states in zip(self._probe.token_layers, self._states(), strict=True) if layer in layers
+        ]
         while True:
             kept = _kept_tokens(self._items, problems, self._images_kept, once=True)
-            rows = np.concatenate(kept) & self._of_lens
-            pieces = [self._top(states, rows) for states in held]
+            rows = np.concatenate(kept) & holds_pieces(self._probe, self._role)
+            picking = self._picking(rows)
+            pieces = [self._top(picking.rows(states)) for states in held]
             finite = np.ones((len(layers), len(rows)), bool)
             for of_layer, found in zip(finite, pieces, strict=True):
                 of_layer[rows] = torch.isfinite(found.logit).all(dim=1).cpu().numpy()
             if finite.all():
                 return tuple(problems), pieces
-            ends = np.cumsum([len(item.layout) for item in self._items])[:-1]
-            for sample, part in enumerate(np.split(finite, ends, axis=1)):
+            for sample, part in enumerate(np.split(finite, np.cumsum(self._lengths)[:-1], axis=1)):
                 if not part.all():
                     index, position = np.argwhere(~part)[0].tolist()
                     where = f"lens_logit of layer {layers[index]}, position {position}"
                     problems[sample] = f"{where} holds NaN or Inf{self._hint}"
 
-    def _top(self, states: torch.Tensor, rows: np.ndarray) -> Pieces:
-        """Decode rows (row,) bool of all positions, out of held states (candidate, dim)."""
+    def _top(self, states: torch.Tensor) -> Pieces:
         assert self._lens is not None, "a probe with layers of the lens comes with a lens"
-        return self._lens.top(select_rows(states, rows[self._candidates]))
-
-    def _averaging_matrix(self) -> torch.Tensor:
-        """(role × sample, row) float32: row r of group g weighs 1/|g|, so that one product gives all means."""
-        group = torch.from_numpy(
-            np.concatenate([item.layout.role * len(self._items) + index for index, item in enumerate(self._items)])
-        )
-        matrix = torch.zeros(self._counts.numel(), len(group))
-        matrix[group, torch.arange(len(group))] = 1.0
-        return matrix / self._counts.flatten().clamp(min=1)[:, None]
-
-    def _pooled(self, usable: np.ndarray, to_host: Callable[[torch.Tensor], torch.Tensor]) -> Pooled:
-        absent = OnDevices(self._counts == 0)
-        chosen = OnDevices(torch.from_numpy(np.flatnonzero(usable)))
-
-        def shaped(layers: Sequence[torch.Tensor]) -> np.ndarray:
-            """Lay out means (role × sample, dim) of layers as (layer, role, usable sample, dim)."""
-            device = layers[0].device
-            grouped = torch.stack([means.to(device).view(*self._counts.shape, -1) for means in layers])
-            grouped.masked_fill_(absent.at(device)[..., None], torch.nan)
-            return to_host(grouped.index_select(2, chosen.at(device))).numpy()
-
-        return Pooled(
-            unit_mean=shaped(self._unit_means),
-            mean=shaped(self._means),
-            normed_unit_mean=None if self._normed is None else shaped([self._normed])[0],
-            token_count=self._counts.numpy().astype(np.int32)[:, usable],
-        )
+        return self._lens.top(states)
 
     def _problem(self, norms: torch.Tensor) -> str | None:
         """Name the first unusable state of one sample; norms is (layer, position)."""

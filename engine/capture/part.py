@@ -9,12 +9,13 @@ import pyarrow as pa
 import torch
 
 from engine.capture.assemble import Segment, StoredSample, lay_token_axis
-from engine.capture.forward import BatchCapture, BatchItem, Pooled
+from engine.capture.batch import BatchCapture, BatchItem
 from engine.capture.kept import keep_of
 from engine.capture.part_blocks import PartBlocks
 from engine.capture.part_lens import PartLens
 from engine.capture.part_slabs import STORED_DTYPES, slabs
 from engine.capture.place_coordinates import place_coordinate
+from engine.capture.pooling import Pooled
 from engine.capture.probe import Probe
 from engine.models.prepare import PreparedImage
 from engine.models.tokens import TokenLayout

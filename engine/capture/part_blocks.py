@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from engine.capture.assemble import Segment
-from engine.capture.block_capture import KEY_TENSORS, TOKEN_TENSORS, BlockRows
-from engine.capture.forward import BatchItem
+from engine.capture.batch import BatchItem
+from engine.capture.block_rows import KEY_TENSORS, TOKEN_TENSORS, BlockRows
 from engine.capture.kept import KeptPlaces, keep_of
 from engine.capture.part_slabs import STORED_DTYPES, slabs
 from engine.capture.place_coordinates import place_coordinate

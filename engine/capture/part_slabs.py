@@ -39,12 +39,13 @@ def slabs(
     rows
         (row,) places along the part's axis that the pieces are for, ascending; all where None. Others are NaN or -1.
     """
-    stored = np.empty(shape, dtype=STORED_DTYPES[dtype])
-    by_row = stored if axes is None else stored.transpose(axes)
+    buffers = np.empty((2, *shape), dtype=STORED_DTYPES[dtype])  # one is compressed while the other is filled
     kept = range(len(pieces)) if places is None else places
-    nothing = -1 if stored.dtype == np.int32 else np.nan
+    nothing = -1 if buffers.dtype == np.int32 else np.nan
 
     def slab(index: int) -> np.ndarray:
+        stored = buffers[index % 2]
+        by_row = stored if axes is None else stored.transpose(axes)
         if places is not None or rows is not None:
             stored.fill(nothing)
         if index not in kept:

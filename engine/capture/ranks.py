@@ -6,9 +6,12 @@ Rank r of W owns parts r, r+W, …; part writers share no file, so ranks need no
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+
+from engine.cores import usable_cores
 from engine.errors import UsageError
 
-__all__ = ["Rank", "find_local_rank", "find_rank"]
+__all__ = ["Rank", "find_local_rank", "find_rank", "share_cores"]
 
 
 class Rank(NamedTuple):
@@ -78,3 +81,15 @@ def find_local_rank(environment: Mapping[str, str]) -> int:
     if given is None and "SLURM_STEP_ID" in environment:
         given = environment.get("SLURM_LOCALID")
     return int(given) if given is not None and given.isdecimal() else 0
+
+
+def share_cores(environment: Mapping[str, str]) -> None:
+    """Let torch compute with no more threads than this process has cores; ``OMP_NUM_THREADS``, where set, stands.
+
+    Parameters
+    ----------
+    environment
+        Variables of the process, which tell of other ranks on its machine.
+    """
+    if "OMP_NUM_THREADS" not in environment:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores(environment)))

@@ -1,8 +1,8 @@
-"""Writing off the critical path: one background thread takes finished parts from a bounded queue.
+"""Writing off the critical path: one background thread takes finished parts from a queue that is bounded in bytes.
 
-``depth`` parts may wait while one is written; ``put`` blocks beyond that, so host memory holds at most the filling
-part, the waiting ones and the one being written. The first error of the writer is raised in the caller at the next
-``put`` or at ``close``; parts written before it stay committed.
+``put`` blocks until the new part fits beside those that wait or are being written, or until there are none: host memory
+holds the filling part and either ``limit`` bytes of others or a single larger one. The first error of the writer is
+raised in the caller at the next ``put`` or at ``close``; parts written before it stay committed.
 """
 
 import queue
@@ -12,7 +12,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-__all__ = ["BackgroundSink"]
+__all__ = ["QUEUE_BYTES", "BackgroundSink"]
+
+QUEUE_BYTES = 2**28
+"""Bytes of parts that wait or are written, where they are smaller than this: a short delay of the disk then stops
+nothing. Parts of the usual size are larger, and one at a time is written."""
 
 Item = TypeVar("Item")
 
@@ -24,28 +28,33 @@ class BackgroundSink(Generic[Item]):
     ----------
     write
         Called on the background thread.
-    depth
-        Items that may wait besides the one being written; 0 hands over only when the writer is idle.
+    limit
+        Bytes of items that may wait or be written at once; 0 hands over only when the writer is idle.
     """
 
-    def __init__(self, write: Callable[[Item], object], *, depth: int = 0) -> None:
+    def __init__(self, write: Callable[[Item], object], limit: int) -> None:
         self._write = write
-        self._free = threading.Semaphore(depth + 1)
-        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._limit = limit
+        self._held = 0
+        self._items = 0
+        self._changed = threading.Condition()
+        self._queue: queue.SimpleQueue[tuple[Item, int] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="part-writer", daemon=True)
         self._thread.start()
         self.seconds_waited = 0.0
 
-    def put(self, item: Item) -> None:
-        """Hand an item over; blocks while the queue is full and raises what the writer raised."""
+    def put(self, item: Item, nbytes: int) -> None:
+        """Hand an item of so many bytes over; blocks while it has no room, and raises what the writer raised."""
         began = time.perf_counter()
-        self._free.acquire()
-        self.seconds_waited += time.perf_counter() - began
-        if self._error is not None:
-            self._free.release()
-            raise self._error
-        self._queue.put(item)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items or self._held + nbytes <= self._limit)
+            self.seconds_waited += time.perf_counter() - began
+            if self._error is not None:
+                raise self._error
+            self._items += 1
+            self._held += nbytes
+        self._queue.put((item, nbytes))
 
     def close(self) -> None:
         """Wait until everything put is written; raises what the writer raised."""
@@ -68,12 +77,16 @@ class BackgroundSink(Generic[Item]):
             self._thread.join()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (entry := self._queue.get()) is not None:
+            item, nbytes = entry
             try:
                 if self._error is None:
                     self._write(item)
             except BaseException as error:
                 self._error = error
             finally:
-                del item
-                self._free.release()
+                del entry, item
+                with self._changed:
+                    self._items -= 1
+                    self._held -= nbytes
+                    self._changed.notify()

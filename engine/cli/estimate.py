@@ -46,7 +46,9 @@ def command(**values: Any) -> None:
         f"{format_count(prediction.parts, 'part')} of up to {format_count(prediction.images_per_part, 'image')}, "
         f"{prediction.files:,} files\n"
         f"host memory beside the model: up to {format_bytes(prediction.host_memory)} "
-        "(the part that fills, the part that is written, one batch)\n" + _time(planned, prediction, values["tflops"])
+        "(the part that fills, the part that is written, one batch)\n"
+        + _prefix_line(planned, prediction)
+        + _time(planned, prediction, values["tflops"])
     )
     if planned.capture.thumbnails:
         click.echo("thumbnails are not counted: one JPEG per image, of a size that depends on what it shows")
@@ -67,11 +69,21 @@ def _array_table(prediction: Prediction) -> Table:
     return table
 
 
+def _prefix_line(planned: Planned, prediction: Prediction) -> str:
+    if not planned.prefix_once:
+        return ""
+    return (
+        f"  of which {format_bytes(prediction.prefix_cache)} on the device that runs the model: keys and values of the "
+        f"{planned.prefix_once} tokens per image that run once for all prompts\n"
+    )
+
+
 def _time(planned: Planned, prediction: Prediction, tflops: float) -> str:
     from engine.models.work import forward_flops, lens_flops  # noqa: PLC0415  (torch is for these lines of the page)
 
     of_lens = lens_flops(planned.checkpoint, prediction.lens_states, planned.dtype)
-    flops = forward_flops(planned.checkpoint, planned.sequences) * len(planned.plan.images) + of_lens
+    per_image = forward_flops(planned.checkpoint, planned.sequences, prefix=planned.prefix_once)
+    flops = per_image * len(planned.plan.images) + of_lens
     computing, writing = flops / (tflops * 1e12), prediction.captured_bytes / WRITTEN_PER_SECOND
     took, wrote = format_duration(computing), format_duration(writing)
     return (

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
-from engine.capture.ranks import find_local_rank, find_rank
+from engine.capture.prefix_reuse import ONCE, choose_prefix_pass
+from engine.capture.ranks import Rank, find_local_rank, find_rank, share_cores
+from engine.cli.free_space import check_free_space
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
 from engine.cli.progress import extraction_progress
@@ -25,7 +28,7 @@ from engine.models.load import load_model
 from engine.models.prepare import PreparedImage, Preparer
 from engine.models.tables import model_tables
 from engine.sources import UnreadableImage, load_image
-from engine.store import committed_parts, create_store, is_same_store, part_name
+from engine.store import committed_parts, create_store, is_same_store, missing_files, remove_leftovers
 
 __all__ = ["command"]
 
@@ -36,7 +39,13 @@ _NAMED_BAD = 10  # bad samples named on the terminal; all of them stand in the m
 @run_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Store to write, or to go on with.")
 @click.option("--rank", type=int, help="This process's number, with --world-size. Default: torchrun's or Slurm's.")
-@click.option("--world-size", type=int, help="Number of processes that fill the store.")
+@click.option(
+    "--world-size",
+    type=int,
+    help="Number of processes that fill the store. Those on one machine, started by hand, share its cores if "
+    "LOCAL_WORLD_SIZE is their number.",
+)
+@click.option("--force", is_flag=True, help="Start although the estimate says that the disk is too small.")
 @click.option("--skip-bad-samples", is_flag=True, help="Exit 0 although some samples could not be stored.")
 def command(**values: Any) -> None:
     """Run a model once over images and prompts and write its activations to a store.
@@ -50,7 +59,9 @@ def command(**values: Any) -> None:
     for warning in planned.warnings:
         click.echo(f"note: {warning}", err=True)
     exists = is_same_store(store, planned.plan.record)
-    done = committed_parts(store) if exists else {}
+    remove_leftovers(store)
+    lacking = missing_files(store) if exists else ()
+    done = committed_parts(store, planned.plan.sha256)
     parts = planned.plan.parts
     owned = set(rank.owned([part.number for part in parts]))
     todo = [part for part in parts if part.number in owned - done.keys()]
@@ -61,8 +72,13 @@ def command(**values: Any) -> None:
         f"{format_count(len(planned.plan.prompts), 'prompt')}) in {format_count(len(parts), 'part')}, "
         f"{len(done)} of them finished"
     )
-    if todo:
-        extraction = _prepare(planned, options, store, exists=exists)
+    if lacking:
+        click.echo(f"{name_few(lacking)} of {store} will be written again")
+    complete = exists and not lacking
+    if todo and not values["force"]:
+        check_free_space(store, planned, [part for part in parts if part.number not in done], tables=not complete)
+    if todo or lacking or (done and not exists):
+        extraction = _prepare(planned, options, store, rank, complete=complete)
         samples = sum(part.stop - part.start for part in todo) * len(planned.plan.prompts)
         with extraction_progress(samples=samples, parts=len(todo)) as progress:
             outcome = extract_parts(extraction, todo, progress)
@@ -76,10 +92,11 @@ def command(**values: Any) -> None:
     _report_bad(store, {part: manifests[part] for part in sorted(owned)}, skip=values["skip_bad_samples"])
 
 
-def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool) -> Extraction:
-    """Load the model, check it on a real image, and create the store where there is none yet."""
+def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, complete: bool) -> Extraction:
+    """Load the model, check it on a real image, and create the store, or what it lacks outside of its parts."""
     if not sys.stderr.isatty():
         disable_progress_bar()
+    share_cores(os.environ)
     loaded = load_model(
         planned.checkpoint, dtype=planned.dtype, device=options.device, local_rank=find_local_rank(os.environ)
     )
@@ -93,6 +110,8 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
         planned.preparer,
         options.batch_size,
         lens=None if topk is None else Lens.of(checkpoint, loaded, topk),
+        rank=rank.rank,
+        world_size=rank.world_size,
     )
     asked = (*planned.plan.prompts, *FURTHER_PROMPTS)
     first = _first_readable(planned, Preparer(checkpoint, asked, share_prefix=False))
@@ -108,7 +127,11 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, *, exists: bool
     )
     if probe.attended_blocks:
         check_attention(loaded, first, probe._replace(blocks=probe.attended_blocks), pad_id=checkpoint.pad_id)
-    if not exists:
+    if planned.prefix:
+        extraction = replace(extraction, prefix_pass=choose_prefix_pass(loaded, first, probe, pad_id=checkpoint.pad_id))
+        if extraction.prefix_pass != ONCE:
+            click.echo(f"note: the prefix of each image runs {extraction.prefix_pass}", err=True)
+    if not complete:
         tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
         create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())
     return extraction
@@ -138,9 +161,9 @@ def _report_bad(store: Path, manifests: Mapping[int, Mapping[str, Any]], *, skip
     if len(bad) > _NAMED_BAD:
         click.echo(f"  … and {len(bad) - _NAMED_BAD} more (strata inspect --bad lists them)", err=True)
     if not skip:
-        names = [store / "parts" / f"{part_name(part)}.json" for part in dict.fromkeys(part for part, _ in bad)]
         raise StrataError(
-            f"the run is finished but not complete. To try again, mend the cause, remove {name_few(names)} and run the "
-            "same command, which extracts those parts anew; mending that changes the annotation or Parquet file makes "
-            "another plan, for another --out. --skip-bad-samples accepts the samples that there are."
+            f"the run is finished but not complete. To try again, mend the cause, run `strata repair --retry-bad "
+            f"{store}` and then the same command, which extracts those parts anew; mending that changes the annotation "
+            "or Parquet file makes another plan, for another --out. --skip-bad-samples accepts the samples that there "
+            "are."
         )

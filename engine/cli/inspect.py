@@ -8,8 +8,18 @@ import click
 from rich.table import Table
 
 from engine.cli.console import stdout_console
+from engine.cli.rank_table import make_rank_table
 from engine.cli.sizes import format_bytes, format_dims
-from engine.store import ArraySummary, StoreSummary, open_store, summarise
+from engine.store import (
+    ArraySummary,
+    Store,
+    StoreSummary,
+    open_store,
+    rank_progress,
+    read_filling,
+    recorded_world_size,
+    summarise,
+)
 
 __all__ = ["command"]
 
@@ -17,10 +27,23 @@ __all__ = ["command"]
 @click.command(name="inspect")
 @click.argument("store", type=str)
 @click.option("--bad", is_flag=True, help="List every sample that could not be stored, with its reason.")
-def command(store: str, bad: bool) -> None:
-    """Say what is inside a store and how complete it is; reads records, no arrays."""
-    summary = summarise(open_store(store if "://" in store else Path(store)))
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    help="Say how far each of so many ranks is; by default those that wrote most of the parts, where there are several "
+    "or parts are missing.",
+)
+def command(store: str, bad: bool, ranks: int | None) -> None:
+    """Say what is inside a store and how complete it is; reads records, no arrays.
+
+    While a store fills it says of every rank how many of its parts are committed, which one it is writing or left when
+    it died, and how long the rest takes at its rate so far: samples of the parts that it wrote, by the time that
+    extracting them took, or by the usual time from one commit to the next where that is longer.
+    """
+    opened = open_store(store if "://" in store else Path(store))
+    summary = summarise(opened)
     click.echo(_describe(summary))
+    _tell_progress(opened, summary, ranks)
     if summary.arrays:
         stdout_console().print(_array_table(summary))
     for array in summary.arrays:
@@ -28,6 +51,14 @@ def command(store: str, bad: bool) -> None:
             click.echo(kept)
     for sample in summary.bad_samples if bad else ():
         click.echo(f"bad: {sample['sample_id']}: {sample['reason']}")
+
+
+def _tell_progress(store: Store, summary: StoreSummary, ranks: int | None) -> None:
+    """Print a line per rank, where there is something to tell."""
+    filling = read_filling(store)
+    world_size = ranks or recorded_world_size(list(filling.manifests.values()))
+    if ranks or world_size > 1 or summary.committed_parts < summary.planned_parts:
+        stdout_console().print(make_rank_table(rank_progress(filling, world_size)))
 
 
 def _describe(summary: StoreSummary) -> str:

@@ -16,6 +16,7 @@ COMMANDS = {
     "estimate": "Say what extract would write: samples, tokens, bytes, parts, host memory. Writes nothing.",
     "inspect": "Say what is inside a store and how complete it is.",
     "verify": "Check a store against its manifests; exit 1 and one line per problem.",
+    "repair": "Remove leftovers and damaged parts, so that extract does exactly those again.",
     "audit": "Run the model again over some samples and compare every stored tensor; exit 1 where one is wrong.",
     "models": "List model families and what was checked of each.",
     "analyze": "Compute an analysis from stores, out-of-core, without the model.",

@@ -226,7 +226,7 @@ _OPTIONS = (
         type=click.Choice(["auto", "off"]),
         default="auto",
         show_default=True,
-        help="Store the tokens that all prompts of an image share once, where the model allows it.",
+        help="Run and store the tokens that all prompts of an image share once, where the model allows it.",
     ),
     click.option("--mantissa-bits", type=click.IntRange(min=1), help="Round stored states to this many mantissa bits."),
     click.option(
@@ -243,7 +243,13 @@ _OPTIONS = (
         help="dtype the model runs in; auto is the checkpoint's.",
     ),
     click.option("--device", help="cpu, cuda, cuda:1, …  Default: the GPUs if there are any."),
-    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Samples per pass."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Samples per pass; images, where it is over prefixes.",
+    ),
     click.option("--part-bytes", type=ByteSize(), help="Raw bytes per part, such as 512MiB.  [default: 2GiB]"),
     click.option("--samples-per-part", type=int, help="Samples per part instead, rounded up to whole images."),
     click.option(

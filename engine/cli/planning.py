@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from engine.capture.part_slabs import STORED_DTYPES
+from engine.capture.prefix_cache import why_no_cache
 from engine.cli.capturing import choose_capture
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
@@ -38,6 +39,8 @@ class Planned(NamedTuple):
         The same of tensors that are kept of fewer roles, by name.
     sequences
         Tokens of each of its samples, one per prompt.
+    prefix
+        Tokens that these share and that are stored once; 0 where nothing is shared.
     warnings
         Sentences the user should read.
     """
@@ -51,12 +54,20 @@ class Planned(NamedTuple):
     tokens: int
     tensor_tokens: Mapping[str, int]
     sequences: tuple[int, ...]
+    prefix: int
     warnings: tuple[str, ...]
 
     @property
     def sequence(self) -> int:
         """Tokens of the longest sample."""
         return max(self.sequences)
+
+    @property
+    def prefix_once(self) -> int:
+        """Leading tokens that run once for all prompts of an image; 0 where each prompt runs in full."""
+        if not self.prefix or why_no_cache(self.checkpoint.config.get_text_config()) is not None:
+            return 0
+        return min(self.prefix, *(length - 1 for length in self.sequences))
 
     @property
     def stored_dtype(self) -> str:
@@ -154,6 +165,7 @@ def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> P
         tensor_tokens=tensor_tokens,
         capture=capture,
         sequences=sequences,
+        prefix=nominal.prefix,
         warnings=(*source.warnings, *template_notes(checkpoint)),
     )
 

@@ -10,11 +10,21 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from engine.capture.prefix_cache import cache_bytes
+from engine.capture.sink import QUEUE_BYTES
 from engine.cli.planning import Planned
 from engine.plan import PlannedPart
 from engine.store import ArrayShape, compression_bytes, model_arrays, predict_size
 
-__all__ = ["CAPTURED_ITEMSIZE", "WRITTEN_PER_SECOND", "Prediction", "predict"]
+__all__ = [
+    "CAPTURED_ITEMSIZE",
+    "WRITTEN_PER_SECOND",
+    "FilesPrediction",
+    "Prediction",
+    "predict",
+    "predict_parts",
+    "predict_tables",
+]
 
 CAPTURED_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
 WRITTEN_PER_SECOND = 0.5e9
@@ -58,8 +68,11 @@ class Prediction(NamedTuple):
     parts, images_per_part, files
         Number of parts, images in the largest, files of the whole store.
     host_memory
-        Bytes that a run takes beside the model: two parts as captured, one layer of a part as stored, one batch, the
-        writer's pieces, and what the allocator cannot give back.
+        Bytes that a run takes beside the model: the part that fills and what the writer may hold, as captured, one
+        layer of a part as stored, one batch, the writer's pieces, and what the allocator cannot give back. With the
+        prefix cache, as if the host ran the model.
+    prefix_cache
+        Bytes of keys and values of the prefixes that run once, on the device that runs the model; 0 without such.
     captured_bytes
         Bytes that cross from the model to the writer.
     lens_states
@@ -73,6 +86,7 @@ class Prediction(NamedTuple):
     images_per_part: int
     files: int
     host_memory: int
+    prefix_cache: int
     captured_bytes: int
     lens_states: int
 
@@ -99,10 +113,51 @@ def predict(planned: Planned, *, batch_size: int, unembedding: bool) -> Predicti
     unembedding
         Whether the unembedding is stored.
     """
-    sizes = Counter(_images_of(part) for part in planned.plan.parts)
+    parts = predict_parts(planned, planned.plan.parts)
+    tables = predict_tables(planned, unembedding=unembedding)
+    largest = max(_images_of(part) for part in planned.plan.parts)
+    return Prediction(
+        arrays=parts.arrays,
+        coordinate_bytes=sum(item.raw_bytes for item in parts.arrays if len(item.array.shape) == 1),
+        model_arrays=tables.arrays,
+        parts=len(planned.plan.parts),
+        images_per_part=largest,
+        files=parts.files + tables.files,
+        host_memory=_host_memory(planned, planned.part_arrays(largest), batch_size),
+        prefix_cache=_prefix_cache(planned, batch_size),
+        captured_bytes=sum(_captured_bytes(planned, item.array) for item in parts.arrays),
+        lens_states=sum(
+            math.prod(item.array.kept_shape[:2]) for item in parts.arrays if item.array.path == "token/lens_logit"
+        ),
+    )
+
+
+class FilesPrediction(NamedTuple):
+    """Some of a store's files: the arrays in them, and how many files these and what stands beside them are."""
+
+    arrays: tuple[ArrayPrediction, ...]
+    files: int
+
+    @property
+    def on_disk(self) -> float:
+        """Bytes of the arrays after compression, about."""
+        return sum(item.on_disk for item in self.arrays)
+
+
+def predict_parts(planned: Planned, parts: Sequence[PlannedPart]) -> FilesPrediction:
+    """Predict some parts of a run, each array over all of them together; there must be at least one."""
+    sizes = Counter(_images_of(part) for part in parts)
     shapes = {images: planned.part_arrays(images) for images in sizes}
     whole = _over_parts([(shapes[images], count) for images, count in sizes.items()])
-    arrays = tuple(ArrayPrediction(array, _on_disk(planned, array)) for array in whole)
+    part_sizes = {images: predict_size(shapes[images]) for images in sizes}
+    return FilesPrediction(
+        tuple(ArrayPrediction(array, _on_disk(planned, array)) for array in whole),
+        sum(count * (part_sizes[n].data_files + part_sizes[n].metadata_files) for n, count in sizes.items()),
+    )
+
+
+def predict_tables(planned: Planned, *, unembedding: bool) -> FilesPrediction:
+    """Predict what a store has beside its parts."""
     text_config = planned.checkpoint.config.get_text_config()
     tables = model_arrays(
         vocab=text_config.vocab_size if unembedding else 0,
@@ -110,20 +165,9 @@ def predict(planned: Planned, *, batch_size: int, unembedding: bool) -> Predicti
         dtype=planned.stored_dtype,
         bias=planned.checkpoint.family.norm_kind == "layer",
     )
-    model = tuple(ArrayPrediction(table, _on_disk(planned, table)) for table in tables)
-    part_sizes = {images: predict_size(shapes[images]) for images in sizes}
-    files = sum(count * (part_sizes[n].data_files + part_sizes[n].metadata_files) for n, count in sizes.items())
-    largest = max(sizes)
-    return Prediction(
-        arrays=arrays,
-        coordinate_bytes=sum(item.raw_bytes for item in arrays if len(item.array.shape) == 1),
-        model_arrays=model,
-        parts=len(planned.plan.parts),
-        images_per_part=largest,
-        files=files + _COMMON_FILES + 1 + sum(table.chunk_plan.files + 1 for table in tables),
-        host_memory=_host_memory(planned, shapes[largest], batch_size),
-        captured_bytes=sum(_captured_bytes(planned, item.array) for item in arrays),
-        lens_states=sum(math.prod(array.kept_shape[:2]) for array in whole if array.path == "token/lens_logit"),
+    return FilesPrediction(
+        tuple(ArrayPrediction(table, _on_disk(planned, table)) for table in tables),
+        _COMMON_FILES + 1 + sum(table.chunk_plan.files + 1 for table in tables),
     )
 
 
@@ -189,16 +233,24 @@ def _decoded_bytes(planned: Planned) -> int:
     return len(capture.token_layers) * planned.checkpoint.dim * CAPTURED_ITEMSIZE[planned.dtype] if waiting else 0
 
 
-def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
-    """Two parts in the captured dtype, one layer of a part in the stored dtype, one batch; what the writer compresses.
+def _prefix_cache(planned: Planned, batch_size: int) -> int:
+    """Bytes of keys and values of a batch's prefixes, one per image."""
+    config, itemsize = planned.checkpoint.config.get_text_config(), CAPTURED_ITEMSIZE[planned.dtype]
+    return cache_bytes(config, min(batch_size, len(planned.plan.images)) * planned.prefix_once, itemsize)
 
-    A layer is laid out whole, with NaN where it is not kept; captured is only what is kept.
+
+def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
+    """Two parts in the captured dtype, or several small ones; one layer of a part in the stored dtype, and one batch.
+
+    A layer is laid out whole, with NaN where it is not kept; captured is only what is kept. A batch has the rows of the
+    longest sequence for each sample; where prefixes run once, those of as many prefixes and of the text behind them.
 
     Blocks that are freed here and asked for there leave holes, for which the allocator keeps half as much again.
     """
     part = sum(_captured_bytes(planned, array) for array in arrays)
+    written = max(part, min(QUEUE_BYTES, part * (len(planned.plan.parts) - 1)))
     along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
-    slab = sum(array.slab_bytes for array in along)
+    slab = 2 * sum(array.slab_bytes for array in along)
     position = sum(_bytes_per_position(planned, array) for array in along) + _decoded_bytes(planned)
-    batch = batch_size * planned.sequence * position
-    return int(_ALLOCATED * (2 * part + slab + batch)) + compression_bytes()
+    batch = batch_size * planned.sequence * position + _prefix_cache(planned, batch_size)
+    return int(_ALLOCATED * (part + written + slab + batch)) + compression_bytes()

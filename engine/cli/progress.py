@@ -12,7 +12,7 @@ from engine.cli.sizes import format_bytes
 
 __all__ = ["ExtractionProgress", "extraction_progress"]
 
-_NOTABLE = 0.05  # of the time; a shorter wait is nothing to act on
+_IN_WORDS = {"images": "images", "model": "the model", "copies": "copies to the host", "writer": "the writer"}
 
 
 class ExtractionProgress:
@@ -33,7 +33,7 @@ class ExtractionProgress:
         self._parts_done = 0
         self._samples = 0
         self._bytes = 0
-        self._waited = {"images": 0.0, "writer": 0.0}
+        self._waited = dict.fromkeys(_IN_WORDS, 0.0)
         self._began = time.perf_counter()
 
     def batch_done(self, samples: int, state_bytes: int) -> None:
@@ -44,7 +44,7 @@ class ExtractionProgress:
             self._bar.update(self._task, advance=samples, rate=self._rate())
 
     def waited(self, what: str, seconds: float) -> None:
-        """Hear that the model stood still for images to be read, or for the writer to take a finished part."""
+        """Hear how long the run stood still for ``images``, the ``model``, ``copies`` to the host or the ``writer``."""
         self._waited[what] += seconds
 
     def part_done(self, manifest: Mapping[str, object]) -> None:
@@ -59,7 +59,7 @@ class ExtractionProgress:
     def _rate(self) -> str:
         seconds = max(time.perf_counter() - self._began, 1e-9)
         what, waited = max(self._waited.items(), key=lambda item: item[1])
-        waits = f"waits {waited / seconds:.0%} of the time for {what}" if waited > _NOTABLE * seconds else "model-bound"
+        waits = f"waits {waited / seconds:.0%} of the time for {_IN_WORDS[what]}"
         return f"{self._samples / seconds:.1f} samples/s, {format_bytes(self._bytes / seconds)}/s, {waits}"
 
 

@@ -15,15 +15,18 @@ __all__ = ["command"]
 
 @click.command(name="verify")
 @click.argument("store", type=click.Path(path_type=Path))
-def command(store: Path) -> None:
+@click.option("--deep", is_flag=True, help="Also decode every chunk and check what the values and tables say.")
+def command(store: Path, deep: bool) -> None:
     """Check that every planned part is there, bit for bit as it was written.
 
-    Prints one line per problem, naming the file, and exits 1 if there is any.
+    Prints one line per problem, naming the file, and exits 1 if there is any. With --deep also what was wrong when it
+    was written: values that are not finite, rows of attention that do not sum to 1, segments, roles, keys and queries
+    that contradict one another, samples that are planned and nowhere; by file, array, layer and sample.
     """
     console = stdout_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("bytes hashed")
-        found = verify(store, lambda done, total: bar.update(task, completed=done, total=total))
+        task = bar.add_task("bytes hashed, then decoded" if deep else "bytes hashed")
+        found = verify(store, lambda done, total: bar.update(task, completed=done, total=total), deep=deep)
     for note in found.notes:
         click.echo(f"note: {note}")
     for problem in found.problems:
@@ -40,4 +43,6 @@ def command(store: Path) -> None:
         f"{store} is sound: {format_count(summary.committed_parts, 'part')}, "
         f"{format_count(summary.samples, 'sample')}, "
         f"{format_bytes(summary.stored_bytes)}, every file as it was written"
+        + "; every value is one that it can be"
+        * deep
     )

@@ -12,8 +12,8 @@ from engine.models.load import find_language_model
 __all__ = ["forward_flops", "lens_flops"]
 
 
-def forward_flops(checkpoint: Checkpoint, sequence_lengths: Sequence[int]) -> float:
-    """Floating-point operations of the forward passes over one image, one pass per prompt.
+def forward_flops(checkpoint: Checkpoint, sequence_lengths: Sequence[int], *, prefix: int = 0) -> float:
+    """Floating-point operations of the forward passes over one image with all its prompts.
 
     Two per weight and token in the blocks, and four per pair of positions and dimension for attention (Kaplan et al.
     2020, arXiv 2001.08361, table 1); everything before the language model counts two per weight and position of the
@@ -25,6 +25,8 @@ def forward_flops(checkpoint: Checkpoint, sequence_lengths: Sequence[int]) -> fl
         Its configuration says all sizes.
     sequence_lengths
         Tokens of each prompt's sequence, image tokens included.
+    prefix
+        Leading tokens, the image among them, that run once for all prompts; 0 where each prompt runs in full.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(checkpoint.config)
@@ -37,7 +39,13 @@ def forward_flops(checkpoint: Checkpoint, sequence_lengths: Sequence[int]) -> fl
 
     per_pair = 4 * checkpoint.dim * checkpoint.block_count
     vision = 2 * before * _vision_positions(checkpoint)
-    return float(sum(2 * in_blocks * length + per_pair * length**2 + vision for length in sequence_lengths))
+
+    def of_text(length: int) -> int:
+        return 2 * in_blocks * length + per_pair * length**2
+
+    once = of_text(prefix)
+    images = 1 if prefix else len(sequence_lengths)
+    return float(once + sum(of_text(length) - once for length in sequence_lengths) + vision * images)
 
 
 def lens_flops(checkpoint: Checkpoint, states: int, dtype: str) -> float:

@@ -1,5 +1,6 @@
 """What every source comes down to: images with their captions, in the order of the source."""
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Protocol
@@ -14,6 +15,9 @@ __all__ = [
     "UnreadableImage",
     "relative_uri",
 ]
+
+# What the path classes would hand back unchanged, which they take long over for each of very many names.
+_PLAIN = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ def relative_uri(name: object) -> str:
     """
     if not isinstance(name, str) or not is_text(name) or "\0" in name:
         raise ValueError(f"is {name!r}, not a path")
+    if _PLAIN.fullmatch(name):
+        return name
     path = PurePosixPath(name)
     windows = PureWindowsPath(name)
     if path.is_absolute() or windows.anchor:

@@ -4,6 +4,7 @@
 """
 
 from engine.store.choices import lens_layers
+from engine.store.commit import remove_leftovers
 from engine.store.content import (
     BadSample,
     Coordinate,
@@ -34,8 +35,10 @@ from engine.store.manifest import canonical_json
 from engine.store.model_tables import MODEL_ATTRIBUTES, ModelMatrix
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, open_part
+from engine.store.progress import Filling, RankProgress, rank_progress, read_filling, recorded_world_size
 from engine.store.reader import Store, open_store
-from engine.store.record import committed_parts, create_store, is_same_store
+from engine.store.record import committed_parts, create_store, is_same_store, missing_files
+from engine.store.repair import Removal, Repair, repair
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA, VOCABULARY_SCHEMA
 from engine.store.shards import compression_bytes
 from engine.store.stream import Chunk, stream_bytes, stream_chunks
@@ -59,6 +62,7 @@ __all__ = [
     "BlockTensors",
     "Chunk",
     "Coordinate",
+    "Filling",
     "KeptOf",
     "ModelMatrix",
     "ModelTables",
@@ -67,6 +71,9 @@ __all__ = [
     "PartContent",
     "PartSize",
     "Problem",
+    "RankProgress",
+    "Removal",
+    "Repair",
     "Store",
     "StoreSummary",
     "TokenBatch",
@@ -80,6 +87,7 @@ __all__ = [
     "is_same_store",
     "layer_coordinate",
     "lens_layers",
+    "missing_files",
     "model_arrays",
     "open_part",
     "open_store",
@@ -87,6 +95,11 @@ __all__ = [
     "part_name",
     "predict_size",
     "query_coordinate",
+    "rank_progress",
+    "read_filling",
+    "recorded_world_size",
+    "remove_leftovers",
+    "repair",
     "role_coordinate",
     "round_mantissa",
     "source_role_coordinate",

@@ -30,7 +30,7 @@ class JoinedArrays:
 
     @property
     def hidden_states(self) -> xr.DataArray:
-        """(layer, token, dim), float16 or float32, over all parts; one Dask chunk per shard.
+        """(layer, token, dim), float16 or float32, over all parts; one Dask chunk per shard or large layer.
 
         As every array of tokens, NaN at tokens whose role it was not chosen for; its attribute ``roles`` then names
         those that it keeps (and ``layers`` or ``blocks`` those).

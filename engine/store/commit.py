@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Literal
 
 from engine.errors import StrataError
-from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER
+from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER, STORE_FILE
 from engine.store.manifest import hash_file
 
 __all__ = [
+    "Writer",
     "commit_part",
     "files_below",
     "link_common",
     "refuse_committed",
+    "remove_leftovers",
+    "staged_pieces",
     "staging_folder",
     "sync_file",
     "sync_folders",
@@ -35,6 +38,11 @@ SYNC_THREADS = 4
 
 
 _ABANDONED_SECONDS = 3600
+_TRIES, _TRY_SECONDS = 3, 0.02
+_CLEARINGS = 5
+
+Writer = Literal["none", "alive", "unknown"]
+"""Whether a process is writing a piece of ``.staging``: its lock tells; unknown on a file system without locks."""
 
 
 @contextmanager
@@ -84,7 +92,28 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
     finally:
         os.close(handle)
         shutil.rmtree(unnamed, ignore_errors=True)
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder; where zarr failed at one file, its threads may for a moment still write others there."""
+    for _ in range(_CLEARINGS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.02)
+
+
+def remove_leftovers(store: Path) -> None:
+    """Remove what a crash left of work that is finished, which nobody would find again: the store's, committed parts'.
+
+    What it left of a part that is not committed goes when the part is done again.
+    """
+    for piece, writer in staged_pieces(store).items():
+        name = piece.partition("-")[0]
+        finished = name == "store" or (store / PARTS_FOLDER / f"{name}.json").exists()
+        if finished and writer == "none":
+            shutil.rmtree(store / STAGING_FOLDER / piece, ignore_errors=True)
 
 
 def _remove_abandoned(staging: Path) -> None:
@@ -97,17 +126,42 @@ def _remove_abandoned(staging: Path) -> None:
 
 def _lock(handle: int) -> Literal["ours", "another's", "unsupported"]:
     """Try to take the lock of an open folder."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "another's"
-    except OSError:
-        return "unsupported"
-    return "ours"
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TRY_SECONDS)  # who only looks whether a writer lives holds the lock for an instant
+        except OSError:
+            return "unsupported"
+        else:
+            return "ours"
+    return "another's"
 
 
-def _writer_of(folder: Path) -> Literal["none", "alive", "unknown"]:
-    """Whether a process is writing into a staging folder; unknown on a file system without locks."""
+def staged_pieces(store: Path) -> dict[str, Writer]:
+    """Names of what lies in a store's staging folder, and whether a process is writing it.
+
+    A folder that is not yet named has no lock for an instant, so of those made in the last minute it is unknown.
+    """
+    staging = store / STAGING_FOLDER
+    pieces = {} if staging.is_symlink() else {path: _writer_of(path) for path in sorted(staging.glob("*"))}
+    now = time.time()
+    return {
+        path.name: "unknown" if path.name.startswith("new-") and _is_younger(path, now - 60) else writer
+        for path, writer in pieces.items()
+    }
+
+
+def _is_younger(path: Path, moment: float) -> bool:
+    with suppress(FileNotFoundError):
+        return path.lstat().st_mtime > moment
+    return False
+
+
+def _writer_of(folder: Path) -> Writer:
+    """Whether a process is writing into a staging folder."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "none"
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -183,7 +237,7 @@ def _discard(leftover: Path, staged: Path) -> None:
 
 
 def link_common(staged: Path, store: Path, relative: str) -> None:
-    """Link one staged file into the store, or check that the file already there has the same bytes.
+    """Link one staged file into the store, or check that the file already there has the same bytes; not yet durable.
 
     Raises
     ------
@@ -197,7 +251,7 @@ def link_common(staged: Path, store: Path, relative: str) -> None:
     except FileExistsError:
         if hash_file(staged / relative) != hash_file(target):
             raise StrataError(
-                f"{target} was written by another run with different bytes: "
-                "use the same versions of strata and its libraries on every node, or another --out"
+                f"{target} was written by another run with different bytes: use the same versions of strata and its "
+                f"libraries on every node, or another --out; if that run stopped before it wrote {STORE_FILE}, remove "
+                "the file"
             ) from None
-    sync_file(target.parent)

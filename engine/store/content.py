@@ -38,7 +38,8 @@ class PartArray:
         Stored dtype: ``float16``, ``float32`` or ``int32``.
     slab
         ``slab(i)`` is the array at leading index ``i``: shape ``shape[1:]``, in ``dtype``, C-contiguous. Called once
-        per index, in order, and its result is not used after the next call, so a buffer may be reused.
+        per index, in order; its result is still in use during the next call, and no longer, so two buffers may take
+        turns.
     attributes
         JSON values: units, long_name, captured_dtype, …; ``roles``, ``layers`` and ``blocks`` where only tokens of
         some roles, or some of the layers or blocks, are kept and all others are NaN (integers: -1).

@@ -5,12 +5,14 @@ is not stored), ``sample``, the row of ``Store.samples``, and ``position`` in th
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
+from engine.store.coordinates import read_coordinates
 from engine.store.layout import KEY_COORDINATES
 from engine.store.part import Part
 
@@ -32,7 +34,7 @@ def join_parts(parts: Sequence[Part], axis: str, name: str) -> xr.DataArray | No
     Returns
     -------
     xr.DataArray or None
-        One Dask chunk per shard; None where no part has the array.
+        One Dask chunk per shard, or per layer or block of 1 MiB or more; None where no part has the array.
     """
     path = f"{axis}/{name}"
     holding = [part for part in parts if path in part.manifest["arrays"]]
@@ -46,13 +48,7 @@ def join_parts(parts: Sequence[Part], axis: str, name: str) -> xr.DataArray | No
     }
     if "head" in dims:
         coordinates["head"] = np.arange(array.shape[dims.index("head")], dtype=np.int32)
-    for along in holding[0].coordinates(axis):
-        if any(along not in part.manifest["arrays"] for part in holding):  # of an earlier format
-            continue
-        pieces = [part.variable(along) for part in holding]
-        # In memory, unlike the states: selecting by role or position needs the values, and they are few.
-        values = np.concatenate(da.compute(*(piece.data for piece in pieces)))
-        coordinates[along.split("/")[1]] = xr.Variable((axis,), values, pieces[0].attrs)
+    coordinates |= _along(holding, axis)
     if axis == "key":
         coordinates |= _key_places(parts, holding, coordinates["token"])
     lengths = [part.manifest[_LENGTHS[axis]] for part in holding]
@@ -60,21 +56,38 @@ def join_parts(parts: Sequence[Part], axis: str, name: str) -> xr.DataArray | No
     return xr.DataArray(array, coordinates, dims, name, first.attrs)
 
 
+def _along(parts: Sequence[Part], axis: str) -> dict[str, xr.Variable]:
+    """Coordinates along the parts' axis, in memory, unlike the states: selecting needs their values, which are few."""
+    entries = [part.manifest["arrays"] for part in parts]
+    # Parts of an earlier format may lack one.
+    paths = [path for path in parts[0].coordinates(axis) if all(path in own for own in entries)]
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda part: read_coordinates(part, paths), parts))
+    joined = {path: np.concatenate([own[path] for own in read]) for path in paths}
+    return {
+        path.split("/")[1]: xr.Variable((axis,), values, entries[0][path]["attributes"])
+        for path, values in joined.items()
+    }
+
+
 def _key_places(parts: Sequence[Part], holding: Sequence[Part], token: xr.Variable) -> dict[str, xr.Variable]:
     """Coordinates of the key axis: tokens counted over all parts, samples' rows, positions."""
     first_token = dict(zip(parts, np.cumsum([0, *(part.tokens for part in parts)])[:-1], strict=True))
     first_row = dict(zip(parts, np.cumsum([0, *(part.manifest["samples"] for part in parts)])[:-1], strict=True))
     offsets = np.repeat([first_token[part] for part in holding], [part.keys for part in holding])
-    rows, positions = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    for part in holding:
-        lengths = (part.samples["key_stop"] - part.samples["key_start"]).to_numpy(np.int64)
-        rows.append(np.repeat(np.arange(len(lengths), dtype=np.int32) + np.int32(first_row[part]), lengths))
-        positions += [np.arange(length, dtype=np.int32) for length in lengths]
+    with ThreadPoolExecutor() as pool:
+        lengths = list(pool.map(_keys_of_samples, holding))
+    rows = [
+        np.arange(len(own), dtype=np.int32) + np.int32(first_row[part])
+        for own, part in zip(lengths, holding, strict=True)
+    ]
+    of_samples = np.concatenate(lengths)
+    starts = np.cumsum(of_samples) - of_samples
     values = token.values
     places = {
         "token": np.where(values >= 0, values + offsets, -1),
-        "sample": np.concatenate(rows),
-        "position": np.concatenate(positions),
+        "sample": np.repeat(np.concatenate(rows), of_samples),
+        "position": np.arange(len(values), dtype=np.int32) - np.repeat(starts, of_samples).astype(np.int32),
     }
     attributes: dict[str, dict[str, Any]] = {
         "token": dict(token.attrs),
@@ -82,6 +95,12 @@ def _key_places(parts: Sequence[Part], holding: Sequence[Part], token: xr.Variab
         "position": {"long_name": "position in the sample's own token sequence"},
     }
     return {name: xr.Variable(("key",), found, attributes[name]) for name, found in places.items()}
+
+
+def _keys_of_samples(part: Part) -> np.ndarray:
+    """Keys of each sample of a part, (sample) int64."""
+    runs = part.sample_columns("key_start", "key_stop")
+    return (runs["key_stop"].to_numpy() - runs["key_start"].to_numpy()).astype(np.int64)
 
 
 def open_keys(part: Part, row: Mapping[str, Any]) -> xr.Dataset:

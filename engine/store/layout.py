@@ -17,6 +17,7 @@ __all__ = [
     "FORMAT_VERSION",
     "INNER_CHUNK_BYTES",
     "KEY_COORDINATES",
+    "LEADING_DIMS",
     "MODEL_GROUP",
     "PARTS_FOLDER",
     "PLAN_FILE",

@@ -4,6 +4,7 @@ A store of ten thousand parts is described by its manifests, so building its arr
 address, not an open handle, and can be sent to any worker.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,9 +15,14 @@ import dask.array as da
 import numpy as np
 import zarr
 
+from engine.store.array_metadata import StoredLayout
+from engine.store.checked_array import open_checked_array
 from engine.store.location import Location
 
-__all__ = ["StoredArray"]
+__all__ = ["READ_BYTES", "StoredArray", "plan_reading"]
+
+READ_BYTES = 2**20
+"""Of one layer or block that is worth a task of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class StoredArray:
         As the manifest states them.
     version
         Text that changes when the bytes do (the manifest's sha256), so that Dask's keys and the cache do too.
+    expected
+        What the array's own description must say; None where no manifest tells.
     origin
         Where a window into the array begins, per dimension; None for the array itself.
     """
@@ -41,6 +49,7 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     version: str
+    expected: StoredLayout | None = None
     origin: tuple[int, ...] | None = None
 
     @property
@@ -53,9 +62,19 @@ class StoredArray:
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         return replace(self, shape=shape, origin=(*(0,) * axis, start, *(0,) * (self.ndim - axis - 1)))
 
+    def opened(self) -> zarr.Array:
+        """Open the whole array.
+
+        Raises
+        ------
+        StrataError
+            When it is not what the manifest says, or what no strata writes.
+        """
+        return _open(self.location, self.folder, self.path, self.version, self.expected)
+
     def __getitem__(self, selection: tuple[Any, ...] | EllipsisType) -> np.ndarray:
         """Read a selection of one index per dimension, or everything."""
-        array = _open(self.location, self.folder, self.path, self.version)
+        array = self.opened()
         if self.origin is None:
             return np.asarray(array[selection])
         indices = (slice(None),) * self.ndim if isinstance(selection, EllipsisType) else selection
@@ -69,12 +88,26 @@ class StoredArray:
         return da.from_array(self, clipped, name=name, inline_array=True, meta=np.empty((), self.dtype))
 
 
+def plan_reading(shape: Sequence[int], itemsize: int, shard: Sequence[int]) -> tuple[int, ...]:
+    """Lengths of what one task reads of an array: one file, or one index of it where that is worth a task.
+
+    A file of many layers or blocks holds the chunks of each together, so one of them is read without the others.
+
+    Parameters
+    ----------
+    shape, shard
+        Length of each dimension, of the array and of one data file.
+    itemsize
+        Bytes per value.
+    """
+    several = shard[0] > 1 and math.prod(shape[1:]) * itemsize >= READ_BYTES
+    return (1, *shard[1:]) if several else tuple(shard)
+
+
 @lru_cache(maxsize=256)
-def _open(location: Location, folder: str, path: str, version: str) -> zarr.Array:
-    """Open an array once per process; ``version`` is only there to tell a rewritten store apart."""
-    array = location.open_group(folder)[path]
-    assert isinstance(array, zarr.Array)
-    return array
+def _open(location: Location, folder: str, path: str, _version: str, expected: StoredLayout | None) -> zarr.Array:
+    """Open an array once per process; the version is only there to tell a rewritten store apart."""
+    return open_checked_array(location, folder, path, expected)
 
 
 def _move(index: Any, start: int, length: int) -> Any:

@@ -1,14 +1,15 @@
 """Where a store is, locally or behind any URL that fsspec knows, and reading from there."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import fsspec
-import zarr
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import FsspecStore, LocalStore
@@ -36,17 +37,27 @@ class Location:
         text = os.fspath(url)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
-    def read(self, relative: str) -> bytes:
+    def read(self, relative: str, limit: int) -> bytes:
         """Read one file whole.
+
+        Parameters
+        ----------
+        relative
+            Its path in the store.
+        limit
+            How many bytes it may have.
 
         Raises
         ------
         StrataError
-            When it is not there.
+            When it is not there, is longer, or is a link.
         """
         filesystem, root = fsspec.url_to_fs(self.url)
         with self._naming(relative):
-            return bytes(filesystem.cat_file(f"{root}/{relative}"))
+            self._check_local(filesystem, root, relative)
+            content = bytes(filesystem.cat_file(f"{root}/{relative}", end=limit + 1))
+        self._check_length(relative, len(content), limit)
+        return content
 
     @contextmanager
     def opened(self, relative: str) -> Iterator[BufferedIOBase]:
@@ -55,10 +66,11 @@ class Location:
         Raises
         ------
         StrataError
-            When it is not there.
+            When it is not there, or is a link.
         """
         filesystem, root = fsspec.url_to_fs(self.url)
         with self._naming(relative):
+            self._check_local(filesystem, root, relative)
             file = filesystem.open(f"{root}/{relative}", "rb")
         with file:
             yield file
@@ -71,20 +83,67 @@ class Location:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise StrataError(f"{self.url} has no {relative}: it is not a strata store, or damaged") from error
 
-    def read_all(self, folder: str, suffix: str) -> dict[str, bytes]:
-        """Read all files of one folder whose names end in ``suffix``, by name, in name order."""
+    def _check_length(self, relative: str, length: int, limit: int) -> None:
+        if length > limit:
+            raise StrataError(
+                f"{self.url}/{relative} has more than {limit:,} bytes, which no strata writes: it is damaged or was "
+                "made to do harm"
+            )
+
+    def _check_local(self, filesystem: AbstractFileSystem, root: str, relative: str) -> None:
+        """Refuse what is not a file of the store itself: links lead out of it, and a pipe is waited for without end."""
+        if not isinstance(filesystem, LocalFileSystem):
+            return
+        path = Path(root)
+        for name in PurePosixPath(relative).parts:
+            path /= name
+            if path.is_symlink():
+                raise StrataError(f"{path} is a symbolic link: a store holds its own bytes, see strata verify")
+        if path.exists() and not path.is_file():
+            raise IsADirectoryError(path)
+
+    def read_all(self, folder: str, suffix: str, limit: int) -> dict[str, bytes]:
+        """Read all files of one folder whose names end in ``suffix``, by name, in name order.
+
+        Raises
+        ------
+        StrataError
+            When one has more than ``limit`` bytes, or is a link.
+        """
         filesystem, root = fsspec.url_to_fs(self.url)
         filesystem.invalidate_cache(f"{root}/{folder}")  # parts are added while a store is open elsewhere
         try:
-            listed = filesystem.ls(f"{root}/{folder}", detail=False)
+            listed = filesystem.ls(f"{root}/{folder}", detail=True)
         except FileNotFoundError:
             return {}
-        paths = sorted(path for path in listed if path.endswith(suffix))
+        entries = {entry["name"]: entry for entry in listed if entry["name"].endswith(suffix)}
+        paths = sorted(entries)
+        for path in paths:
+            relative = f"{folder}/{path.rsplit('/', 1)[-1]}"
+            with self._naming(relative):
+                self._check_local(filesystem, root, relative)
+            self._check_length(relative, entries[path]["size"], limit)
         if not paths:
             return {}
         contents = filesystem.cat(paths)
         found = contents if isinstance(contents, dict) else {paths[0]: contents}
         return {path.rsplit("/", 1)[-1]: bytes(found[path]) for path in sorted(found)}
+
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        """Bytes of every file below a folder, by path relative to it; None for what is no file, such as a link."""
+        filesystem, root = fsspec.url_to_fs(self.url)
+        top = f"{root}/{folder}"
+        if isinstance(filesystem, LocalFileSystem):
+            paths = [Path(base, name) for base, folders, names in os.walk(top) for name in (*folders, *names)]
+            found = {path.relative_to(top).as_posix(): path.lstat() for path in paths}
+            return {
+                name: status.st_size if stat.S_ISREG(status.st_mode) else None
+                for name, status in found.items()
+                if not stat.S_ISDIR(status.st_mode)
+            }
+        listed = filesystem.find(top, detail=True)
+        start = len(filesystem._strip_protocol(top)) + 1
+        return {name[start:]: entry["size"] for name, entry in listed.items()}
 
     def zarr_store(self, relative: str) -> ZarrStore:
         """Open a Zarr store for reading."""
@@ -92,7 +151,3 @@ class Location:
         if isinstance(filesystem, LocalFileSystem):
             return LocalStore(f"{root}/{relative}", read_only=True)
         return FsspecStore.from_url(f"{self.url}/{relative}", read_only=True)
-
-    def open_group(self, relative: str, path: str = "") -> zarr.Group:
-        """Open a Zarr group for reading."""
-        return zarr.open_group(self.zarr_store(relative), path=path, mode="r")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import StrataError
+from engine.store.limits import RECORD_BYTES
 
 __all__ = ["FileHash", "canonical_json", "has_true_sha256", "hash_file", "parse_json", "seal_json"]
 
@@ -41,11 +42,17 @@ def seal_json(value: Mapping[str, Any]) -> bytes:
     ------
     ValueError
         When ``value`` is empty or already has a ``sha256``.
+    StrataError
+        When it is longer than readers take.
     """
     if not value or "sha256" in value:
         raise ValueError("a record is sealed once and must not be empty")
     body = canonical_json(value)
     seal = f',\n  "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'
+    if len(body) + len(seal) > RECORD_BYTES:
+        raise StrataError(
+            f"a record would have {len(body):,} bytes, readers take {RECORD_BYTES:,}: make smaller parts (--part-bytes)"
+        )
     return body.removesuffix(b"\n}\n") + seal.encode()
 
 
@@ -75,7 +82,7 @@ def parse_json(content: bytes, origin: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StrataError(f"{origin} is not JSON ({error}): the store is damaged, see strata verify") from error
     if not isinstance(value, dict):
         raise StrataError(f"{origin} holds a JSON {type(value).__name__}, not an object: the store is damaged")

@@ -1,18 +1,22 @@
 """The model's tables of an opened store."""
 
+from collections.abc import Mapping
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import pandas as pd
-import zarr
 
 from engine.errors import StrataError
+from engine.store.array_metadata import check_group_metadata
 from engine.store.layout import MODEL_GROUP, VOCABULARY_FILE
 from engine.store.lazy import StoredArray
+from engine.store.limits import RECORD_BYTES
 from engine.store.location import Location
+from engine.store.manifest import parse_json
+from engine.store.schemas import VOCABULARY_SCHEMA
+from engine.store.tables import read_table
 
 __all__ = ["ModelTables"]
 
@@ -24,39 +28,34 @@ class ModelTables:
     ----------
     location
         The store.
-    version
-        The store record's sha256.
+    record
+        Its ``store.json``.
     """
 
-    def __init__(self, location: Location, version: str) -> None:
+    def __init__(self, location: Location, record: Mapping[str, Any]) -> None:
         self._location = location
-        self._version = version
+        self._record = record
 
     def __repr__(self) -> str:
         return f"<ModelTables of {self._location.url}: {self.norm_kind} norm, {len(self.vocabulary)} pieces>"
 
     @cached_property
-    def _group(self) -> zarr.Group:
-        return self._location.open_group(MODEL_GROUP)
-
-    @cached_property
     def unembedding(self) -> da.Array | None:
         """(vocab, dim), float16 or float32, in blocks of rows; None when the store was made without it."""
-        if "unembedding" not in self._group:
+        if not self._has("unembedding"):
             return None
-        array = self._array("unembedding")
-        stored = StoredArray(self._location, MODEL_GROUP, "unembedding", array.shape, array.dtype, self._version)
-        return stored.dask(array.chunks)
+        array = self._array("unembedding").opened()
+        return self._array("unembedding", array.shape, array.dtype).dask(array.chunks)
 
     @cached_property
     def final_norm_weight(self) -> np.ndarray:
         """(dim), as stored; ``norm_weight_offset`` is not yet added."""
-        return np.asarray(self._array("final_norm_weight")[...])
+        return np.asarray(self._array("final_norm_weight").opened()[...])
 
     @cached_property
     def final_norm_bias(self) -> np.ndarray | None:
         """(dim), or None where the norm has no bias."""
-        return np.asarray(self._array("final_norm_bias")[...]) if "final_norm_bias" in self._group else None
+        return np.asarray(self._array("final_norm_bias").opened()[...]) if self._has("final_norm_bias") else None
 
     @property
     def norm_kind(self) -> str:
@@ -87,13 +86,22 @@ class ModelTables:
     @cached_property
     def vocabulary(self) -> pd.DataFrame:
         """Columns of ``VOCABULARY_SCHEMA``."""
-        return pd.read_parquet(BytesIO(self._location.read(VOCABULARY_FILE)))
+        return read_table(self._location, VOCABULARY_FILE, VOCABULARY_SCHEMA).to_pandas()
 
-    def _array(self, name: str) -> zarr.Array:
-        array = self._group[name]
-        if not isinstance(array, zarr.Array):
-            raise StrataError(f"{MODEL_GROUP}/{name} of {self._location.url} is no array: see strata verify")
-        return array
+    def _has(self, name: str) -> bool:
+        return f"{MODEL_GROUP}/{name}/zarr.json" in self._record["files"]
+
+    def _array(self, name: str, shape: tuple[int, ...] = (), dtype: np.dtype | None = None) -> StoredArray:
+        version = self._record["sha256"]
+        return StoredArray(self._location, MODEL_GROUP, name, shape, dtype or np.dtype("float32"), version)
+
+    @cached_property
+    def _attributes(self) -> Mapping[str, Any]:
+        name = f"{MODEL_GROUP}/zarr.json"
+        origin = f"{self._location.url}/{name}"
+        return check_group_metadata(parse_json(self._location.read(name, RECORD_BYTES), origin), origin)
 
     def _attribute(self, name: str) -> Any:
-        return self._group.attrs[name]
+        if name not in self._attributes:
+            raise StrataError(f"{MODEL_GROUP} of {self._location.url} does not say its {name}: see strata verify")
+        return self._attributes[name]

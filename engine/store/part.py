@@ -1,26 +1,28 @@
 """One committed part, opened for reading."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xarray as xr
 import zarr
 
 from engine.errors import StrataError
+from engine.store.array_metadata import StoredLayout
 from engine.store.layout import PARTS_FOLDER
-from engine.store.lazy import StoredArray
+from engine.store.lazy import StoredArray, plan_reading
+from engine.store.limits import RECORD_BYTES
 from engine.store.location import Location
 from engine.store.manifest import has_true_sha256, parse_json
+from engine.store.manifest_check import check_manifest
+from engine.store.schemas import PART_SAMPLES_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA
+from engine.store.tables import StoredTable, open_table
 
 __all__ = ["Part", "open_part", "parse_manifest"]
-
-_NEEDED = ("part", "samples", "tokens", "arrays", "files", "bad_samples", "seconds", "sha256")
 
 
 class Part:
@@ -67,37 +69,52 @@ class Part:
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row per sample, columns of ``PART_SAMPLES_SCHEMA``; segments count on this part's token axis."""
-        with self._table() as table:
+        return self.sample_table().to_pandas()
+
+    def sample_table(self) -> pa.Table:
+        """Read `samples` in Arrow's form, which is joined and converted faster; it is not kept."""
+        with self.table() as table:
             # Images would stay in memory with the table, and are read when asked for.
-            samples = table.read([name for name in table.schema_arrow.names if name != "thumbnail"]).to_pandas()
-        if "item_id" not in samples:  # format 0.1
-            samples.insert(2, "item_id", samples["image_id"])
+            samples = table.read([name for name in table.columns if name != "thumbnail"])
+        if "item_id" not in samples.column_names:  # format 0.1
+            samples = samples.add_column(2, "item_id", samples["image_id"])
         for column in ("key_start", "key_stop", "query_positions"):
-            if column not in samples:  # formats 0.1 and 0.2
-                samples[column] = pd.Series(None, samples.index, object)
+            if column not in samples.column_names:  # formats 0.1 and 0.2
+                field = PART_SAMPLES_SCHEMA.field(column)
+                samples = samples.append_column(field, pa.nulls(len(samples), field.type))
         return samples
+
+    def sample_columns(self, *names: str) -> pa.Table:
+        """Read some columns of `samples` and nothing else; not kept either."""
+        with self.table() as table:
+            return table.read(names)
 
     def thumbnail(self, image_id: str) -> bytes | None:
         """Read the JPEG of an image; None where the part has none."""
-        with self._table() as table:
-            if "thumbnail" not in table.schema_arrow.names:
+        with self.table() as table:
+            if "thumbnail" not in table.columns:
                 return None
             read = table.read(["image_id", "thumbnail"])
         found = read.filter(pc.equal(read["image_id"], image_id))["thumbnail"].drop_null()
         return bytes(found[0].as_py()) if len(found) else None
 
-    @contextmanager
-    def _table(self) -> Iterator[pq.ParquetFile]:
-        """Open the part's sample table."""
-        with self.location.opened(f"{PARTS_FOLDER}/{self.name}.parquet") as file:
-            yield pq.ParquetFile(file)
+    def table(self) -> AbstractContextManager[StoredTable]:
+        """Open the part's sample table, to read some of its columns."""
+        rows = self.manifest["samples"]
+        return open_table(self.location, f"{PARTS_FOLDER}/{self.name}.parquet", THUMBNAIL_SAMPLES_SCHEMA, rows=rows)
 
-    def group(self, axis: str) -> zarr.Group:
-        """Open the Zarr group of one axis (``token``, ``key`` or ``sample``) for reading."""
-        return self.location.open_group(f"{PARTS_FOLDER}/{self.name}.zarr", axis)
+    def array(self, path: str) -> zarr.Array:
+        """Open one array for reading, by group and name: ``token/hidden_states``.
+
+        Raises
+        ------
+        StrataError
+            When the part has no such array, or it is not what the manifest says.
+        """
+        return self.stored(path).opened()
 
     def open(self, axis: str, run: slice | None = None) -> xr.Dataset:
-        """Open one axis as a Dataset, Dask-backed with one Dask chunk per shard.
+        """Open one axis as a Dataset, Dask-backed with one Dask chunk per shard, or layer or block of 1 MiB or more.
 
         Parameters
         ----------
@@ -125,11 +142,14 @@ class Part:
         if run is not None and axis in entry["dims"]:
             array = array.window(entry["dims"].index(axis), run.start, run.stop)
         lazy = path.split("/")[1] not in entry["dims"]
-        return xr.Variable(entry["dims"], array.dask(entry["shard"]) if lazy else array[...], entry["attributes"])
+        steps = plan_reading(entry["shape"], array.dtype.itemsize, entry["shard"])
+        return xr.Variable(entry["dims"], array.dask(steps) if lazy else array[...], entry["attributes"])
 
     def stored(self, path: str) -> StoredArray:
         """One array by its address, shape and dtype, without opening it."""
-        entry = self.manifest["arrays"][path]
+        entry = self.manifest["arrays"].get(path)
+        if entry is None:
+            raise StrataError(f"part {self.name} of {self.url} holds no {path}: its manifest lists none")
         return StoredArray(
             location=self.location,
             folder=f"{PARTS_FOLDER}/{self.name}.zarr",
@@ -137,6 +157,7 @@ class Part:
             shape=tuple(entry["shape"]),
             dtype=np.dtype(entry["dtype"]),
             version=self.manifest["sha256"],
+            expected=StoredLayout.of(entry),
         )
 
     def _is_coordinate(self, path: str) -> bool:
@@ -158,13 +179,13 @@ def parse_manifest(content: bytes, origin: str, plan_sha256: str | None = None) 
     StrataError
         When it is damaged, was edited, or is of another plan.
     """
-    advice = "`strata verify` says what else is wrong; remove it, and strata extract does this part again"
+    advice = "strata verify says what else is wrong, strata repair removes it, and strata extract does this part again"
     if not content or not has_true_sha256(content):
         raise StrataError(f"the manifest {origin} is damaged or was edited: {advice}")
     manifest = parse_json(content, origin)
-    missing = [name for name in _NEEDED if name not in manifest]
-    if missing:
-        raise StrataError(f"the manifest {origin} lacks {', '.join(missing)}: {advice}")
+    wrong = check_manifest(manifest)
+    if wrong is not None:
+        raise StrataError(f"the manifest {origin} {wrong}: {advice}")
     if plan_sha256 not in (None, manifest["plan_sha256"]):
         raise StrataError(f"the manifest {origin} belongs to another plan than store.json: {advice}")
     return manifest
@@ -180,4 +201,4 @@ def open_part(url: str, name: str) -> Part:
     """
     location = Location.of(url)
     path = f"{PARTS_FOLDER}/{name}.json"
-    return Part(location, name, parse_manifest(location.read(path), f"{url}/{path}"))
+    return Part(location, name, parse_manifest(location.read(path, RECORD_BYTES), f"{url}/{path}"))

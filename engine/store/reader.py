@@ -3,45 +3,39 @@
 Opening reads ``store.json`` and the manifests; a part without a manifest is never looked at.
 """
 
+import bisect
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import xarray as xr
 
 from engine.errors import StrataError, UsageError
+from engine.store.alike import check_alike
 from engine.store.arrays import JoinedArrays
 from engine.store.choices import kept_roles, layer_places, lens_layers, query_code, state_layers
-from engine.store.differences import list_differences
 from engine.store.joined import on_blocks, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
+from engine.store.limits import RECORD_BYTES
 from engine.store.location import Location
 from engine.store.map_samples import SampleFunction, map_samples, sample_attributes
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, parse_manifest
 from engine.store.record import parse_record
+from engine.store.schemas import PLAN_SCHEMA
+from engine.store.tables import read_table
 from engine.store.tokens import TokenBatch, iterate_tokens
 from engine.vocabulary import ROLES
 
 __all__ = ["Store", "open_store"]
 
-# What a capture of an earlier format says by saying nothing.
-_UNSAID: Mapping[str, Any] = {
-    "residual_layers": None,
-    "blocks": [],
-    "queries": [],
-    "dtypes": {},
-    "tensor_roles": {},
-    "tensor_blocks": {},
-    "thumbnails": False,
-    "lens_topk": None,
-    "lens_layers": None,
-}
+_NAMES_COMPARED = 2000  # with one that is unknown, for a hint
 
 
 def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Store":
@@ -63,25 +57,13 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     if not urls:
         raise UsageError("no store is named: give at least one path or URL")
     locations = [Location.of(entry) for entry in urls]
-    records = [parse_record(location.read(STORE_FILE), location.url) for location in locations]
-    for location, record in zip(locations[1:], records[1:], strict=True):
-        left, right = (_shared(entry) for entry in (records[0], record))
-        if left != right:
-            lines = "\n".join(f"  {line}" for line in list_differences(left, right))
-            raise UsageError(
-                f"{locations[0].url} (stored) and {location.url} (asked) differ in model or captures:\n{lines}\n"
-                "open them one by one"
-            )
+    records = [parse_record(location.read(STORE_FILE, RECORD_BYTES), location.url) for location in locations]
+    check_alike([location.url for location in locations], records)
     return Store(locations, records)
 
 
-def _shared(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the settings that stores opened as one must have in common."""
-    return {"model": record.get("model"), "capture": {**_UNSAID, **record["capture"]}}
-
-
 def _parts(location: Location, plan_sha256: str) -> list[Part]:
-    manifests = location.read_all(PARTS_FOLDER, ".json")
+    manifests = location.read_all(PARTS_FOLDER, ".json", RECORD_BYTES)
     return [
         Part(
             location,
@@ -92,9 +74,10 @@ def _parts(location: Location, plan_sha256: str) -> list[Part]:
     ]
 
 
-def _hint(asked: str, known: Sequence[str], column: str) -> str:
-    close = difflib.get_close_matches(asked, known, n=3, cutoff=0.4)
-    return f"did you mean {', '.join(close)}?" if close else f"see the column {column} of Store.samples"
+def _table_of(part: Part) -> pa.Table:
+    table = part.sample_table()
+    number, url = pa.repeat(part.number, len(table)), pa.repeat(part.url, len(table))
+    return table.append_column("part", number).append_column("store", url)
 
 
 class Store(JoinedArrays):
@@ -121,7 +104,7 @@ class Store(JoinedArrays):
             for location, record in zip(locations, records, strict=True)
             for part in _parts(location, record["plan_sha256"])
         )
-        self.model = ModelTables(locations[0], self.record["sha256"])
+        self.model = ModelTables(locations[0], self.record)
 
     def __repr__(self) -> str:
         samples = sum(part.manifest["samples"] for part in self.parts)
@@ -181,18 +164,18 @@ class Store(JoinedArrays):
     @cached_property
     def samples(self) -> pd.DataFrame:
         """All committed samples in part order: the columns of ``Part.samples``, ``part``, and ``store`` (its URL)."""
-        frames = [part.samples.assign(part=part.number, store=part.url) for part in self.parts]
-        filled = [frame for frame in frames if len(frame)] or frames[:1]
-        if not filled:
+        if not self.parts:
             raise self._no_part()
-        return pd.concat(filled, ignore_index=True)
+        with ThreadPoolExecutor() as pool:
+            tables = list(pool.map(_table_of, self.parts))
+        return pa.concat_tables(tables, promote_options="default").to_pandas()
 
     @cached_property
     def plan(self) -> pd.DataFrame:
         """All planned samples: sample_id, image_id, prompt_id, part, and ``store`` (its URL)."""
         return pd.concat(
             [
-                pd.read_parquet(BytesIO(location.read(PLAN_FILE))).assign(store=location.url)
+                read_table(location, PLAN_FILE, PLAN_SCHEMA).to_pandas().assign(store=location.url)
                 for location in self._locations
             ],
             ignore_index=True,
@@ -201,8 +184,24 @@ class Store(JoinedArrays):
     @property
     def complete(self) -> bool:
         """Whether every planned part is committed."""
-        committed = {(part.url, part.number) for part in self.parts}
-        return all(pair in committed for pair in zip(self.plan["store"], self.plan["part"], strict=True))
+        planned = self.plan[["store", "part"]].drop_duplicates()
+        return set(planned.itertuples(index=False, name=None)) <= self._numbered.keys()
+
+    @cached_property
+    def _numbered(self) -> dict[tuple[str, int], Part]:
+        """Committed parts by store and number."""
+        return {(part.url, part.number): part for part in self.parts}
+
+    @cached_property
+    def _planned(self) -> dict[str, pd.Index]:
+        """Where each sample and each image stands in the plan: finds its part without reading any table of samples."""
+        return {column: pd.Index(self.plan[column]) for column in ("sample_id", "image_id")}
+
+    def _parts_with(self, column: str, value: str) -> list[Part]:
+        """Return the committed parts that a sample or an image is planned for."""
+        rows = self._planned[column].get_indexer_for([value])
+        pairs = self.plan.iloc[rows[rows >= 0]][["store", "part"]].drop_duplicates().itertuples(index=False, name=None)
+        return [self._numbered[pair] for pair in pairs if pair in self._numbered]
 
     def sample(self, sample_id: str) -> xr.Dataset:
         """One sample's sequence, assembled from its segments.
@@ -228,11 +227,14 @@ class Store(JoinedArrays):
         UsageError
             When no sample, or more than one, has this id.
         """
-        rows = np.flatnonzero(self.samples["sample_id"] == sample_id)
-        if len(rows) != 1:
-            raise UsageError(self._wrong_sample(sample_id, len(rows)))
-        row = self.samples.iloc[rows[0]]
-        part = next(part for part in self.parts if (part.url, part.number) == (row["store"], row["part"]))
+        found = [
+            (part, row)
+            for part in self._parts_with("sample_id", sample_id)
+            for _, row in part.samples[part.samples["sample_id"] == sample_id].iterrows()
+        ]
+        if len(found) != 1:
+            raise UsageError(self._wrong_sample(sample_id, len(found)))
+        [(part, row)] = found
         runs = [slice(segment["start"], segment["stop"]) for segment in row["segments"]] or [slice(0, 0)]
         pieces = [part.open("token", run) for run in runs]
         joined = xr.concat(pieces, "token", data_vars="minimal", coords="minimal", compat="override", join="override")
@@ -248,14 +250,13 @@ class Store(JoinedArrays):
         UsageError
             When no committed sample is of this image.
         """
-        rows = self.samples[self.samples["image_id"] == image_id]
-        if rows.empty:
-            known = list(dict.fromkeys(self.samples["image_id"]))
+        parts = [
+            part for part in self._parts_with("image_id", image_id) if (part.samples["image_id"] == image_id).any()
+        ]
+        if not parts:
             raise UsageError(
-                f"no committed sample of {self.url} is of image {image_id!r}: {_hint(image_id, known, 'image_id')}"
+                f"no committed sample of {self.url} is of image {image_id!r}: {self._hint(image_id, 'image_id')}"
             )
-        names = set(zip(rows["store"], rows["part"], strict=True))
-        parts = (part for part in self.parts if (part.url, part.number) in names)
         return next(filter(None, (part.thumbnail(image_id) for part in parts)), None)
 
     def map_samples(
@@ -371,5 +372,12 @@ class Store(JoinedArrays):
     def _wrong_sample(self, sample_id: str, found: int) -> str:
         if found:
             return f"{found} of these stores hold sample {sample_id!r}: open one of them alone"
-        known = list(self.samples["sample_id"])
-        return f"no committed sample of {self.url} is called {sample_id!r}: {_hint(sample_id, known, 'sample_id')}"
+        return f"no committed sample of {self.url} is called {sample_id!r}: {self._hint(sample_id, 'sample_id')}"
+
+    def _hint(self, asked: str, column: str) -> str:
+        known = sorted(set(self.samples[column]))
+        # Looking at each of very many names takes long; those that begin alike are neighbours.
+        place = bisect.bisect(known, asked)
+        near = known[max(place - _NAMES_COMPARED // 2, 0) : place + _NAMES_COMPARED // 2]
+        close = difflib.get_close_matches(asked, near, n=3, cutoff=0.4)
+        return f"did you mean {', '.join(close)}?" if close else f"see the column {column} of Store.samples"

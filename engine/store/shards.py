@@ -7,16 +7,17 @@ shards, index at the end.
 
 import hashlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from engine.cores import usable_cores
 from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk, fill_value
 from engine.store.layout import INNER_CHUNK_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
@@ -41,7 +42,7 @@ def write_shards(
     dtype
         Stored dtype.
     slab
-        ``slab(i)`` is the array at leading index ``i``, shape ``plan.shape[1:]``.
+        ``slab(i)`` is the array at leading index ``i``, shape ``plan.shape[1:]``; see ``PartArray.slab``.
     pool
         Threads that compress.
 
@@ -59,17 +60,15 @@ def write_shards(
         return
     assert plan.shard is not None
     per_shard = tuple(long // step for long, step in zip(plan.shard, plan.inner, strict=True))
-    blocks = _blocks(plan, slab)
-    blocks_per_shard = plan.shard[0] // plan.inner[0]
+    chunks = _encoded(plan, dtype, slab, pool)
     unfinished: deque[_Shard] = deque()
     with ExitStack() as stack:
         for index in range(plan.files):
             path = folder.joinpath("c", str(index), *["0"] * (len(plan.shape) - 1))
             path.parent.mkdir(parents=True)
             shard = stack.enter_context(_Shard(path, per_shard))
-            for _ in range(blocks_per_shard):
-                for chunk in _encoded(next(blocks), plan, dtype, pool):
-                    shard.append(chunk)
+            for chunk in islice(chunks, math.prod(per_shard)):
+                shard.append(chunk)
             unfinished.append(shard)
             if len(unfinished) == _OPEN_SHARDS:
                 yield unfinished.popleft().finish()
@@ -86,22 +85,32 @@ def _blocks(plan: ChunkPlan, slab: Callable[[int], np.ndarray]) -> Iterator[np.n
         yield np.stack([slab(index) for index in range(plan.shape[0])])
 
 
-def _encoded(block: np.ndarray, plan: ChunkPlan, dtype: str, pool: Executor) -> Iterator[bytes]:
-    """Cut a block along the part's axis and encode the pieces, in order; all are done before the iterator ends.
+def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], np.ndarray], pool: Executor) -> Iterator[bytes]:
+    """Encode the chunks of all blocks, in order.
 
-    Few pieces are under way at a time, because fresh memory costs as much as compressing into memory just freed.
+    The next block is made while the last pieces of this one are compressed; the one before it is done by then, because
+    its memory may become the next one's. Few pieces are under way at a time, because fresh memory costs as much as
+    compressing into memory just freed.
     """
+    pending: deque[tuple[int, Future[bytes]]] = deque()
+    for number, block in enumerate(_blocks(plan, slab)):
+        for piece in _pieces(block, plan):
+            if len(pending) >= 2 * compression_threads():
+                yield pending.popleft()[1].result()
+            pending.append((number, pool.submit(_encode, piece, plan.inner, dtype)))
+        while pending and pending[0][0] < number:
+            yield pending.popleft()[1].result()
+    while pending:
+        yield pending.popleft()[1].result()
+
+
+def _pieces(block: np.ndarray, plan: ChunkPlan) -> Iterator[np.ndarray]:
+    """Cut a block along the part's axis."""
     cut = [axis for axis in range(block.ndim) if axis > 0 and plan.inner[axis] < block.shape[axis]]
     axis = cut[0] if cut else block.ndim - 1
     step = plan.inner[axis]
-    pending: deque[Future[bytes]] = deque()
     for start in range(0, block.shape[axis], step):
-        if len(pending) >= 2 * compression_threads():
-            yield pending.popleft().result()
-        piece = block[(slice(None),) * axis + (slice(start, start + step),)]
-        pending.append(pool.submit(_encode, piece, plan.inner, dtype))
-    while pending:
-        yield pending.popleft().result()
+        yield block[(slice(None),) * axis + (slice(start, start + step),)]
 
 
 def _encode(piece: np.ndarray, inner: tuple[int, ...], dtype: str) -> bytes:
@@ -173,5 +182,5 @@ def compression_bytes() -> int:
 
 
 def compression_threads() -> int:
-    """Return how many threads compress one part: as many as there are cores, at most eight."""
-    return min(8, os.cpu_count() or 1)
+    """Return how many threads compress one part: as many as this process has cores, at most eight."""
+    return min(8, usable_cores())

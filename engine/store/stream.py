@@ -19,10 +19,9 @@ from engine.store.codecs import BLOCK_BYTES, CHECKSUM_BYTES, checksum
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
 
-__all__ = ["Chunk", "stream_bytes", "stream_chunks"]
+__all__ = ["Chunk", "shard_count", "stream_bytes", "stream_chunks"]
 
 _BLOSC_BLOCKS = 3  # that it shuffles and decompresses through
-_LAYOUT = ("sharding_indexed", "end", ("bytes", "blosc", "crc32c"), ("bytes", "crc32c"))
 _ENTRY_BYTES = 16  # of a shard's index: offset and length of one chunk
 
 
@@ -45,7 +44,13 @@ class Chunk(NamedTuple):
     values: np.ndarray
 
 
-def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
+def shard_count(part: Part, path: str) -> int:
+    """Count an array's shards along its leading axis, along which alone there can be several."""
+    array = _open(part, path)
+    return 0 if 0 in array.shape else -(-array.shape[0] // (array.shards or array.shape)[0])
+
+
+def stream_chunks(part: Part, path: str, only: int | None = None) -> Iterator[Chunk]:
     """Yield all chunks of an array, ascending along the leading axis and then along the part's.
 
     Parameters
@@ -54,6 +59,8 @@ def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
         The part.
     path
         Group and name, for example ``token/hidden_states``.
+    only
+        Number of a shard along the leading axis; all when None.
 
     Raises
     ------
@@ -69,6 +76,8 @@ def stream_chunks(part: Part, path: str) -> Iterator[Chunk]:
     decoded = np.empty(array.chunks, array.dtype)
     encoded = np.empty(_most_encoded(decoded.nbytes), np.uint8)
     for shard in np.ndindex(*(-(-long // step) for long, step in zip(array.shape, array.shards, strict=True))):
+        if only not in (None, shard[0]):
+            continue
         file = _Shard(part, f"{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}", math.prod(grid))
         corner = [at * long for at, long in zip(shard, array.shards, strict=True)]
         for number in file.decode_each(encoded, decoded):
@@ -95,25 +104,10 @@ def _most_encoded(decoded: int) -> int:
 
 
 def _open(part: Part, path: str) -> zarr.Array:
-    group, name = path.split("/")
-    array = part.group(group)[name]
-    assert isinstance(array, zarr.Array)
-    if _codec_names(array) != _LAYOUT:
-        raise StrataError(
-            f"{path} of part {part.name} of {part.url} is encoded in a way that this strata does not know: "
-            "upgrade strata"
-        )
+    array = part.array(path)
+    if array.shards is None:
+        raise StrataError(f"{path} of part {part.name} of {part.url} is not sharded, as every array but coordinates is")
     return array
-
-
-def _codec_names(array: zarr.Array) -> tuple[object, ...]:
-    """Names out of the array's ``zarr.json``: codec, where the shard's index is, codecs of its chunks and its index."""
-    outer, *others = array.metadata.to_dict().get("codecs", [None])  # type: ignore[misc]
-    if not isinstance(outer, dict) or others or "configuration" not in outer:
-        return ()
-    settings = outer["configuration"]
-    inner, index = ([codec["name"] for codec in settings.get(key, ())] for key in ("codecs", "index_codecs"))
-    return outer["name"], settings.get("index_location"), tuple(inner), tuple(index)
 
 
 class _Shard:

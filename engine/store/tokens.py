@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import zarr
 
 from engine.errors import StrataError, UsageError
 from engine.store.choices import kept_roles, layer_indices, role_codes, state_layers
-from engine.store.layout import PARTS_FOLDER, ArrayShape
+from engine.store.coordinates import read_coordinates
+from engine.store.layout import ArrayShape
 from engine.store.part import Part
 from engine.store.token_plan import PartTokens, PassPlan, Window, mixed_order, plan_pass, stored_order
 
 __all__ = ["TokenBatch", "iterate_tokens"]
 
 _PATH = "token/hidden_states"
+_COORDINATES = ("token/role", "token/token_id", "token/position")
 
 
 class TokenBatch(NamedTuple):
@@ -206,32 +206,21 @@ class _OpenPart:
     """The token axis of one part in memory, and its states on disk."""
 
     def __init__(self, part: Part, first_row: int) -> None:
-        group = part.group("token")
         self.number = part.number
-        self.role, self.token_id, self.position = (
-            np.asarray(_array(group, name)[...]) for name in ("role", "token_id", "position")
-        )
-        self.states = _array(group, "hidden_states")
+        self.role, self.token_id, self.position = read_coordinates(part, _COORDINATES).values()
+        self.states = part.array(_PATH)
         self.sample = _first_samples(part) + first_row
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return array
 
 
 def _first_samples(part: Part) -> np.ndarray:
     """Row in the part's sample table of the first sample that each token belongs to, (token) int64."""
     # Of the table only this column, and not kept: a pass over many parts would keep all captions in memory.
-    with part.location.opened(f"{PARTS_FOLDER}/{part.name}.parquet") as file:
-        segments = pq.read_table(file, columns=["segments"])["segments"].combine_chunks()
+    segments = part.sample_columns("segments")["segments"].combine_chunks()
     runs = segments.flatten()
     owners = pc.list_parent_indices(segments).to_numpy()
     first = np.full(part.tokens, -1, np.int64)
-    for owner, start, stop in zip(
-        owners[::-1], runs.field("start").to_numpy()[::-1], runs.field("stop").to_numpy()[::-1], strict=True
-    ):
+    starts, stops = (runs.field(name).to_numpy()[::-1].tolist() for name in ("start", "stop"))
+    for owner, start, stop in zip(owners[::-1].tolist(), starts, stops, strict=True):
         first[start:stop] = owner
     if (first < 0).any():
         raise StrataError(

@@ -6,28 +6,18 @@ Everything that a manifest or ``store.json`` lists must be there unchanged, and 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from engine.errors import StrataError
+from engine.store.deep import check_deeply
+from engine.store.inventory import Inventory, Problem, check_file, read_planned, take_inventory
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STAGING_FOLDER, STORE_FILE, part_name
-from engine.store.manifest import FileHash, has_true_sha256, hash_file, parse_json
-from engine.store.record import parse_record
+from engine.store.manifest import FileHash
 from engine.store.shards import compression_threads
 
 __all__ = ["Problem", "Verification", "verify"]
 
 _REDO = "run the same strata extract again"
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong: the file, relative to the store, and what is wrong with it."""
-
-    file: str
-    message: str
+_REPAIR = "strata repair removes it"
 
 
 class Verification(NamedTuple):
@@ -37,15 +27,18 @@ class Verification(NamedTuple):
     notes: tuple[str, ...]
 
 
-def verify(store: Path, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Check structure and sha256 of a local store.
+def verify(store: Path, progress: Callable[[int, int], None] | None = None, *, deep: bool = False) -> Verification:
+    """Check structure and sha256 of a local store, and on request every value.
 
     Parameters
     ----------
     store
         The store's folder.
     progress
-        Called with (bytes hashed, bytes to hash) after each file.
+        Called with (bytes done, bytes to do) after each file; bytes are hashed, and then, with ``deep``, decoded.
+    deep
+        Whether to decode every chunk and compare what the files say with one another, where all files are as they were
+        written (else that is said, and is to be mended first).
 
     Returns
     -------
@@ -58,72 +51,35 @@ def verify(store: Path, progress: Callable[[int, int], None] | None = None) -> V
         When there is no store at all, or it has a newer major format.
     """
     store = Path(store)
-    if not (store / STORE_FILE).is_file():
-        raise StrataError(f"{store} has no {STORE_FILE}: it is not a strata store")
-    record_bytes = (store / STORE_FILE).read_bytes()
-    record = parse_record(record_bytes, str(store))
-    problems: list[Problem] = []
-    if not has_true_sha256(record_bytes):
-        problems.append(Problem(STORE_FILE, "does not have the sha256 that it states: it was edited or damaged"))
-
-    if not _are_file_hashes(record.get("files")):
-        raise StrataError(f"{store}/{STORE_FILE} has no list of files: it was edited or damaged")
-    listed: dict[str, FileHash] = dict(record["files"])
-    committed: dict[int, dict[str, Any]] = {}
-    for path in sorted((store / PARTS_FOLDER).glob("*.json")):
-        manifest, found = _read_manifest(path, record)
-        problems += found
-        if manifest is not None:
-            committed[int(path.stem)] = manifest
-            listed |= {f"{PARTS_FOLDER}/{name}": entry for name, entry in manifest["files"].items()}
-    problems += _check_plan(store, committed)
+    inventory = take_inventory(store)
+    listed = inventory.listed
+    problems = list(inventory.problems)
+    problems += _check_plan(store, inventory)
+    missing = {problem.file for problem in problems if not (store / problem.file).exists()}  # not yet extracted
     problems += _check_unlisted(store, listed)
     problems += _check_files(store, listed, progress)
-    return Verification(tuple(sorted(problems)), tuple(_notes(store)))
+    notes = list(_notes(store))
+    if deep and all(problem.file in missing for problem in problems):
+        problems += check_deeply(store, progress)
+    elif deep:
+        notes.append("values were not looked at, because files are damaged: strata repair, extract, and verify again")
+    return Verification(tuple(sorted(problems)), tuple(notes))
 
 
-def _read_manifest(path: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """Read one manifest; None when nothing in it can be relied on."""
-    name = f"{PARTS_FOLDER}/{path.name}"
-    content = path.read_bytes()
-    try:
-        manifest = parse_json(content, name)
-        if part_name(int(path.stem)) != path.stem or manifest["part"] != int(path.stem):
-            raise StrataError("states another part number than its name")
-        if not (isinstance(manifest["samples"], int) and isinstance(manifest["bad_samples"], list)):
-            raise StrataError("has no count of samples")
-        if not _are_file_hashes(manifest["files"]):
-            raise StrataError("has no list of files")
-    except (StrataError, KeyError, ValueError) as error:
-        return None, [Problem(name, f"is no manifest ({error}): remove it and {_REDO}")]
-    problems = []
-    if not has_true_sha256(content):
-        problems.append(Problem(name, "does not have the sha256 that it states: it was edited or damaged"))
-    if manifest.get("plan_sha256") != record.get("plan_sha256"):
-        problems.append(Problem(name, "belongs to another plan than store.json"))
-    return manifest, problems
-
-
-def _are_file_hashes(value: object) -> bool:
-    """Whether a value has the shape {path: {sha256: text, bytes: number}}."""
-    return isinstance(value, dict) and all(
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
-        for entry in value.values()
-    )
-
-
-def _check_plan(store: Path, committed: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
-    """Compare committed parts and their numbers of samples with the plan."""
-    try:
-        counts = pc.value_counts(pq.read_table(store / PLAN_FILE)["part"])
-    except (OSError, KeyError, pa.ArrowInvalid):
-        return  # the plan's own damage is reported with its hash
-    planned = {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
+def _check_plan(store: Path, inventory: Inventory) -> Iterator[Problem]:
+    """Compare committed parts and their numbers of samples with the plan, unless that is damaged itself."""
+    planned = read_planned(store, inventory)
+    if planned is None:
+        if inventory.common.get(PLAN_FILE) is None:
+            yield Problem(STORE_FILE, f"does not list {PLAN_FILE}: it was edited or damaged")
+        elif check_file(store, PLAN_FILE, inventory.common[PLAN_FILE]) is None:
+            yield Problem(PLAN_FILE, "holds no plan, although it is as it was written")
+        return
     for number in sorted(planned):
         name = f"{PARTS_FOLDER}/{part_name(number)}.json"
         if not (store / name).exists():
             yield Problem(name, f"is missing, the part is planned: {_REDO}")
-    for number, manifest in committed.items():
+    for number, manifest in inventory.manifests.items():
         name = f"{PARTS_FOLDER}/{part_name(number)}.json"
         accounted = manifest["samples"] + len(manifest["bad_samples"])
         if number not in planned:
@@ -139,7 +95,7 @@ def _check_unlisted(store: Path, listed: Mapping[str, FileHash]) -> Iterator[Pro
     for path in sorted(store.rglob("*")):
         relative = path.relative_to(store)
         name = relative.as_posix()
-        if relative.parts[0] == STAGING_FOLDER:
+        if relative.parts[0] == STAGING_FOLDER and len(relative.parts) > 1:
             continue
         if path.is_symlink():
             yield Problem(name, "is a symbolic link: a store holds its own bytes")
@@ -150,10 +106,10 @@ def _check_unlisted(store: Path, listed: Mapping[str, FileHash]) -> Iterator[Pro
         entry = "/".join(relative.parts[:2])
         if relative.parts[0] == PARTS_FOLDER and entry not in covered:
             if entry not in reported:
-                yield Problem(entry, f"belongs to no manifest (an interrupted commit leaves such): {_REDO}")
+                yield Problem(entry, f"belongs to no manifest (an interrupted commit leaves such): {_REPAIR}")
             reported.add(entry)
         else:
-            yield Problem(name, "is listed by no manifest nor by store.json: remove it")
+            yield Problem(name, f"is listed by no manifest nor by store.json: {_REPAIR}")
 
 
 def _check_files(
@@ -162,29 +118,13 @@ def _check_files(
     """Compare each listed file with its size and hash, several at a time."""
     total, done = sum(int(entry["bytes"]) for entry in listed.values()), 0
     with ThreadPoolExecutor(compression_threads()) as pool:
-        results = pool.map(lambda name: _check_file(store, name, listed[name]), listed)
+        results = pool.map(lambda name: check_file(store, name, listed[name]), listed)
         for (name, entry), message in zip(listed.items(), results, strict=True):
             done += int(entry["bytes"])
             if progress is not None:
                 progress(done, total)
             if message is not None:
                 yield Problem(name, message)
-
-
-def _check_file(store: Path, name: str, entry: FileHash) -> str | None:
-    path = store / name
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        return "is listed outside of the store"
-    if path.is_symlink():
-        return None  # reported as a link
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        return f"has {size} bytes, {entry['bytes']} were written"
-    if hash_file(path)["sha256"] != entry["sha256"]:
-        return "has another sha256 than when it was written"
-    return None
 
 
 def _notes(store: Path) -> Iterator[str]:

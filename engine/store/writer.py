@@ -4,7 +4,6 @@ Each shard is written once, front to back. While the next one is being compresse
 durable, so that the disk is not waited for at the end.
 """
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from engine.store.commit import (
 )
 from engine.store.consolidate import consolidate
 from engine.store.content import Coordinate, PartArray, PartContent
+from engine.store.disk import describe_failure
 from engine.store.dtypes import Rounding, round_mantissa, round_to_dtype
 from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
@@ -59,7 +59,7 @@ def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[s
     ------
     StrataError
         When the part is already committed, another process is writing it, the disk is full, or fails otherwise.
-        Committed parts stay valid and nothing of the new one is left behind.
+        Committed parts stay valid, and the new one is not there.
     ValueError
         When a slab, coordinate or table is not what it was announced to be.
     """
@@ -82,7 +82,11 @@ def write_part(store: Path, content: PartContent, *, plan_sha256: str) -> dict[s
             sync_folders(staged)
             commit_part(staged, store, name)
     except OSError as error:
-        raise StrataError(_disk_message(store, content, error)) from error
+        need = sum(predict_size(array.layout for array in content.arrays).raw_bytes.values())
+        raise StrataError(
+            f"part {name} could not be written {describe_failure(error, store, need)}; finished parts are valid, make "
+            "room and run the same command again"
+        ) from error
     return parse_json(sealed, f"{name}.json")
 
 
@@ -232,13 +236,3 @@ def _manifest(content: PartContent, plan_sha256: str, root: Path, files: dict[st
 
 def _lengths(layouts: list[ArrayShape], axis: str) -> set[int]:
     return {layout.shape[layout.dims.index(axis)] for layout in layouts if axis in layout.dims}
-
-
-def _disk_message(store: Path, content: PartContent, error: OSError) -> str:
-    need = sum(predict_size(array.layout for array in content.arrays).raw_bytes.values())
-    free = shutil.disk_usage(store).free
-    return (
-        f"part {part_name(content.number)} could not be written to {error.filename or store} "
-        f"({error.strerror or error}): it needs at most {need:,} bytes and {free:,} are free; "
-        "finished parts are valid, make room and run the same command again"
-    )

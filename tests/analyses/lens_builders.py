@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analyses.kept_parts import KeptParts
 from analyses.logit_lens import analyze_store, stored_pieces
 from analyses.logit_lens_notes import tell_of_lens
-from analyses.logit_lens_plan import LensChoice, plan_tasks
+from analyses.logit_lens_plan import LensChoice, plan_tasks, why_decoded
 from analyses.logit_lens_results import StoreLens, group_curves, to_dataset
 from analyses.logit_lens_table import to_tables, to_trajectory_tables
 from analyses.logit_lens_words_table import to_word_tables
@@ -248,10 +248,11 @@ def analyse(
     source: str = "auto",
     trajectory: bool = False,
     workers: int = 1,
+    scheduler: str | None = None,
     notify: Notify | None = None,
 ) -> Found:
     """Run LogitLens without waiting for figures; finished parts stay in ``kept``."""
-    resources = Resources(workers, notify=notify)
+    resources = Resources(workers, scheduler=scheduler, notify=notify)
     opened, identities = open_all([str(path) for path in ([stores] if isinstance(stores, Path) else stores)], resources)
     choice, parts = LensChoice(topk, layers, source, trajectory), KeptParts(kept)
     tasks = [plan_tasks(store, choice) for store in opened]
@@ -260,8 +261,8 @@ def analyse(
         for identity, store, own in zip(identities, opened, tasks, strict=True)
     ]
     curves = [[group_curves(own, chosen, 20, 0) for _, chosen in prompt_groups(own.samples)] for _, own in results]
-    for item, of_store in zip(results, curves, strict=True):
-        tell_of_lens(item, of_store, choice, resources)
+    for store, item, of_store in zip(opened, results, curves, strict=True):
+        tell_of_lens(item, of_store, choice, why_decoded(store, choice), resources)
     words = [
         table
         for item, store, own in zip(results, opened, tasks, strict=True)

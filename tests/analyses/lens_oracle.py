@@ -34,7 +34,6 @@ def shrink_blocks(patch: pytest.MonkeyPatch) -> None:
     """Make every block so small that a vocabulary of dozens has many of all kinds."""
     for name, value in {
         "lens_unembedding.ROWS_AT_ONCE": 7,
-        "lens_unembedding._SEED_ROWS": 5,
         "lens_float32.ROWS_AT_ONCE": 7,
         "lens_codes._ROWS_AT_ONCE": 3,
         "lens_screen._FIRST_ROWS": 4,

@@ -31,19 +31,32 @@ def test_reaching_pairs_are_those_of_whole_numbers() -> None:
     expected = left.astype(np.int64) @ right.astype(np.int64).T
     threshold = rng.normal(0, 1e5, expected.shape).astype(np.float32)
     threshold[:, 4] = np.inf
-    a, b, excess = found().reaching(left, right, threshold, np.empty(expected.shape, np.int32), 77)
+    product = np.empty(expected.shape, np.int32)
+    found().multiply(left, right, product)
+    np.testing.assert_array_equal(product, expected)
+    a, b, excess = found().reaching(product, threshold, 77)
     np.testing.assert_array_equal(np.stack([a, b]), np.nonzero(expected >= threshold))
     np.testing.assert_array_equal(excess, expected[a, b] - threshold[a, b].astype(np.float64))
 
 
 def test_a_column_that_too_many_rows_reach_is_cut() -> None:
-    left, right = np.ones((50, 8), np.int8), np.ones((3, 8), np.int8)
+    product = np.full((50, 3), 8, np.int32)
     threshold = np.full((50, 3), 9, np.float32)
     threshold[:, 1] = 8
     threshold[:6, 2] = 8
-    a, b, _ = found().reaching(left, right, threshold, np.empty((50, 3), np.int32), 9)
+    a, b, _ = found().reaching(product, threshold, 9)
     np.testing.assert_array_equal(np.bincount(b, minlength=3), [0, 10, 6])
     np.testing.assert_array_equal(a[b == 1], np.arange(10))
+
+
+def test_the_largest_pairs_exceed_their_thresholds_most_in_units_of_the_row() -> None:
+    rng = np.random.default_rng(4)
+    product = rng.integers(-(10**6), 10**6, (40, 9)).astype(np.int32)
+    threshold = rng.normal(0, 1e5, product.shape).astype(np.float32)
+    scale = rng.uniform(0.1, 3, 40).astype(np.float32)
+    rows = found().largest(product, threshold, scale, 5)
+    expected = np.argsort(-(product - threshold.astype(np.float64)) * scale[:, np.newaxis], axis=0)[:5]
+    np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(expected, axis=0))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -25,7 +25,8 @@ def test_memory_stays_within_the_prediction(name: str, kind: str) -> None:
 def test_more_tokens_need_no_more_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analyses.lens_top.TOKENS_AT_ONCE", 256)
     monkeypatch.setattr("analyses.lens_screen.PAIRS_AT_ONCE", 2**16)
-    weights, states = make("gaussian", vocab=VOCAB, tokens=8 * 256)
+    weights, one_block = make("gaussian", vocab=VOCAB, tokens=256)
+    states = np.tile(one_block, (8, 1))
     unembedding = Unembedding.prepare(weights, np.ones(VOCAB, np.bool_), products=products_of(name))
     few, many = (traced(lambda count=count: top_pieces(states[:count], unembedding, 5)) for count in (256, 8 * 256))
     assert many <= 1.1 * few

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import LocalCluster
 
 from analyses import logit_lens
 from analyses.lens_scores import VARIANTS
@@ -138,6 +139,27 @@ def test_threads_change_nothing(tmp_path: Path, workers: int) -> None:
     one, many = (analyse(store, tmp_path / f"r{number}", workers=number) for number in (1, workers))
     pd.testing.assert_frame_equal(one.scores, many.scores, check_exact=True)
     pd.testing.assert_frame_equal(one.words, many.words, check_exact=True)
+
+
+def test_two_processes_of_a_cluster_change_nothing(tmp_path: Path) -> None:
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), stored_pieces=3)
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        for source in ("hidden_states", "lens"):
+            threads, processes = (
+                analyse(
+                    store,
+                    tmp_path / f"{source} {name}",
+                    topk=3,
+                    source=source,
+                    trajectory=source == "hidden_states",
+                    workers=2,
+                    scheduler=scheduler,
+                )
+                for name, scheduler in (("threads", None), ("cluster", cluster.scheduler_address))
+            )
+            for one, other in zip(threads[:3], processes[:3], strict=True):
+                pd.testing.assert_frame_equal(one, other, check_exact=True)
+            assert threads.dataset.identical(processes.dataset)
 
 
 def test_pieces_that_were_stored_are_taken_and_said_so(tmp_path: Path) -> None:

@@ -69,13 +69,18 @@ def test_layers_and_roles_of_their_own(tmp_path: Path) -> None:
                  "--config", tmp_path / "run.toml", "--out", tmp_path / "store"]  # fmt: skip
     result = CliRunner().invoke(main, [*map(str, arguments)])
     assert result.exit_code == 0, result.output
+    told: list[str] = []
     found = {
-        source: analyse(tmp_path / "store", tmp_path / source, topk=2, source=source).words
+        source: analyse(tmp_path / "store", tmp_path / source, topk=2, source=source, notify=told.append).words
         for source in ("auto", "lens", "hidden_states")
     }
     assert found["lens"]["layer"].unique().tolist() == [1, 3]
     assert found["hidden_states"]["layer"].unique().tolist() == [0, 1, 2, 3, 4]
     assert found["auto"].equals(found["hidden_states"])
+    assert [text for text in told if "too few" in text] == [
+        "store: its stored pieces are too few (layers 1, 3 alone), so pieces are decoded from hidden states; "
+        "--layers 1,3 takes the stored ones"
+    ]
     of_two = found["hidden_states"][found["hidden_states"]["layer"].isin([1, 3])]
     assert of_two["token_id"].tolist() == found["lens"]["token_id"].tolist()
 

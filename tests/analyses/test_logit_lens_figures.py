@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,15 @@ HOSTILE = ("$x_{$", "\\frac{", "草草", "\x00\n", "🙂", "a" * 60, "مرحبا
 
 
 def results_of(
-    folder: Path, *, depends: bool, stores: int = 1, captions: bool = True, layers: tuple[str, ...] = ()
+    folder: Path,
+    *,
+    depends: bool,
+    stores: int = 1,
+    captions: bool = True,
+    layers: tuple[str, ...] = (),
+    kinds: Sequence[str] = KINDS,
 ) -> tuple[list[StoreLens], list[list[GroupCurves]]]:
-    specs = [Spec(image, kind, f"sp{'i' * 16}nnt", GRID) for image in "abc" for kind in KINDS]
+    specs = [Spec(image, kind, f"sp{'i' * 16}nnt", GRID) for image in "abc" for kind in kinds]
     samples = lens_samples(specs, layers=9, depends=depends)
     paths = [
         write_lens(folder / f"s{n}", specs, samples, depends=depends, captions=CAPTIONS if captions else {})
@@ -64,11 +71,27 @@ def test_what_cannot_depend_on_the_prompt_is_drawn_once_and_said_so(tmp_path: Pa
     assert [len(ax.lines) for ax in once.axes] == [3, 2, 1]
     assert [len(ax.lines) for ax in each.axes] == [4, 4, 4]
     assert "the table has the other variants" in words(each)
-    assert ALL_PROMPTS in words(once)
+    (legend,) = once.legends  # one curve needs no name
+    assert [text.get_text() for text in legend.get_texts()] == ["unique", "token", "prefix"]
     assert "by construction" in words(once)
     assert "by construction" not in words(each)
-    lines = draw_trajectory(*free).axes[0].lines
-    assert len(lines) == 1 + 4  # the last text token sees every prompt
+    trajectory = draw_trajectory(*free)
+    assert [len(ax.lines) for ax in trajectory.axes] == [1, 4, 1, 4]  # the last text token sees every prompt
+    assert [len(ax.collections) for ax in trajectory.axes] == [1, 0, 1, 0]
+    assert trajectory.axes[0].get_ylim() == trajectory.axes[1].get_ylim()
+    assert ALL_PROMPTS in words(trajectory)
+    assert "by construction" in words(trajectory)
+
+
+def test_one_prompt_group_has_neither_a_note_of_identity_nor_a_name_for_its_curve(tmp_path: Path) -> None:
+    for name, captions in (("with", True), ("without", False)):
+        found = results_of(tmp_path / name, depends=False, captions=captions, kinds=("normal-1", "normal-2"))
+        for draw in (draw_curves, draw_trajectory):
+            figure = draw(*found)
+            assert "by construction" not in words(figure)
+            named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+            assert named == (["unique", "token", "prefix"] if captions and draw is draw_curves else [])
+            assert_nothing_is_cut_or_overlaps(figure)
 
 
 @pytest.mark.parametrize("depends", [False, True])

@@ -9,13 +9,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
+from numpy.typing import NDArray
 
 from analyses.lens_layers import choose_layers, spread_layers
+from analyses.logit_lens_words_table import WORDS
 from analyses.memory import PROCESS_BYTES
 from analyses.registry import ANALYSES, options_of, run
 from engine.errors import StrataError, UsageError
 from tests.analyses.attention_builders import Spec
-from tests.analyses.lens_builders import CAPTIONS, PIECES, WORD_NAMES, analyse, lens_samples, write_lens
+from tests.analyses.lens_builders import CAPTIONS, PIECES, WORD_NAMES, LensModelSpec, analyse, lens_samples, write_lens
 from tests.engine.store.builders import TinyStore, tiny_store
 
 WrittenStore = Callable[..., TinyStore]
@@ -108,6 +110,7 @@ def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
         (alone, {"topk": 5}, r"2 pieces per token \(leave --source out, --topk at most 2\), but no hidden states"),
         (plain, {"source": "lens"}, "holds no token/lens_token_id: leave --source out"),
         (plain, {"source": "pooled"}, "--source pooled: choose from auto, lens, hidden_states"),
+        (plain, {"words": "most"}, "--words most: choose from all, top1, none"),
         (plain, {"bootstraps": 0}, "--bootstraps 0: at least 1"),
         (plain, {"layers": ("9",)}, "--layers 9: no such layer is there; there are 0, 1, 2, 3"),
         (plain, {"layers": ("x",)}, "--layers 'x' is neither a layer nor a range"),
@@ -139,6 +142,64 @@ def test_a_state_that_is_not_finite_is_named(tmp_path: Path) -> None:
         lens(store, tmp_path / "r")
 
 
+def test_words_may_be_limited_or_left_out(tmp_path: Path) -> None:
+    assert tuple(WORDS) == next(option.choices for option in ANALYSES["logit-lens"].options if option.name == "words")
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS))
+    tables = {}
+    for words in ("all", "top1"):
+        assert lens(store, tmp_path / words, words=words) == NAMES
+        tables[words] = pd.read_parquet(tmp_path / words / "logit-lens-words.parquet")
+    best = tables["all"][tables["all"]["rank"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(tables["top1"], best, check_categorical=False)
+    assert lens(store, tmp_path / "none", words="none") == NAMES - {"logit-lens-words.parquet"}
+
+
+class _HugeNorm(LensModelSpec):
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        return super().weight * np.float32(1e37)
+
+
+def test_a_state_whose_logits_overflow_is_named(tmp_path: Path) -> None:
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), _HugeNorm())
+    place = r"part (00000000, sample a|00000001, sample b)/normal-1, layer 0, position 2 is so large"
+    with pytest.raises(StrataError, match=place + r".*`strata verify`"):
+        lens(store, tmp_path / "r")
+
+
+class _HugeLogits(_HugeNorm):
+    @property
+    def unembedding(self) -> NDArray[np.floating]:
+        return super().unembedding * np.float32(1e4)
+
+    def best(self, states: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids, _ = super().best(states, k)
+        return ids, np.zeros(ids.shape)
+
+
+def test_a_state_that_has_no_distribution_is_named(tmp_path: Path) -> None:
+    """Pieces are read, so that the trajectory is the first to meet the logits that overflow."""
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), _HugeLogits(), stored_pieces=2)
+    place = (
+        r"part (00000000, sample a|00000001, sample b)/normal-1, layer \d, position \d has logits that are not finite"
+    )
+    with pytest.raises(StrataError, match=place + r".*`strata verify`"):
+        lens(store, tmp_path / "r", topk=2, trajectory=True)
+
+
+def test_a_store_of_too_few_pieces_says_what_to_ask_for(tmp_path: Path) -> None:
+    store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), stored_pieces=2)
+    notes: list[str] = []
+    lens(store, tmp_path / "r", topk=3, notify=notes.append)
+    assert [note for note in notes if "pieces" in note] == [
+        "s: its stored pieces are too few (2 pieces per token where --topk 3 are asked for), so pieces are decoded "
+        "from hidden states; --topk 2 takes the stored ones"
+    ]
+    notes.clear()
+    lens(store, tmp_path / "r", topk=3, source="hidden_states", notify=notes.append)
+    assert not [note for note in notes if "pieces" in note]
+
+
 def test_pieces_that_were_not_stored_for_image_tokens_are_refused(tmp_path: Path) -> None:
     store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), stored_pieces=2, pieces_of="instruction")
     with pytest.raises(StrataError, match=r"lens_token_id of part 0000000\d .* lacks pieces of image tokens"):
@@ -151,7 +212,14 @@ def test_samples_without_image_tokens_decode_nothing_and_are_counted(tmp_path: P
     table, words, *_ = analyse(
         write_lens(tmp_path / "s", specs, lens_samples(specs)), tmp_path / "r", notify=notes.append
     )
-    assert notes == ["s: 1 of 4 samples have no image token and decode nothing"]
+    assert notes == [
+        "s: 1 of 4 samples have no image token and decode nothing",
+        "s, normal: at 1 of 4 layers some samples decode no word, most at layer 1 (1 of 3 samples); their precision "
+        "counts as 0 there",
+    ]
+    best = words[words["rank"] == 1].groupby(["layer", "sample_id"], observed=True)["piece"].agg(set)
+    ((layer, sample),) = [place for place, pieces in best.items() if pieces <= {"▁a", "▁the", "\t", "▁"}]
+    assert (layer, sample.partition("/")[2]) == (1, "normal-1")
     own = table[table["image_id"] == "c"]
     assert own["decoded"].eq(0).all()
     assert own["precision"].eq(0).all()
@@ -164,7 +232,7 @@ def test_more_pieces_than_the_vocabulary_has_are_all_of_them(tmp_path: Path) -> 
     store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS))
     _, words, *_ = analyse(store, tmp_path / "r", topk=99, notify=notes.append)
     assert words["rank"].max() == 14
-    assert notes == ["s: its vocabulary has 14 pieces, so --topk 99 is all"]
+    assert "s: its vocabulary has 14 pieces, so --topk 99 is all" in notes
 
 
 def test_last_text_is_unknown_where_roles_were_left_out(written_store: WrittenStore, tmp_path: Path) -> None:
@@ -192,7 +260,7 @@ def test_an_image_that_has_tiles_alone_is_not_drawn(tmp_path: Path) -> None:
     notes: list[str] = []
     store = write_lens(tmp_path / "s", specs, lens_samples(specs))
     assert lens(store, tmp_path / "r", image="c", notify=notes.append) == TABLES | figures("logit-lens")
-    assert notes == ["no grid shows the whole of image c, so its patches are not drawn: choose another --image"]
+    assert "no grid shows the whole of image c, so its patches are not drawn: choose another --image" in notes
 
 
 def test_layers_are_numbers_and_ranges_of_what_is_stored() -> None:

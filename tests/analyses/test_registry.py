@@ -144,7 +144,12 @@ def test_a_store_that_is_not_complete_is_analysed_and_said_to_be(tmp_path: Path)
         f"norm-attention is left out: {path} holds no key/attention and no key/attention_norm",
         f"{path} holds 1 of 3 parts, 2 of 6 samples; 4 planned samples are missing (strata inspect {path})",
         f"store: {FEW_PIECES}",
+        "store, normal: at 1 of 9 layers some samples decode no word, most at layer 7 (2 of 2 samples); their "
+        "precision counts as 0 there",
     ]
+    words = pd.read_parquet(tmp_path / "r" / "logit-lens-words.parquet")
+    best = words[words["rank"] == 1].groupby("layer")["piece"].agg(lambda pieces: set(pieces.astype(str)))
+    assert [layer for layer, pieces in best.items() if pieces == {"▁a"}] == [7]  # a stop word, the only one there
     for name in ("contextualization", "phases", "logit-lens"):
         (entry,) = json.loads(xr.open_zarr(tmp_path / "r" / f"{name}.zarr").attrs["stores"])
         counts = ("planned_parts", "stored_parts", "planned_samples", "stored_samples", "bad_samples")
@@ -284,6 +289,15 @@ def test_phases_that_cannot_be_are_refused_before_anything_is_computed(
     assert not (tmp_path / "r").exists()
 
 
+def test_all_leaves_out_phases_of_too_few_layers(written_store: WrittenStore, tmp_path: Path) -> None:
+    notes: list[str] = []
+    written = run(ALL, [str(written_store(layers=5).path)], tmp_path, notify=notes.append, bootstraps=5, **USE)
+    assert {path.name for path in written} >= NAMES | LENS
+    assert not {path.name for path in written} & PHASES
+    reason = "4 segments need at least 5 layers and the curve has 4: capture more layers, or use --pattern auto"
+    assert [note for note in notes if "phases" in note] == [f"phases is left out: store: {reason}"]
+
+
 def test_a_store_without_any_pair_of_tokens_has_no_phases(written_store: WrittenStore, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(written_store(parts=1, layers=9).path, path)
@@ -310,11 +324,15 @@ def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) 
     notes: list[str] = []
     options = {"workers": 1, "memory": 2**31, "notify": notes.append}
     written = run("all", [str(path)], tmp_path / "r", **options, text_roles=("generated",), bootstraps=5)
-    assert len(notes) == 4
+    assert len(notes) == 5
     assert "norm-attention is left out" in notes[0]
     assert "store holds no generated token" in notes[1]
     assert notes[2] == "store, normal: no image has a curve image-text or text-text, so it is left out of phases"
     assert notes[3] == f"store: {FEW_PIECES}"
+    words = pd.read_parquet(tmp_path / "r" / "logit-lens-words.parquet")
+    best = words[words["rank"] == 1].groupby(["layer", "sample_id"], observed=True)["piece"].agg(set)
+    wordless = {layer for (layer, _), pieces in best.items() if pieces == {"▁a"}}  # a stop word
+    assert notes[4].startswith(f"store, normal: at {len(wordless)} of 12 layers some samples decode no word")
     names = {file.name for file in written}
     assert "phases.parquet" in names
     assert "phases.png" not in names

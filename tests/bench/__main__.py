@@ -11,7 +11,21 @@ from engine.cli.console import stdout_console
 from tests.bench.report import make_table, write_json
 from tests.bench.rows import Row
 
-BENCHMARKS = ("contextualization", "logit_lens", "memory", "extraction", "attention", "sink", "size", "prefix")
+BENCHMARKS = (
+    "contextualization",
+    "one_layer",
+    "logit_lens",
+    "memory",
+    "extraction",
+    "prompts",
+    "ranks",
+    "attention",
+    "sink",
+    "size",
+    "prefix",
+    "many_images",
+    "crashes",
+)
 OUTPUT = Path("out")
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.capture.forward import BatchItem, capture_batch, collate
+from engine.capture.batch import BatchItem, collate, whole_runs
+from engine.capture.forward import capture_batch
 from engine.capture.probe import Probe
 from engine.capture.queries import DEFAULT_QUERIES
 from engine.models.prepare import Preparer
@@ -28,7 +29,7 @@ KINDS = ("bare", "captured", "eager")
 def make_passes(model: BenchModel, tokens: int) -> dict[str, Callable[[], object]]:
     """Passes over one sequence of at least so many tokens, by kind."""
     item = _item(model, tokens)
-    inputs = collate([item], pad_id=0)
+    inputs = collate(whole_runs([item]), pad_id=0)
     blocks = tuple(range(1, model.checkpoint.block_count + 1))
     probe = Probe((0,), False, False, len(blocks), attention=True, queries=DEFAULT_QUERIES, blocks=blocks)
 

@@ -9,7 +9,7 @@ import torch
 from analyses.contextualization import analyze_store
 from analyses.resources import Resources
 from engine.store import open_store, summarise
-from tests.bench.plain_reading import decode_shards, read_through_zarr
+from tests.bench.plain_reading import ZARRS, decode_shards, read_through_zarr
 from tests.bench.rows import Row, at_least
 from tests.bench.stores import write_store
 from tests.bench.timing import take_turns
@@ -39,6 +39,7 @@ def _rows(folder: Path, dtype: str, quick: bool) -> Iterator[Row]:
         {
             "analysis": lambda: analyze_store(open_store(path), resources=Resources(workers=WORKERS)),
             "zarr": lambda: read_through_zarr(store, workers=WORKERS),
+            "zarrs": lambda: read_through_zarr(store, workers=WORKERS, pipeline=ZARRS),
             "blosc": lambda: decode_shards(store, workers=WORKERS),
             "script": lambda: pair_matrix_cosines(samples),
         },
@@ -50,7 +51,13 @@ def _rows(folder: Path, dtype: str, quick: bool) -> Iterator[Row]:
         f"contextualization, {dtype}",
         times.ratio("zarr", "analysis"),
         f"rate of the same threads reading the same shards through zarr, {times.rate('zarr', raw)}; {here}",
-        at_least(0.6),
+        at_least(0.8),
+    )
+    yield Row(
+        f"contextualization against zarrs, {dtype}",
+        times.ratio("zarrs", "analysis"),
+        f"the same through the codec pipeline in Rust that zarr can be given, {times.rate('zarrs', raw)}; {here}",
+        at_least(0.8),
     )
     yield Row(
         f"bare Blosc decoding, {dtype}",

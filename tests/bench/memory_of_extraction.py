@@ -56,6 +56,7 @@ def _predicted(model: BenchModel, extraction: Extraction) -> int:
         tokens=nominal.stored_tokens(None),
         tensor_tokens={},
         sequences=tuple(map(len, nominal.layouts)),
+        prefix=nominal.prefix,
         warnings=(),
     )
     return predict(planned, batch_size=BATCH_SIZE, unembedding=False).host_memory

@@ -1,9 +1,10 @@
-"""The two floors of reading a store: through zarr without arithmetic, and nothing but Blosc decoding."""
+"""Floors of reading a store: through zarr without arithmetic, in Python or in Rust, and nothing but Blosc decoding."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
+import zarr
 from numcodecs import blosc
 
 from analyses.execution import run_tasks
@@ -11,7 +12,7 @@ from analyses.part_task import open_array
 from analyses.resources import Resources
 from engine.store import Store, open_part
 
-__all__ = ["decode_shards", "read_through_zarr"]
+__all__ = ["ZARRS", "decode_shards", "read_through_zarr"]
 
 ARRAY = "token/hidden_states"
 _CHECKSUM = 4
@@ -23,8 +24,22 @@ class _Part(NamedTuple):
     name: str
 
 
-def read_through_zarr(store: Store, *, workers: int) -> None:
-    """Read all hidden states, one task per part, in stretches of the size that zarr reads fastest."""
+ZARRS = "zarrs.ZarrsCodecPipeline"
+
+
+def read_through_zarr(store: Store, *, workers: int, pipeline: str | None = None) -> None:
+    """Read all hidden states, one task per part, in stretches of the size that zarr reads fastest.
+
+    Parameters
+    ----------
+    pipeline
+        Path of the class that decodes, :data:`ZARRS` for the one in Rust; zarr's own where None.
+    """
+    with zarr.config.set({} if pipeline is None else {"codec_pipeline.path": pipeline}):
+        _read_parts(store, workers)
+
+
+def _read_parts(store: Store, workers: int) -> None:
     run_tasks(_read_part, [_Part(part.url, part.name) for part in store.parts], Resources(workers=workers))
 
 

@@ -64,7 +64,7 @@ def _tokens(store: Store) -> int:
 def _own_states(store: Store) -> np.ndarray:
     """States (layer, token, dim) behind the shared prefix, of all prompts but each image's first."""
     (part,) = store.parts
-    states = np.asarray(part.group("token")["hidden_states"][...])
+    states = np.asarray(part.array("token/hidden_states")[...])
     further = part.samples[part.samples.duplicated("image_id")]
     return np.concatenate([states[:, run[-1]["start"] : run[-1]["stop"]] for run in further["segments"]], axis=1)
 

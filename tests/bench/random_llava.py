@@ -10,9 +10,10 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from engine.capture import Extraction
+from engine.capture.batch import collate, whole_runs
 from engine.capture.extraction import extract_parts
-from engine.capture.forward import collate
 from engine.capture.part import SampleSource, batch_item
+from engine.capture.prefix_reuse import ONCE
 from engine.capture.queries import DEFAULT_QUERIES
 from engine.models.checkpoint import Checkpoint
 from engine.models.families import family_of
@@ -67,17 +68,17 @@ class BenchModel:
     loaded: LoadedModel
 
 
-def build_llava(*, dim: int, blocks: int, dtype: str) -> BenchModel:
-    """Build a LLaVA with random weights, norm weights too, of 100 image tokens."""
+def build_llava(*, dim: int, blocks: int, dtype: str, image_size: int = IMAGE_SIZE) -> BenchModel:
+    """Build a LLaVA with random weights, norm weights too, of 100 image tokens unless told otherwise."""
     torch.manual_seed(0)
-    processor = build_processor(TinyShape(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE))
+    processor = build_processor(TinyShape(image_size=image_size, patch_size=PATCH_SIZE))
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=256,
             intermediate_size=1024,
             num_hidden_layers=4,
             num_attention_heads=4,
-            image_size=IMAGE_SIZE,
+            image_size=image_size,
             patch_size=PATCH_SIZE,
         ),
         text_config=LlamaConfig(
@@ -89,7 +90,7 @@ def build_llava(*, dim: int, blocks: int, dtype: str) -> BenchModel:
             num_key_value_heads=dim // 64,
         ),
         image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        image_seq_length=(image_size // PATCH_SIZE) ** 2,
     )
     model = LlavaForConditionalGeneration(config).eval().to(getattr(torch, dtype))
     with torch.no_grad():
@@ -154,7 +155,10 @@ def plan_extraction(
     tables = model_tables(checkpoint, model.loaded, unembedding=False)
     create_store(store, record=plan.record, plan=plan.table(), **tables._asdict())
     preparer = Preparer(checkpoint, asked, share_prefix=True)
-    return Extraction(store, plan, ImageFolder(root), checkpoint, model.loaded, preparer, batch_size)
+    prefix_pass = ONCE if prompts > 1 else Extraction.prefix_pass
+    return Extraction(
+        store, plan, ImageFolder(root), checkpoint, model.loaded, preparer, batch_size, prefix_pass=prefix_pass
+    )
 
 
 def extract_all(extraction: Extraction) -> None:
@@ -175,5 +179,5 @@ def collated_batches(extraction: Extraction) -> list[dict[str, torch.Tensor]]:
     device, dtype = extraction.loaded.device, extraction.loaded.model.dtype
     return [
         {name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in batch.items()}
-        for batch in (collate(group, pad_id=extraction.checkpoint.pad_id) for group in groups)
+        for batch in (collate(whole_runs(group), pad_id=extraction.checkpoint.pad_id) for group in groups)
     ]

@@ -12,8 +12,10 @@ import zarr
 from click.testing import CliRunner
 
 from engine.cli.main import main
+from engine.plan import CAPTURES
 from engine.vocabulary import ROLE_CODES
 from tests.engine.audit.conftest import BLOCKS, Extracted, ExtractOnce
+from tests.engine.store.forge import change_table
 
 STATES = "token/hidden_states"
 LOGITS = "logits from the store"
@@ -30,6 +32,25 @@ def test_a_store_of_padded_batches_passes(extract: ExtractOnce, family: str, dty
         assert " ok " in audit.line(tensor)
     assert "note:" not in audit.text
     assert "is what this model gives" in audit.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_capture_behind_prefixes_that_ran_once_passes(extract: ExtractOnce, dtype: str) -> None:
+    store = extract("--capture", ",".join(CAPTURES), "--queries", "last_text,last_image,preamble:0", dtype=dtype)
+    assert {part.manifest["run"]["prefix_pass"] for part in store.store.parts} == {"once per image"}
+    audit = store.audit("--samples", 4)
+    assert audit.exit_code == 0, audit.text
+    assert " WRONG " not in audit.text
+    for tensor in (
+        STATES,
+        *POOLED,
+        LOGITS,
+        "key/attention",
+        "key/attention_norm",
+        "token/value_norm",
+        "token/lens_logit",
+    ):
+        assert " ok " in audit.line(tensor)
 
 
 def test_one_flipped_value_is_named_with_sample_layer_and_position(spoilt: Extracted) -> None:
@@ -127,8 +148,11 @@ def test_states_of_another_prompt_are_caught(spoilt: Extracted) -> None:
     assert table["image_id"][one] == table["image_id"][other]
     segments = list(table["segments"])
     segments[one], segments[other] = segments[other], segments[one]
-    table["segments"] = segments
-    table.to_parquet(path)
+    change_table(
+        spoilt.path,
+        "parts/00000000.parquet",
+        lambda rows: [row.update(segments=list(own)) for row, own in zip(rows, segments, strict=True)],
+    )
     audit = spoilt.audit(*ALL)
     assert audit.exit_code == 1
     assert re.search(rf"differs: {table['sample_id'][one]}: token/token_id", audit.text)
@@ -138,8 +162,7 @@ def test_states_of_another_prompt_are_caught(spoilt: Extracted) -> None:
 def test_another_prompt_in_the_sample_table_is_named(spoilt: Extracted) -> None:
     path = spoilt.path / "parts" / "00000001.parquet"
     table = pd.read_parquet(path)
-    table.loc[0, "prompt"] = "What is not on it?"
-    table.to_parquet(path)
+    change_table(spoilt.path, "parts/00000001.parquet", lambda rows: rows[0].update(prompt="What is not on it?"))
     audit = spoilt.audit(*ALL)
     assert audit.exit_code == 1
     assert f"differs: {table['sample_id'][0]}: prompt: the sample table says 'What is not on it?'" in audit.text

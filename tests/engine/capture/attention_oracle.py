@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.capture.forward import BatchItem, collate
+from engine.capture.batch import BatchItem, collate, whole_runs
 from engine.models.load import LoadedModel
 
 
@@ -45,7 +45,7 @@ def eager(loaded: LoadedModel, item: BatchItem) -> Eager:
             block.self_attn.v_proj.register_forward_hook(lambda _m, _a, out: seen["value"].append(out[0].float())),
             block.mlp.register_forward_hook(lambda _m, _a, out: seen["mlp"].append(out[0].float())),
         ]
-    inputs = collate([item], pad_id=0)
+    inputs = collate(whole_runs([item]), pad_id=0)
     inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
     with torch.inference_mode(), _eager(loaded):
         loaded.model(**inputs, use_cache=False)

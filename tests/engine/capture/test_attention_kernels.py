@@ -22,7 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.capture.attention_calls import attention_calls
 from engine.capture.attention_rows import AttentionCall
-from engine.capture.forward import BatchItem, capture_batch
+from engine.capture.batch import BatchItem
+from engine.capture.forward import capture_batch
 from engine.capture.probe import Probe
 from engine.capture.queries import query_positions
 from engine.errors import StrataError

@@ -9,7 +9,7 @@ import xarray as xr
 from PIL import Image
 
 from engine.capture import attention_checks
-from engine.capture.forward import BatchItem
+from engine.capture.batch import BatchItem
 from engine.models.checkpoint import open_checkpoint
 from engine.models.load import load_model
 from engine.models.prepare import Preparer

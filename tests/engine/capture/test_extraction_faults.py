@@ -16,12 +16,14 @@ from transformers import LlavaProcessor
 
 from engine.cli.main import main
 from engine.models.checkpoint import open_checkpoint
-from engine.store import Store, open_store
+from engine.store import Store, committed_parts, open_store, verify
 from engine.vocabulary import ROLE_CODES
 from tests.engine.capture.conftest import PROMPTS, SIZES, Extract, sequences
+from tests.faults import Faults, Kind, Step, faulty_files
 
 POOLED = {"unit_mean": 2, "mean": 2, "normed_unit_mean": 1, "token_count": 1}  # the sample axis of each
 PROMPT_IDS = (*PROMPTS, "empty")
+SMALL = ("--batch-size", "4", "--samples-per-part", "1", "--capture", "residual")
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +208,49 @@ def test_the_same_command_redoes_exactly_the_part_that_is_not_committed(extract:
     nothing = extract(*options)
     assert nothing.exit_code == 0
     assert "nothing to do" in nothing.output
+
+
+@pytest.fixture(scope="module")
+def healthy(extract_to: Extract, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Step], dict[str, bytes]]:
+    """The steps of writing a store of four parts, and its arrays and tables."""
+    with faulty_files(Faults(None)) as files:
+        run = extract_to(tmp_path_factory.mktemp("healthy") / "store", *SMALL)
+    assert run.exit_code == 0, run.output
+    return files.steps, array_bytes(run.path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "path"),
+    [
+        ("full", "write", "vocab.parquet"),
+        ("error", "fsync", ""),
+        ("full", "write", "00000001.zarr/token/hidden_states/c/0"),
+        ("error", "rename", "parts/00000003.json"),
+    ],
+)
+def test_a_file_that_fails_ends_the_run_and_the_same_command_goes_on(
+    extract: Extract, healthy: tuple[list[Step], dict[str, bytes]], kind: Kind, step: str, path: str
+) -> None:
+    steps, whole = healthy
+    found = [number for number, taken in enumerate(steps) if taken.kind == step and path in taken.path]
+    with faulty_files(Faults(found[len(found) // 2], kind)):
+        run = extract(*SMALL)
+    assert run.exit_code == 1
+    assert "could not be written to" in run.output
+    assert " bytes and " in run.output
+    assert " are free; " in run.output
+    done = committed_parts(run.path)
+    assert sorted(done) == list(range(len(done)))
+    assert path != "parts/00000003.json" or len(done) == 3
+    kept = array_bytes(run.path)
+    for number in done:
+        own = {name for name in whole if name.startswith(f"parts/{number:08d}.")}
+        assert own
+        assert {name: kept[name] for name in own} == {name: whole[name] for name in own}
+    again = extract(*SMALL)
+    assert again.exit_code == 0, again.output
+    assert array_bytes(run.path) == whole
+    assert verify(run.path) == ((), ())
 
 
 def test_batch_size_is_no_setting_of_the_plan(extract: Extract) -> None:

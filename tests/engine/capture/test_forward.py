@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.capture.forward import BatchItem, capture_batch
+from engine.capture.batch import BatchItem
+from engine.capture.forward import capture_batch
 from engine.capture.probe import Probe
 from engine.models.load import LoadedModel, find_language_model
 from engine.models.tokens import TokenLayout

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.capture.batch import BatchItem, collate, whole_runs
 from engine.capture.checks import check_image_rows, check_prompt_dependence
-from engine.capture.forward import BatchItem, capture_batch, collate
+from engine.capture.forward import capture_batch
 from engine.capture.probe import Probe
 from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint, open_checkpoint
@@ -128,7 +129,7 @@ def test_padded_batch_equals_single_samples(opened: Open, dtype: str, cosine: fl
 def test_padding_lies_left_of_the_whole_sequence_and_right_of_the_side_text(opened: Open) -> None:
     checkpoint, _ = opened("float32", "grouped")
     batch = items(prepare(checkpoint))
-    inputs = collate(batch, pad_id=77)
+    inputs = collate(whole_runs(batch), pad_id=77)
     side_length = max(len(item.side_text["qformer_input_ids"]) for item in batch)
     assert inputs["qformer_input_ids"].shape == inputs["qformer_attention_mask"].shape == (len(batch), side_length)
     for row, (text, item) in enumerate(zip(TEXTS, batch, strict=True)):
@@ -157,7 +158,7 @@ def test_other_paddings_would_be_noticed(opened: Open) -> None:
     texts = [TEXTS[0], TEXTS[3]]
     alone = [states[0] for states in hidden_states(loaded, processed(checkpoint, texts[0]))[:BLOCKS]]
     batch = [items(prepare(checkpoint))[number] for number in (0, 3)]
-    assert differ_by(real_states(loaded, collate(batch, pad_id=checkpoint.pad_id), 0), alone) < 1e-3
+    assert differ_by(real_states(loaded, collate(whole_runs(batch), pad_id=checkpoint.pad_id), 0), alone) < 1e-3
 
     own = dict(checkpoint.processor(images=[picture()] * 2, text=texts, return_tensors="pt", padding=True))
     shown = own["attention_mask"][0].tolist()
@@ -165,7 +166,7 @@ def test_other_paddings_would_be_noticed(opened: Open) -> None:
     assert shown[QUERIES] == 0, "this padding stands behind the image tokens"
     assert differ_by(real_states(loaded, own, 0), alone) > 0.01
 
-    inputs = collate(batch, pad_id=checkpoint.pad_id)
+    inputs = collate(whole_runs(batch), pad_id=checkpoint.pad_id)
     shift = int((inputs["qformer_attention_mask"][0] == 0).sum())
     assert shift > 0
     for name in ("qformer_input_ids", "qformer_attention_mask"):

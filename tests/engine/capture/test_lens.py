@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from engine.capture import lens as lens_module
-from engine.capture.forward import BatchCapture, capture_batch
+from engine.capture.batch import BatchCapture
+from engine.capture.forward import capture_batch
 from engine.capture.lens import Lens, Pieces
 from engine.capture.probe import Probe
 from engine.models.final_norm import normed_states

@@ -1,10 +1,12 @@
 """Who extracts which part: flags, torchrun, Slurm."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.capture.ranks import Rank, find_local_rank, find_rank
+from engine.capture import ranks
+from engine.capture.ranks import Rank, find_local_rank, find_rank, share_cores
 from engine.errors import UsageError
 
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4"}
@@ -89,3 +91,18 @@ def test_the_first_line_says_who_this_is() -> None:
 )
 def test_the_local_rank_is_the_launchers(environment: dict[str, str], expected: int) -> None:
     assert find_local_rank(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"), [({}, 3), ({"LOCAL_WORLD_SIZE": "4"}, 2), ({"OMP_NUM_THREADS": "1"}, None)]
+)
+def test_threads_stay_within_the_cores_of_a_process(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], threads: int | None
+) -> None:
+    """Eight cores; torch would take three threads, for a reason of its own."""
+    chosen: list[int] = []
+    monkeypatch.setattr(ranks, "usable_cores", lambda given: 8 // int(given.get("LOCAL_WORLD_SIZE", "1")))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    share_cores(environment)
+    assert chosen == ([] if threads is None else [threads])

@@ -10,8 +10,12 @@ from click.testing import Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.capture.forward import BatchItem, collate
+from engine.capture.batch import BatchItem, collate, whole_runs
+from engine.capture.forward import capture_batch
 from engine.capture.lens import Lens
+from engine.capture.prefix_cache import cache_bytes
+from engine.capture.prefixes import capture_prefixes
+from engine.capture.probe import Probe
 from engine.cli.sizes import format_bytes, format_duration
 from engine.models.checkpoint import open_checkpoint
 from engine.models.load import load_model
@@ -22,6 +26,7 @@ from engine.prompts import Prompt
 from engine.prompts.published import published_prompts
 from engine.store import model_arrays, open_store
 from engine.vocabulary import ROLE_CODES
+from tests import tiny_gemma_llava
 from tests.engine.cli.conftest import write_images
 from tests.tiny_instructblip import save_checkpoint as save_instructblip
 from tests.tiny_llava import TinyShape, save_checkpoint
@@ -124,13 +129,57 @@ def test_operations_are_those_that_torch_counts(tmp_path: Path, family: str) -> 
     loaded = load_model(checkpoint, dtype="float32", device="cpu")
     layout = prepared.layouts[0]
     item = BatchItem("a/p", 0, layout, prepared.pixel_values, prepared.side_texts[0], np.ones(len(layout), bool), 0)
-    inputs = collate([item], pad_id=0)
+    inputs = collate(whole_runs([item]), pad_id=0)
     # torch counts attention only where it is done by matrix products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loaded.model(**inputs, logits_to_keep=1, use_cache=False)
     assert forward_flops(checkpoint, [len(layout)]) == pytest.approx(counter.get_total_flops(), rel=0.15)
     twice = forward_flops(checkpoint, [len(layout)] * 2)
     assert twice == 2 * forward_flops(checkpoint, [len(layout)])
+
+
+def test_operations_behind_a_prefix_are_those_that_torch_counts(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(save_checkpoint(tmp_path / "m", TinyShape(blocks=8, dim=64, image_size=32))))
+    prompts = [
+        Prompt(text, "custom", text) for text in ("What is it?", "what is beside the small red circle?", "Sum up.")
+    ]
+    prepared = Preparer(checkpoint, prompts, share_prefix=True).prepare_nominal()
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    items = [
+        BatchItem("", 0, layout, prepared.pixel_values, {}, np.ones(len(layout), bool), prepared.prefix)
+        for layout in prepared.layouts
+    ]
+    probe = Probe((0,), residual=True, pooled=False, block_count=8)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        prefixes = capture_prefixes(loaded, items, probe, pad_id=0)
+        assert prefixes is not None
+        for item in items:
+            capture_batch(loaded, [item], probe, pad_id=0, prefixes=prefixes)
+    lengths = [len(layout) for layout in prepared.layouts]
+    predicted = forward_flops(checkpoint, lengths, prefix=prepared.prefix)
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.15)
+    assert predicted < 0.6 * forward_flops(checkpoint, lengths)
+    assert cache_bytes(loaded.language.config, prepared.prefix, 4) == prefixes.cache.nbytes
+
+
+@pytest.mark.parametrize(("family", "once"), [("llava", True), ("gemma", False), ("instructblip", False)])
+def test_keys_and_values_of_prefixes_are_counted_where_these_run_once(
+    strata: Strata, tmp_path: Path, family: str, once: bool
+) -> None:
+    save = {"llava": save_checkpoint, "gemma": tiny_gemma_llava.save_checkpoint, "instructblip": save_instructblip}
+    shape = () if family == "instructblip" else (TinyShape(blocks=3),)
+    folder = save[family](tmp_path / "model", *shape)
+    captions = write_images(tmp_path / "images", 5)
+    named = ("--model", folder, "--source", "coco", "--annotations", captions, "--images", tmp_path / "images", *BOTH)
+    small, large = (strata("estimate", *named, "--batch-size", size).stdout for size in (1, 4))
+    if not once:
+        assert "run once" not in large
+        return
+    config = open_checkpoint(str(folder)).config.get_text_config()
+    tokens = int(large.split(" tokens per image that run once")[0].rsplit(maxsplit=1)[-1])
+    assert tokens >= 18, "BOS, USER: and the image"
+    for text, images in ((small, 1), (large, 4)):
+        assert f"of which {format_bytes(cache_bytes(config, images * tokens, 4))} on the device" in text
 
 
 def test_operations_of_long_sequences_grow_as_torch_counts_them(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_unreadable_images_are_named_and_the_others_stored(strata: Strata, datas
     assert extract(strata, dataset, out, "--skip-bad-samples").exit_code == 0
     forgotten = extract(strata, dataset, out)
     assert forgotten.exit_code == 1, "a run that resumes must not forget what is missing"
-    assert f"remove {out / 'parts/00000000.json'}" in forgotten.stderr
+    assert f"strata repair --retry-bad {out}" in forgotten.stderr
     listed = strata("inspect", out, "--bad")
     assert "bad: 0/normal-1: image" in listed.stdout
 
@@ -191,34 +191,6 @@ def test_states_that_overflow_are_named_by_sample_layer_and_position(
     result = extract(strata, dataset._replace(model=model), tmp_path / "store")
     assert result.exit_code == 1
     assert "layer 3, position 0 holds NaN or Inf" in result.stderr
-
-
-def test_a_full_disk_keeps_finished_parts(
-    strata: Strata, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import errno  # noqa: PLC0415
-
-    from engine.store import writer  # noqa: PLC0415
-
-    out = tmp_path / "store"
-    real = writer.pq.write_table
-
-    def failing(table: object, path: Path, **options: object) -> None:
-        if path.name == "00000001.parquet":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(table, path, **options)
-
-    monkeypatch.setattr(writer.pq, "write_table", failing)
-    result = extract(strata, dataset, out, "--samples-per-part", 1)
-    assert result.exit_code == 1
-    assert "free" in result.stderr
-    assert str(out) in result.stderr
-    committed = [part.number for part in open_store(out).parts]
-    assert committed == [0]
-    assert [problem for problem in verify(out).problems if "00000000" in problem.file] == []
-    monkeypatch.setattr(writer.pq, "write_table", real)
-    assert extract(strata, dataset, out, "--samples-per-part", 1).exit_code == 0
-    assert verify(out).problems == ()
 
 
 def test_a_newer_format_is_refused(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def extracted(strata: Strata, tmp_path_factory: pytest.TempPathFactory) -> Extra
 
 def test_a_store_is_complete_and_sound(strata: Strata, extracted: Extracted) -> None:
     assert "20 samples (5 images × 4 prompts) in 3 parts" in extracted.result.stdout
-    assert verify(extracted.store).problems == ()
+    assert verify(extracted.store, deep=True).problems == ()
     assert strata("verify", extracted.store).exit_code == 0
     store = open_store(extracted.store)
     assert store.complete

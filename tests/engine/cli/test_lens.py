@@ -39,7 +39,7 @@ def test_stored_pieces_are_those_of_the_stored_states(
     options = data.arguments("--capture", "residual,lens", "--lens-topk", 4, "--dtype", dtype, *PROMPTS)
     extracted = strata("extract", *options, "--out", tmp_path / "store")
     assert extracted.exit_code == 0, extracted.output
-    assert verify(tmp_path / "store").problems == ()
+    assert verify(tmp_path / "store", deep=True).problems == ()
     store = open_store(tmp_path / "store")
     assert store.lens_token_id.dims == store.lens_logit.dims == ("layer", "token", "rank")
     assert (store.lens_token_id.dtype, store.lens_logit.dtype) == (np.int32, np.float32)
@@ -81,7 +81,7 @@ def extract(strata: Strata, data: Dataset, folder: Path, tables: str, *options: 
     arguments = data.arguments(*options, *PROMPTS, "--config", folder / "run.toml", "--out", folder / "store")
     result = strata("extract", *arguments)
     assert result.exit_code == 0, result.output
-    assert verify(folder / "store").problems == ()
+    assert verify(folder / "store", deep=True).problems == ()
     return open_store(folder / "store")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from click.testing import Result
 
 from tests.engine.cli.conftest import Dataset
+from tests.engine.store.forge import change_array
 
 Strata = Callable[..., Result]
 
@@ -49,7 +50,32 @@ def test_models_lists_the_families(strata: Strata) -> None:
 
 def test_help_lists_every_command_and_each_has_help(strata: Strata) -> None:
     listing = strata("--help").stdout
-    for name in ("extract", "estimate", "inspect", "verify", "models", "analyze"):
+    for name in ("extract", "estimate", "inspect", "verify", "repair", "models", "analyze"):
         assert f"  {name}" in listing
         assert strata(name, "--help").exit_code == 0
     assert strata("nonsense").exit_code == 2
+
+
+def test_what_extraction_writes_is_sound_to_the_last_value(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    everything = "residual,pooled,attention,attention-mass,attention-output,mlp-output,lens"
+    config = tmp_path / "run.toml"
+    config.write_text(
+        '[residual]\nroles = "image"\n[lens]\nroles = "instruction,template"\n[mlp-output]\nblocks = "2"\n'
+    )
+    asked = ("--capture", everything, "--dtype", "bfloat16", "--samples-per-part", 3, "--prompts", "empty")
+    for out, more in ((tmp_path / "all", ("--thumbnails",)), (tmp_path / "some", ("--config", config))):
+        extracted = strata("extract", *dataset.arguments("--out", out, *asked, "--prompts", "normal:1", *more))
+        assert extracted.exit_code == 0, extracted.output
+        verified = strata("verify", "--deep", out)
+        assert verified.exit_code == 0, verified.output
+        assert "every value is one that it can be" in verified.stdout
+
+
+def test_verify_deep_names_the_sample(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    assert strata("extract", *dataset.arguments("--out", out, "--limit", 1)).exit_code == 0
+    change_array(out, "token/hidden_states", lambda values: values.__setitem__((1, 2, 3), float("nan")))
+    assert strata("verify", out).exit_code == 0
+    deep = strata("verify", "--deep", out)
+    assert deep.exit_code == 1
+    assert "token/hidden_states layer 1 holds NaN or infinity where a value is kept: sample " in deep.stdout

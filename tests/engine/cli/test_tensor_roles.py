@@ -176,7 +176,7 @@ def expected_of(whole: xr.DataArray, name: str, choice: Choice, tokens: np.ndarr
 
 def test_each_tensor_holds_what_it_was_chosen_for_and_nan_elsewhere(stores: Stores) -> None:
     whole, fine, choice, *_ = stores
-    assert verify(Path(fine.url)).problems == ()
+    assert verify(Path(fine.url), deep=True).problems == ()
     for sample_id in whole.samples["sample_id"]:
         expected, found = whole.sample(sample_id).load(), fine.sample(sample_id).load()
         kept = np.isin(expected["role"].values, [ROLE_CODES[role] for role in choice.roles])

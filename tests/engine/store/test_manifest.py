@@ -69,3 +69,8 @@ def test_what_is_no_record(content: bytes, message: str) -> None:
 def test_hash_of_a_file(tmp_path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert hash_file(tmp_path / "file") == {"sha256": hashlib.sha256(b"abc").hexdigest(), "bytes": 3}
+
+
+def test_what_no_reader_takes_is_not_written() -> None:
+    with pytest.raises(StrataError, match="readers take 8,388,608: make smaller parts"):
+        seal_json({"reasons": ["x" * 100] * 100_000})

@@ -16,6 +16,7 @@ import xarray as xr
 from engine.errors import StrataError, UsageError
 from engine.store import lazy, open_part, open_store
 from engine.vocabulary import ROLE_CODES
+from tests.bench.stores import write_store
 from tests.engine.store.builders import NORM_EPS, TinyStore, tiny_store, unit
 
 
@@ -105,9 +106,19 @@ def test_one_dask_chunk_per_shard(tmp_path: Path) -> None:
     assert part.open("token").hidden_states.chunks == ((1, 1), (13,), (16,))
 
 
+def test_a_large_layer_is_read_without_those_that_share_its_file(tmp_path: Path) -> None:
+    path = write_store(tmp_path, dtype="float16", parts=1, samples_per_part=1, layers=3, image_tokens=570, dim=1024)
+    part = open_store(path).parts[0]
+    array = part.array("token/hidden_states")
+    assert array.shards[0] == 3
+    states = part.open("token").hidden_states
+    assert states.chunks == ((1, 1, 1), (600,), (1024,))
+    np.testing.assert_array_equal(states[1], array[1])
+
+
 def test_opening_touches_no_part(tiny: TinyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy.StoredArray, "__getitem__", None)
-    monkeypatch.setattr(lazy.Location, "open_group", None)
+    monkeypatch.setattr(lazy, "open_checked_array", None)
     store = open_store(tiny.path)
     assert store.complete
     assert repr(store)
@@ -209,7 +220,7 @@ def test_a_store_in_memory(tiny: TinyStore) -> None:
         np.testing.assert_array_equal(store.sample(sample_id).hidden_states, sample.states)
     assert store.model.unembedding is not None
     np.testing.assert_array_equal(store.model.unembedding, tiny.unembedding)
-    assert store.parts[0].group("token")["role"].shape == (28,)
+    assert store.parts[0].array("token/role").shape == (28,)
     memory.rm("/copied", recursive=True)
 
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
@@ -49,6 +49,40 @@ def test_zarr_reads_what_was_written(tmp_path_factory, shape: tuple[int, int, in
     assert sorted(files) == sorted(path for path in (folder / "x" / "c").rglob("*") if path.is_file())
     assert len(files) == (1 if one else layers)
     assert all(hash_file(path) == entry for path, entry in files.items())
+
+
+class _Late(Executor):
+    """Does nothing until it is asked for the result, as threads may that have much else to do."""
+
+    class _Task(Future):
+        def result(self, timeout: float | None = None) -> object:
+            if not self.done():
+                function, arguments = self.work
+                self.set_result(function(*arguments))
+            return super().result(timeout)
+
+    def submit(self, function, /, *arguments):
+        task = self._Task()
+        task.work = function, arguments
+        return task
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+@pytest.mark.parametrize("one", [True, False])
+def test_two_buffers_of_slabs_may_take_turns(tmp_path: Path, tokens: int, one: bool) -> None:
+    values = np.random.default_rng(1).standard_normal((5, tokens, 4)).astype(np.float32)
+    buffers = np.empty((2, tokens, 4), np.float32)
+
+    def slab(index: int) -> np.ndarray:
+        buffers[index % 2] = values[index]
+        return buffers[index % 2]
+
+    plan = ChunkPlan(values.shape, (1, 3, 4), (5 if one else 1, -(-tokens // 3) * 3, 4))
+    group = zarr.create_group(tmp_path)
+    create_array(group, "x", plan=plan, dtype="float32", dims=HIDDEN, attributes={})
+    for _ in write_shards(tmp_path / "x", plan, "float32", slab, _Late()):
+        pass
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "x", mode="r")[...], values)
 
 
 @pytest.mark.parametrize("shape", [(7, 5, 3), (7, 2)])

@@ -12,6 +12,7 @@ from engine.store import verify
 from engine.store.manifest import seal_json
 from tests.engine.store.builders import tiny_store
 
+BAD = [{"sample_id": "x/y", "reason": "unreadable"}]
 STATES = "parts/00000000.zarr/token/hidden_states/c/0/0/0"
 
 
@@ -81,7 +82,7 @@ def test_a_good_store(store: Path) -> None:
         ("plan.parquet", lambda path: path.write_bytes(b"x"), "bytes"),
         ("parts/00000001.json", rewrite, "sha256 that it states"),
         ("parts/00000001.json", lambda path: edit(path, plan_sha256="x"), "another plan"),
-        ("parts/00000001.json", lambda path: edit(path, samples=1), "accounts for 1 samples, 2 are planned"),
+        ("parts/00000001.json", lambda path: edit(path, bad_samples=BAD), "accounts for 3 samples, 2 are planned"),
         ("parts/00000001.json", lambda path: edit(path, files={"../store.json": {}}), "no manifest"),
         ("store.json", rewrite, "sha256 that it states"),
         ("parts/00000007.json", lambda path: path.write_text("{}"), "no manifest"),
@@ -118,7 +119,7 @@ def test_a_planned_part_without_manifest(store: Path) -> None:
 def test_a_part_that_is_not_planned(store: Path) -> None:
     for suffix in ("json", "parquet"):
         shutil.copy(store / f"parts/00000001.{suffix}", store / f"parts/00000005.{suffix}")
-    edit(store / "parts/00000005.json", part=5, files={})
+    edit(store / "parts/00000005.json", part=5, files={}, arrays={})
     found = problems(store)
     assert "plan does not have" in found["parts/00000005.json"]
 
@@ -133,7 +134,9 @@ def test_a_listed_file_outside_of_the_store(store: Path) -> None:
     outside = {"../../secret": {"sha256": "0" * 64, "bytes": 1}}
     edit(path, files=json.loads(path.read_bytes())["files"] | outside)
     (store.parent / "secret").write_text("x")
-    assert problems(store) == {"parts/../../secret": "is listed outside of the store"}
+    found = problems(store)
+    assert "'../../secret', which is outside of its part" in found["parts/00000001.json"]
+    assert found.keys() == {f"parts/00000001.{suffix}" for suffix in ("json", "parquet", "zarr")}
 
 
 def test_staging_is_a_note(store: Path) -> None:
@@ -146,7 +149,7 @@ def test_staging_is_a_note(store: Path) -> None:
 
 def test_a_record_without_files(store: Path) -> None:
     edit(store / "store.json", files={"plan.parquet": 3})
-    with pytest.raises(StrataError, match="no list of files"):
+    with pytest.raises(StrataError, match="list of files that is none"):
         verify(store)
 
 

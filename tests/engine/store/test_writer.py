@@ -72,7 +72,7 @@ def test_mantissa_rounding_is_recorded(tmp_path: Path) -> None:
     worst_absolute = worst_relative = 0.0
     for part in store.parts:
         attributes = part.manifest["arrays"]["token/hidden_states"]["attributes"]
-        assert attributes == dict(part.group("token")["hidden_states"].attrs)
+        assert attributes == dict(part.array("token/hidden_states").attrs)
         assert attributes["mantissa_bits"] == 6
         worst_absolute = max(worst_absolute, attributes["rounding_max_absolute_error"])
         worst_relative = max(worst_relative, attributes["rounding_max_relative_error"])
@@ -91,7 +91,7 @@ def test_a_part_without_samples(tmp_path: Path) -> None:
     tiny = tiny_store(tmp_path / "store", parts=1, empty_parts=1)
     assert not verify(tiny.path).problems
     empty = open_store(tiny.path).parts[1]
-    assert empty.group("token")["hidden_states"].shape == (5, 0, 16)
+    assert empty.array("token/hidden_states").shape == (5, 0, 16)
     assert len(empty.samples) == 0
     assert empty.manifest["bad_samples"][0] == {"sample_id": "bad0/normal-1", "reason": "zero bytes"}
 
@@ -197,7 +197,9 @@ def test_a_manifest_that_cannot_be_trusted_is_no_finished_part(tmp_path: Path, d
     else:
         manifest.write_text(damage)
     for read in (committed_parts, open_store):
-        with pytest.raises(StrataError, match=r"00000001\.json .*remove it, and strata extract does this part again"):
+        with pytest.raises(
+            StrataError, match=r"00000001\.json .*repair removes it, and strata extract does this part again"
+        ):
             read(path)
 
 
