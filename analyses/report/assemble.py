@@ -153,7 +153,7 @@ def _sections(
     elif "logit-lens" in results.datasets:
         how = "strata report --store STORE reads where patches lie."
         if not words_table(results).is_file():
-            how = f"{words_table(results).name} is missing, which strata analyze logit-lens writes."
+            how = f"{words_table(results).name} is missing: strata analyze logit-lens --words all writes it."
         missing = f"The explorer of patches is not there: {how}"
         lens = lens._replace(missing=(*lens.missing, missing))
     phases, phase_rows = phase_section(results)

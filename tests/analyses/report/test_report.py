@@ -147,7 +147,7 @@ def test_without_the_table_of_words_there_is_no_explorer_and_the_page_says_why(
     shutil.copytree(hostile.results, folder)
     (folder / "logit-lens-words.parquet").unlink()
     page = report(folder, *hostile.stores, verified=False)
-    assert "logit-lens-words.parquet is missing, which strata analyze logit-lens writes" in page.text
+    assert "logit-lens-words.parquet is missing: strata analyze logit-lens --words all writes it" in page.text
 
 
 def test_a_damaged_store_is_reported_and_the_page_says_so(hostile: Analysed, tmp_path: Path) -> None:
