@@ -38,9 +38,9 @@ class FinalNorm(NamedTuple):
     def __call__(self, states: NDArray[np.floating]) -> NDArray[np.float32]:
         """Normalize states (..., dim), computing in float32 as the models do; non-finite input stays non-finite."""
         values = states.astype(np.float32)
-        if self.kind == "layer":
-            values -= values.mean(axis=-1, keepdims=True)
         with np.errstate(over="ignore", invalid="ignore"):
+            if self.kind == "layer":
+                values -= values.mean(axis=-1, keepdims=True)
             variance = np.mean(np.square(values), axis=-1, keepdims=True)
             values /= np.sqrt(variance + np.float32(self.eps))
             values *= self.weight + np.float32(self.weight_offset)

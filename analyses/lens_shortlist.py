@@ -18,6 +18,9 @@ __all__ = ["LISTING_BYTES", "Shortlist", "entry_limit", "shortlist_bytes"]
 LISTING_BYTES = 128
 """Of one pair while it is listed: token, id and interval, as they come and joined, sorted, and compared."""
 
+_CROWDED = 4
+"""Times a token's share of a full list; a token with more is looked at alone, lest it widens the rows of all."""
+
 Settle = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
 
@@ -89,12 +92,17 @@ class Shortlist:
 
     def _kth_lower(self) -> NDArray[np.float64]:
         order = np.argsort(self.token.astype(np.uint16), kind="stable")  # radix sort: tokens of a block are few
-        counts = np.bincount(self.token, minlength=len(self.floor))
-        starts = np.cumsum(counts) - counts
         token = self.token[order]
-        lower = np.full((len(self.floor), max(self.k, counts.max(initial=0))), -np.inf)
-        lower[token, np.arange(len(order)) - starts[token]] = self._lower[order]
+        counts = np.bincount(token, minlength=len(self.floor))
+        place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        crowded = counts > _CROWDED * entry_limit(1, self.k)
+        alike = ~crowded[token]
+        lower = np.full((len(self.floor), max(self.k, counts[~crowded].max(initial=0))), -np.inf)
+        lower[token[alike], place[alike]] = self._lower[order[alike]]
         kth = np.partition(lower, lower.shape[1] - self.k, axis=1)[:, lower.shape[1] - self.k]
+        for one in np.flatnonzero(crowded):
+            own = self._lower[self.token == one]
+            kth[one] = np.partition(own, len(own) - self.k)[len(own) - self.k]
         return kth
 
     def _rank_exactly(self) -> NDArray[np.int64]:

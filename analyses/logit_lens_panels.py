@@ -119,10 +119,12 @@ def colour_entries(jobs: Sequence[Sequence[LensCurve]]) -> dict[str, Line2D]:
 
 
 def draw_legend(figure: Figure, entries: Mapping[str, Line2D]) -> None:
-    """Draw one legend above all panels, in as many columns as the figure is wide for; without entries none."""
+    """Draw one legend above all panels, row by row, as wide as the figure allows; without entries none."""
     if not entries:
         return
     entry = _EM_INCHES * (_ENTRY_EM + _LETTER_EM * max(map(len, entries)))
     columns = min(len(entries), max(1, int(figure.get_figwidth() / entry)))
     options: Any = {"ncols": columns, "frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
-    figure.legend([*entries.values()], [*entries], loc="outside upper center", **options)
+    names = [*entries]
+    by_column = [name for first in range(columns) for name in names[first::columns]]  # as matplotlib fills a legend
+    figure.legend([entries[name] for name in by_column], by_column, loc="outside upper center", **options)

@@ -78,6 +78,14 @@ def _crowd(rng: np.random.Generator, weights: Floats, states: Floats) -> None:
     weights[:, 5] += rng.integers(0, 3, len(weights)) * 2.0**-9
 
 
+def _one_crowded(rng: np.random.Generator, weights: Floats, states: Floats) -> None:
+    """All ids tie for the first token alone."""
+    half = DIM // 2
+    weights[:, half:] = weights[0, half:]
+    states[:, half:] = 0
+    states[0, :half], states[0, half:] = 0, weights[0, half:]
+
+
 def _constant(rng: np.random.Generator, weights: Floats, states: Floats) -> None:
     weights[:] = 0.5
 
@@ -117,6 +125,7 @@ KINDS: dict[str, Callable[[np.random.Generator, Floats, Floats], None]] = {
     "repeated rows": _repeated,
     "near ties": _pairs,
     "a crowd": _crowd,
+    "one crowded token": _one_crowded,
     "constant rows": _constant,
     "zeros": _zeros,
     "states of all scales": _scales,

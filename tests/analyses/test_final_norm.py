@@ -32,6 +32,14 @@ def test_the_weight_offset_is_added() -> None:
     np.testing.assert_allclose(shifted, FinalNorm("rms", weight + 1, None, 1e-6, 0.0)(states), rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_what_is_not_finite_stays_so_without_a_warning(kind: Literal["rms", "layer"]) -> None:
+    states = np.random.default_rng(3).standard_normal((3, 8)).astype(np.float32)
+    states[1, 2] = np.inf
+    normed = FinalNorm(kind, np.ones(8, np.float32), None, 1e-6, 0.0)(states)
+    assert np.isfinite(normed).all(axis=1).tolist() == [True, False, True]
+
+
 def test_llamas_norm_is_this_norm() -> None:
     modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
     norm = modeling.LlamaRMSNorm(12, eps=1e-5)

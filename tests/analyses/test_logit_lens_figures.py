@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analyses.figure_style import COLUMN_INCHES
 from analyses.kept_parts import KeptParts
@@ -11,7 +12,7 @@ from analyses.lens_glyphs import drawable, fit
 from analyses.lens_patches import ImagePieces, image_pieces
 from analyses.logit_lens import analyze_store
 from analyses.logit_lens_figure import draw_curves
-from analyses.logit_lens_panels import ALL_PROMPTS
+from analyses.logit_lens_panels import ALL_PROMPTS, draw_legend
 from analyses.logit_lens_patches_figure import draw_patches
 from analyses.logit_lens_plan import LensChoice, plan_tasks
 from analyses.logit_lens_results import CURVES, GroupCurves, StoreLens, group_curves
@@ -81,6 +82,20 @@ def test_what_cannot_depend_on_the_prompt_is_drawn_once_and_said_so(tmp_path: Pa
     assert trajectory.axes[0].get_ylim() == trajectory.axes[1].get_ylim()
     assert ALL_PROMPTS in words(trajectory)
     assert "by construction" in words(trajectory)
+
+
+def test_a_legend_of_two_rows_reads_row_by_row() -> None:
+    names = ["all prompts", "normal", "question", "noisy", "empty"]
+    figure = Figure(figsize=(COLUMN_INCHES, 2), layout="constrained")
+    figure.subplots()
+    draw_legend(figure, {name: Line2D([], []) for name in names})
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    places = {text.get_text(): text.get_window_extent() for text in legend.get_texts()}
+    middle = (legend.get_window_extent().y0 + legend.get_window_extent().y1) / 2
+    lower = {name: places[name].y0 < middle for name in names}
+    assert [*lower.values()] == [False, False, False, False, True]
+    assert sorted(names, key=lambda name: (lower[name], places[name].x0)) == names
 
 
 def test_one_prompt_group_has_neither_a_note_of_identity_nor_a_name_for_its_curve(tmp_path: Path) -> None:
