@@ -55,7 +55,10 @@ class Location:
         filesystem, root = fsspec.url_to_fs(self.url)
         with self._naming(relative):
             self._check_local(filesystem, root, relative)
-            content = bytes(filesystem.cat_file(f"{root}/{relative}", end=limit + 1))
+            path, end = f"{root}/{relative}", limit + 1
+            if isinstance(filesystem, LocalFileSystem):
+                end = min(end, filesystem.size(path) + 1)  # Python makes room for as many bytes as a read asks for
+            content = bytes(filesystem.cat_file(path, end=end))
         self._check_length(relative, len(content), limit)
         return content
 
