@@ -21,14 +21,12 @@ from zarr.storage import StorePath
 
 from engine.errors import StrataError
 from engine.store.array_metadata import ArrayMetadata, StoredLayout, check_array_metadata
-from engine.store.codecs import fill_value
+from engine.store.codecs import fill_value, states_sizes
 from engine.store.limits import METADATA_BYTES, STORED_DTYPES, most_encoded
 from engine.store.location import Location
 from engine.store.manifest import parse_json
 
 __all__ = ["open_checked_array", "read_array_metadata"]
-
-_HEADER_BYTES = 16  # of Blosc; the second 32-bit number is the decoded size
 
 
 class _BoundedBlosc(BloscCodec):
@@ -36,8 +34,7 @@ class _BoundedBlosc(BloscCodec):
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
         expected = math.prod(chunk_spec.shape) * np.dtype(chunk_spec.dtype.to_native_dtype()).itemsize
-        header = chunk_bytes[:_HEADER_BYTES].to_bytes()
-        if len(header) < _HEADER_BYTES or int.from_bytes(header[4:8], "little") != expected:
+        if not states_sizes(chunk_bytes.as_numpy_array(), expected):
             raise ValueError(f"a chunk does not hold the {expected:,} bytes that its array's shape needs")
         return super()._decode_sync(chunk_bytes, chunk_spec)
 

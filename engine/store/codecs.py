@@ -14,11 +14,14 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from engine.store.layout import ChunkPlan
 
-__all__ = ["BLOCK_BYTES", "CHECKSUM_BYTES", "checksum", "create_array", "encode_chunk", "fill_value"]
+__all__ = ["BLOCK_BYTES", "CHECKSUM_BYTES", "checksum", "create_array", "encode_chunk", "fill_value", "states_sizes"]
 
 LEVEL = 1
 BLOCK_BYTES = 2**20
 CHECKSUM_BYTES = 4
+
+_HEADER_BYTES = 16
+_SIZES_AT = (4, 12)  # in Blosc's header: bytes of the values, bytes of the chunk
 
 
 def fill_value(dtype: str) -> float | int:
@@ -70,3 +73,22 @@ def encode_chunk(values: np.ndarray) -> bytes:
 def checksum(encoded: bytes | np.ndarray) -> bytes:
     """Return the CRC-32C as the four little-endian bytes that Zarr's ``crc32c`` codec appends."""
     return int(google_crc32c.value(encoded)).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def states_sizes(encoded: bytes | np.ndarray, decoded: int) -> bool:
+    """Whether the header of a Blosc chunk states its own length, and ``decoded`` bytes as that of its values.
+
+    Blosc believes its header, not the length of its buffer: it would write where no values are to go, and read, or
+    crash, wherever the header leads.
+
+    Parameters
+    ----------
+    encoded
+        The chunk without its checksum.
+    decoded
+        Bytes of its values.
+    """
+    if len(encoded) < _HEADER_BYTES:
+        return False
+    stated = [int.from_bytes(bytes(encoded[start : start + 4]), "little") for start in _SIZES_AT]
+    return stated == [decoded, len(encoded)]

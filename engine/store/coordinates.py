@@ -14,7 +14,7 @@ from numcodecs import blosc
 
 from engine.errors import StrataError
 from engine.store.array_metadata import StoredLayout, check_array_metadata
-from engine.store.codecs import CHECKSUM_BYTES, checksum
+from engine.store.codecs import CHECKSUM_BYTES, checksum, states_sizes
 from engine.store.layout import PARTS_FOLDER
 from engine.store.limits import RECORD_BYTES, STORED_DTYPES, most_encoded
 from engine.store.manifest import parse_json
@@ -61,13 +61,7 @@ def _read(part: Part, folder: str, path: str, node: object) -> np.ndarray:
     itemsize = STORED_DTYPES[expected.dtype]
     content = part.location.read(name, most_encoded(expected.shape, expected.block, itemsize))
     encoded, stored = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    # The second 32-bit number of Blosc's header is the decoded size.
-    decoded = int.from_bytes(encoded[4:8], "little")
-    if (
-        len(encoded) < blosc.MAX_OVERHEAD
-        or checksum(encoded) != stored
-        or decoded != math.prod(expected.shape) * itemsize
-    ):
+    if checksum(encoded) != stored or not states_sizes(encoded, math.prod(expected.shape) * itemsize):
         raise StrataError(f"{part.url}/{name} is damaged: `strata verify` says what else is; extract the part again")
     values = np.empty(expected.shape, np.dtype(expected.dtype).newbyteorder("<"))
     blosc.decompress(encoded, values)

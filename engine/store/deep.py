@@ -56,7 +56,11 @@ def check_deeply(path: Path, progress: Callable[[int, int], None] | None = None)
             yield from found
             if axes is None:
                 continue
-            tasks = value_tasks(part)
+            try:
+                tasks = value_tasks(part)
+            except StrataError as error:
+                yield _unreadable(part, error)
+                continue
             results = pool.map(partial(check_values, axes=axes, kinds=kinds), tasks)
             for task, problems in zip(tasks, results, strict=True):
                 yield from problems
@@ -78,9 +82,14 @@ def _check_part(store: Store, part: Part, plan: pd.DataFrame) -> tuple[list[Prob
         problems += check_axes(part, axes, kinds, roles)
         problems += check_numbers(part, axes, capture)
     except StrataError as error:
-        return [*problems, Problem(f"{PARTS_FOLDER}/{part.name}.json", f"lists what cannot be read: {error}")], None
+        return [*problems, _unreadable(part, error)], None
     complete = all(f"token/{name}" in axes.coordinates for name in TOKEN_COORDINATES)
     return problems, axes if complete else None
+
+
+def _unreadable(part: Part, error: StrataError) -> Problem:
+    """Say it of the part, so that the other parts are still looked at."""
+    return Problem(f"{PARTS_FOLDER}/{part.name}.json", f"lists what cannot be read: {error}")
 
 
 def _is_data(part: Part, file: str) -> bool:

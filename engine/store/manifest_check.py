@@ -13,7 +13,8 @@ __all__ = ["are_file_hashes", "check_manifest", "is_count", "is_inside"]
 _NEEDED = ("part", "plan_sha256", "samples", "tokens", "arrays", "files", "bad_samples", "seconds", "sha256")
 _COUNTS = ("part", "samples", "tokens", "keys")
 _AXES = ("token", "key", "sample")
-_CAPTURED = {*STORED_DTYPES, "bfloat16"}
+_CAPTURED = [*STORED_DTYPES, "bfloat16"]
+_NAME_BYTES, _PATH_BYTES = 255, 1024  # more than any file of a store has, less than any file system refuses
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> str | None:
@@ -52,7 +53,7 @@ def _check_counts(manifest: Mapping[str, Any]) -> None:
     own = {f"{manifest['part']:08d}{suffix}" for suffix in (".zarr", ".parquet")}
     for name in manifest["files"]:
         if not is_inside(name) or name.split("/")[0] not in own:
-            raise _WrongError(f"lists {name!r}, which is outside of its part")
+            raise _WrongError(f"lists {name[:100]!r}, which is outside of its part")
 
 
 def _check_arrays(manifest: Mapping[str, Any]) -> None:
@@ -81,8 +82,15 @@ def are_file_hashes(value: object) -> bool:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a path stays below the folder that it is relative to, whatever lies there."""
-    return not PurePosixPath(name).is_absolute() and not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+    """Whether a path stays below the folder that it is relative to, whatever lies there, and can be a file's at all."""
+    parts = name.split("/")
+    named = name.isprintable() and all(len(part.encode()) <= _NAME_BYTES for part in parts)
+    return (
+        named
+        and len(name.encode()) <= _PATH_BYTES
+        and not PurePosixPath(name).is_absolute()
+        and not {"", ".", ".."} & set(parts)
+    )
 
 
 def _are_bad_samples(value: object) -> bool:
@@ -102,14 +110,25 @@ def _stored_bytes(files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     return found
 
 
+def _are_choices(attributes: Mapping[str, Any]) -> bool:
+    """Whether what says of which roles, layers and blocks values are kept has that form, where it is there."""
+    kinds = {"roles": str, "layers": int, "blocks": int}
+    return all(
+        isinstance(attributes.get(name, []), list) and all(isinstance(one, kind) for one in attributes.get(name, []))
+        for name, kind in kinds.items()
+    )
+
+
 def _check_entry(path: str, entry: object, counts: Mapping[str, int], stored: int) -> None:
     if not isinstance(entry, dict) or path.count("/") != 1 or not is_inside(path):
         raise _WrongError("no array of a group")
     attributes = entry.get("attributes")
     if not isinstance(attributes, dict) or not isinstance(entry.get("coordinate"), bool):
         raise _WrongError("no attributes")
-    if entry.get("dtype") not in STORED_DTYPES or attributes.get("captured_dtype", "float32") not in _CAPTURED:
+    if entry.get("dtype") not in [*STORED_DTYPES] or attributes.get("captured_dtype", "float32") not in _CAPTURED:
         raise _WrongError(f"the dtype {str(entry.get('dtype'))[:40]!r}")
+    if not _are_choices(attributes):
+        raise _WrongError("roles, layers or blocks that are no lists of such")
     dims, shape, shard = entry.get("dims"), entry.get("shape"), entry.get("shard")
     kept = entry.get("kept", shape)
     if not isinstance(dims, list) or not all(isinstance(dim, str) for dim in dims):

@@ -15,7 +15,7 @@ import zarr
 from numcodecs import blosc
 
 from engine.errors import StrataError
-from engine.store.codecs import BLOCK_BYTES, CHECKSUM_BYTES, checksum
+from engine.store.codecs import BLOCK_BYTES, CHECKSUM_BYTES, checksum, states_sizes
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
 
@@ -151,8 +151,7 @@ class _Shard:
         return content
 
     def _decode(self, content: np.ndarray, decoded: np.ndarray) -> None:
-        # The second 32-bit number of Blosc's header is the decoded size.
-        if len(content) < blosc.MAX_OVERHEAD or int(content[4:8].view("<u4")[0]) != decoded.nbytes:
+        if not states_sizes(content, decoded.nbytes):
             raise self._damaged("has a chunk of another size")
         blosc.decompress(content, decoded)
 

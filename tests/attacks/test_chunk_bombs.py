@@ -1,7 +1,8 @@
 """Chunks that decompress to more than they should: a Blosc header that claims gigabytes, or honestly holds them.
 
-The length that the header claims is compared with the chunk's shape before a byte is allocated for it, and a shard's
-index may only point into its file.
+The length that the header claims is compared with the chunk's shape before a byte is allocated for it, and the chunk's
+own length with the bytes that there are, because Blosc follows its header out of its buffer. A shard's index may only
+point into its file.
 """
 
 from pathlib import Path
@@ -25,7 +26,14 @@ def hold(_content: bytes) -> bytes:
     return bytes(Blosc(cname="zstd", clevel=1, shuffle=1, blocksize=2**20).encode(np.zeros(2**27, np.uint8)))
 
 
-@pytest.mark.parametrize("bomb", [claim, hold])
+def lead_astray(content: bytes) -> bytes:
+    """Place the first block 1.5 GiB behind the chunk's start, in a chunk that says it is longer than that."""
+    flags, first = content[2] & ~2, 3 * 2**29  # compressed, not stored as it is
+    ends = (2**31 - 1).to_bytes(4, "little") + first.to_bytes(4, "little")
+    return content[:2] + bytes([flags]) + content[3:12] + ends + content[20:]
+
+
+@pytest.mark.parametrize("bomb", [claim, hold, lead_astray])
 def test_a_coordinate(store: Path, tmp_path: Path, bomb: object) -> None:
     assert callable(bomb)
     encoded = bomb((store / ROLE).read_bytes()[:-4])
@@ -35,7 +43,7 @@ def test_a_coordinate(store: Path, tmp_path: Path, bomb: object) -> None:
     withstand(store, Refusals(None, None, said, None, said), tmp_path / "results")
 
 
-@pytest.mark.parametrize("bomb", [claim, hold])
+@pytest.mark.parametrize("bomb", [claim, hold, lead_astray])
 def test_a_chunk_of_a_shard(store: Path, tmp_path: Path, bomb: object) -> None:
     assert callable(bomb)
     content = (store / STATES).read_bytes()

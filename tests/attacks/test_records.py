@@ -79,3 +79,28 @@ def test_fields_of_other_types(store: Path, tmp_path: Path, changes: dict[str, A
 def test_fields_of_a_manifest_of_other_types(store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     change_record(store / MANIFEST, lambda record: record.update(changes))
     withstand(store, Refusals.everywhere(r"00000000\.json:? (has|says|lacks|is no manifest)"), tmp_path / "results")
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "x/" * 600 + "x", "\x1b[2Jx", "line\nbreak"], ids=ascii)
+def test_names_that_no_file_has(store: Path, tmp_path: Path, name: str) -> None:
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    change_record(store / MANIFEST, lambda record: record["files"].update({f"00000000.zarr/{name}": entry}))
+    withstand(store, Refusals.everywhere("outside of its part"), tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": ["float16"]},
+        {"attributes": {"captured_dtype": ["float16"]}},
+        {"attributes": {"roles": 5}},
+        {"attributes": {"roles": [[]]}},
+        {"attributes": {"layers": "all"}},
+    ],
+    ids=json.dumps,
+)
+def test_an_array_with_fields_of_other_types(store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    change_record(store / MANIFEST, lambda record: record["arrays"]["token/hidden_states"].update(changes))
+    withstand(
+        store, Refusals.everywhere("token/hidden_states' what cannot be: (the dtype|roles,)"), tmp_path / "results"
+    )

@@ -210,3 +210,11 @@ def test_a_chunk_that_cannot_be_decoded(store: Path) -> None:
     (problem,) = verify(store, deep=True).problems
     assert problem.file == f"{ZARR}/token/hidden_states/c/0/0/0"
     assert "cannot be decoded" in problem.message
+
+
+def test_a_part_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    store = tiny_store(tmp_path / "store", layers=2, dim=4, images=2, parts=2).path
+    change_json(store, "token/hidden_states", lambda node: node.update(dimension_names=["layer", "token", "width"]))
+    change_array(store, "token/hidden_states", lambda values: values.fill(np.inf), "parts/00000001.zarr")
+    found = verify(store, deep=True).problems
+    assert {file.split("/")[1].partition(".")[0] for file, _ in found} == {"00000000", "00000001"}
