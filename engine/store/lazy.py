@@ -63,18 +63,18 @@ class StoredArray:
         return replace(self, shape=shape, origin=(*(0,) * axis, start, *(0,) * (self.ndim - axis - 1)))
 
     def opened(self) -> zarr.Array:
-        """Open the whole array.
+        """Open the whole array, for a reader who keeps it while it is needed.
 
         Raises
         ------
         StrataError
             When it is not what the manifest says, or what no strata writes.
         """
-        return _open(self.location, self.folder, self.path, self.version, self.expected)
+        return open_checked_array(self.location, self.folder, self.path, self.expected)
 
     def __getitem__(self, selection: tuple[Any, ...] | EllipsisType) -> np.ndarray:
         """Read a selection of one index per dimension, or everything."""
-        array = self.opened()
+        array = _open(self.location, self.folder, self.path, self.version, self.expected)
         if self.origin is None:
             return np.asarray(array[selection])
         indices = (slice(None),) * self.ndim if isinstance(selection, EllipsisType) else selection
