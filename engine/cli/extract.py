@@ -16,6 +16,7 @@ from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
 from engine.capture.prefix_reuse import ONCE, choose_prefix_pass
 from engine.capture.ranks import Rank, find_local_rank, find_rank, share_cores
+from engine.cli.console import printable
 from engine.cli.free_space import check_free_space
 from engine.cli.options import RunOptions, run_options
 from engine.cli.planning import Planned, plan_run
@@ -157,7 +158,7 @@ def _report_bad(store: Path, manifests: Mapping[int, Mapping[str, Any]], *, skip
         return
     click.echo(f"{len(bad)} samples could not be stored when their parts were extracted:", err=True)
     for _, sample in bad[:_NAMED_BAD]:
-        click.echo(f"  {sample['sample_id']}: {sample['reason']}", err=True)
+        click.echo(f"  {printable(sample['sample_id'])}: {printable(sample['reason'])}", err=True)
     if len(bad) > _NAMED_BAD:
         click.echo(f"  … and {len(bad) - _NAMED_BAD} more (strata inspect --bad lists them)", err=True)
     if not skip:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from engine.cli.console import stdout_console
+from engine.cli.console import printable, stdout_console
 from engine.cli.rank_table import make_rank_table
 from engine.cli.sizes import format_bytes, format_dims
 from engine.store import (
@@ -50,7 +50,7 @@ def command(store: str, bad: bool, ranks: int | None) -> None:
         if kept := _describe_kept(array):
             click.echo(kept)
     for sample in summary.bad_samples if bad else ():
-        click.echo(f"bad: {sample['sample_id']}: {sample['reason']}")
+        click.echo(f"bad: {printable(sample['sample_id'])}: {printable(sample['reason'])}")
 
 
 def _tell_progress(store: Store, summary: StoreSummary, ranks: int | None) -> None:

@@ -23,10 +23,10 @@ _STAGING = ".staging/"
 def command(store: Path, retry_bad: bool, dry_run: bool) -> None:
     """Remove leftovers and damaged parts, so that the same strata extract does exactly those again.
 
-    Checks the store as strata verify does. Then removes what a crash left, files that no record lists, damaged files of
-    the model's tables and the plan, and every part of which anything is damaged or missing, its manifest first. Sound
-    parts and what a living process writes stay as they are; links are not followed. Exits 1 where something is wrong
-    that it must leave.
+    Checks the store as strata verify does. Then removes what a crash left, files among the parts that no record lists,
+    damaged files of the model's tables and the plan, and every part of which anything is damaged or missing, its
+    manifest first. Sound parts, what a living process writes and what may be your own stay as they are; links are not
+    followed. Exits 1 where something is wrong that it must leave.
     """
     console = stdout_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -32,7 +32,10 @@ def command(store: Path, deep: bool) -> None:
     for problem in found.problems:
         click.echo(f"{problem.file}: {problem.message}")
     if found.problems:
-        raise StrataError(f"{store} has {format_count(len(found.problems), 'problem')}")
+        raise StrataError(
+            f"{store} has {format_count(len(found.problems), 'problem')}: strata repair {store} removes what is "
+            "damaged, and the same strata extract writes it again"
+        )
     summary = summarise(open_store(store))
     if summary.bad_samples:
         click.echo(

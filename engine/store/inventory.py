@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 
 from engine.errors import StrataError
-from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE, part_name
+from engine.store.layout import MODEL_GROUP, PARTS_FOLDER, PLAN_FILE, STAGING_FOLDER, STORE_FILE, part_name
 from engine.store.limits import RECORD_BYTES
 from engine.store.location import Location
 from engine.store.manifest import FileHash, has_true_sha256, hash_file, parse_json
@@ -16,7 +16,7 @@ from engine.store.record import parse_record
 from engine.store.schemas import PLAN_SCHEMA
 from engine.store.tables import read_table
 
-__all__ = ["Inventory", "Problem", "check_file", "part_of", "read_planned", "take_inventory"]
+__all__ = ["Inventory", "Problem", "check_file", "is_ours", "part_of", "read_planned", "take_inventory"]
 
 _REDO = "strata repair removes it, and the same strata extract does the part again"
 
@@ -156,3 +156,8 @@ def _read_manifest(store: Path, path: Path, record: Mapping[str, Any]) -> tuple[
     if manifest.get("plan_sha256") != record["plan_sha256"]:
         problems.append(Problem(name, "belongs to another plan than store.json"))
     return manifest, problems
+
+
+def is_ours(file: str) -> bool:
+    """Whether a path of a store lies where nobody but strata keeps anything."""
+    return file.partition("/")[0] in (PARTS_FOLDER, MODEL_GROUP, STAGING_FOLDER)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from engine.errors import StrataError
 from engine.store.commit import Writer, staged_pieces, staging_folder, sync_file
-from engine.store.inventory import Inventory, Problem, part_of, read_planned, take_inventory
+from engine.store.inventory import Inventory, Problem, is_ours, part_of, read_planned, take_inventory
 from engine.store.layout import PARTS_FOLDER, STAGING_FOLDER, STORE_FILE, part_name
 from engine.store.verify import verify
 
@@ -188,8 +188,10 @@ def _sort_problems(
         elif number is not None and (number not in inventory.manifests or _belongs(file, number, listed)):
             if exists(file) or file in listed:  # else it is the missing manifest of a part that is not there
                 parts.setdefault(number, f"{file} {message}")
-        elif exists(file):
+        elif exists(file) and (file in inventory.common or is_ours(file)):
             files.append(Removal(file, message))
+        elif exists(file):
+            kept.append(Problem(file, message))
     return parts, files, kept
 
 

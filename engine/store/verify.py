@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from engine.store.deep import check_deeply
-from engine.store.inventory import Inventory, Problem, check_file, read_planned, take_inventory
+from engine.store.inventory import Inventory, Problem, check_file, is_ours, read_planned, take_inventory
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STAGING_FOLDER, STORE_FILE, part_name
 from engine.store.manifest import FileHash
 from engine.store.shards import compression_threads
@@ -109,7 +109,8 @@ def _check_unlisted(store: Path, listed: Mapping[str, FileHash]) -> Iterator[Pro
                 yield Problem(entry, f"belongs to no manifest (an interrupted commit leaves such): {_REPAIR}")
             reported.add(entry)
         else:
-            yield Problem(name, f"is listed by no manifest nor by store.json: {_REPAIR}")
+            advice = _REPAIR if is_ours(name) else "it may be yours, move it out of the store"
+            yield Problem(name, f"is listed by no manifest nor by store.json: {advice}")
 
 
 def _check_files(

@@ -34,7 +34,7 @@ from tests.tiny_llava import TinyShape, save_checkpoint
 PARTS = 3
 COMMON = ("plan.parquet", "vocab.parquet", "model.zarr")
 MOMENTS = st.one_of(st.none(), st.integers(0, 450))  # a whole extraction makes about 420 steps
-STRAYS = ("stray", "parts/stray", *(f"parts/{number:08d}.zarr/token/stray" for number in range(PARTS)))
+STRAYS = ("model.zarr/stray", "parts/stray", *(f"parts/{number:08d}.zarr/token/stray" for number in range(PARTS)))
 
 
 class Case(NamedTuple):

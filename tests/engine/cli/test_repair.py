@@ -34,16 +34,19 @@ def test_damage_of_every_kind_is_removed_and_extracted_again(
     flip(out / "model.zarr/unembedding/c/0/0")
     (out / "notes.txt").write_text("mine")
     announced = strata("repair", out, "--dry-run")
-    assert announced.exit_code == 0
+    assert announced.exit_code == 1
     assert "would remove parts/00000001: parts/00000001.parquet has another sha256" in announced.stdout
     assert (out / "notes.txt").exists()
     result = strata("repair", out)
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    assert "left notes.txt: is listed by no manifest" in result.stdout
+    assert "move it out of the store" in result.stdout
+    assert (out / "notes.txt").read_text() == "mine"
     assert "removed parts/00000001: parts/00000001.parquet has another sha256" in result.stdout
     assert "removed parts/00000002: parts/00000002.parquet belongs to no manifest" in result.stdout
-    assert "removed notes.txt: is listed by no manifest" in result.stdout
-    assert "4 things removed; the same strata extract does part 1, part 2 and writes" in result.stdout
+    assert "3 things removed; the same strata extract does part 1, part 2 and writes" in result.stdout
     assert "vocab.parquet again" in result.stdout
+    (out / "notes.txt").unlink()
     again = extract(strata, dataset, out)
     assert again.exit_code == 0, again.output
     assert "1 of them finished" in again.stdout
