@@ -35,10 +35,15 @@ def tell_of_lens(
     without_tokens = int((result.image_tokens == 0).sum())
     if without_tokens:
         resources.tell(f"{identity.store}: {without_tokens} of {total} samples have no image token and decode nothing")
-    for (group, chosen), own in zip(prompt_groups(result.samples), curves, strict=True):
+    groups = list(prompt_groups(result.samples))
+    once = identity.image_states_depend_on_prompt is False and len(groups) > 1
+    for (group, chosen), own in zip(groups, curves, strict=True):
         name = f"{identity.store}, {group.title}"
         _tell_of_group(name, int(chosen.sum()), own, resources)
-        _tell_of_nothing_decoded(name, result, chosen, resources)
+        if not once:
+            _tell_of_nothing_decoded(name, result, chosen, resources)
+    if once:
+        _tell_of_nothing_decoded(f"{identity.store}, all prompts", result, np.ones(total, np.bool_), resources)
     if result.trajectory is not None:
         unknown = int(np.isnan(result.trajectory[0, 1]).all(axis=1).sum())
         if unknown:

@@ -27,7 +27,7 @@ _SHADES = LinearSegmentedColormap.from_list("logits", ["#FFFFFF", "#9CC9E8"])
 _MATCH = "#F5C15B"
 _NOTE = (
     "The best piece of every {what}; a hyphen in front: goes on with a word. Blue: its logit, from the least to the\n"
-    "greatest of the layer (in brackets). Orange: a word of the captions."
+    "greatest of the layer (in brackets). Orange: a word of any of its captions."
 )
 
 
@@ -96,7 +96,7 @@ def _draw_layer(ax: Axes, image: ImagePieces, number: int) -> None:
     strength = (logits - low) / (high - low) if high > low else np.zeros_like(logits)
     if image.picture is not None:
         ax.imshow(pale(image.picture), extent=(0, columns, rows, 0), interpolation="bilinear")
-    solid = 1.0 if image.picture is None else 0.8
+    solid = 1.0 if image.picture is None else 0.6
     for row, col, text, share, match in zip(
         image.row, image.col, image.text[number], strength, image.matches[number], strict=True
     ):

@@ -49,7 +49,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
         times.ratio_of_best(str(RANKS), "1"),
         f"one process over the same plan ({os.cpu_count()} cores, {images} images, width {dim}, {blocks} blocks, "
         f"float32), start-up left out of both; {times.best('1')} against {times.best(str(RANKS))}",
-        at_most(1.05),
+        at_most(1.0),
     )
 
 
