@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.capture.sink import BackgroundSink
+from engine.capture.sink import QUEUE_BYTES, BackgroundSink
 from engine.store import PartContent, widen_bfloat16, write_part
 from tests.bench.rows import Row, at_least
 from tests.bench.states import make_states
@@ -59,9 +59,9 @@ def _save(folder: Path, raw: torch.Tensor) -> None:
 
 def _sink(store: Path, raw: torch.Tensor) -> None:
     store.mkdir()
-    with BackgroundSink(lambda content: write_part(store, content, plan_sha256="0" * 64)) as sink:
+    with BackgroundSink(lambda content: write_part(store, content, plan_sha256="0" * 64), QUEUE_BYTES) as sink:
         for number in range(PARTS):
-            sink.put(_content(number, raw))
+            sink.put(_content(number, raw), raw.nbytes)
     shutil.rmtree(store)
 
 
