@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.store import PLAN_SCHEMA, create_store, part_name, write_part
+from engine.store import part_name, write_part
 from engine.store.manifest import hash_file, seal_json
 from engine.vocabulary import ROLE_CODES
-from tests.engine.store.builders import TinySample, tiny_part, tiny_record, tiny_vocabulary
+from tests.bench.stores import create_plain_store
+from tests.engine.store.builders import TinySample, tiny_part, tiny_record
 
 __all__ = ["image_name", "write_many_parts"]
 
@@ -44,22 +45,7 @@ def write_many_parts(store: Path, *, images: int, images_per_part: int) -> Path:
     parts = np.arange(images, dtype=np.int32) // images_per_part
     names = [image_name(number) for number in range(images)]
     ids = [f"{name}/normal-1" for name in names]
-    create_store(
-        store,
-        record=record,
-        plan=pa.table([ids, names, ["normal-1"] * images, parts], schema=PLAN_SCHEMA),
-        vocabulary=tiny_vocabulary(),
-        unembedding=None,
-        final_norm_weight=np.linspace(0.5, 2.0, DIM, dtype=np.float32),
-        final_norm_bias=None,
-        attributes={
-            "norm_kind": "rms",
-            "norm_eps": 1e-5,
-            "norm_weight_offset": 0.0,
-            "logit_softcap": None,
-            "tied_embeddings": False,
-        },
-    )
+    create_plain_store(store, record, [ids, names, ["normal-1"] * images, parts], dim=DIM)
     for size in sorted({min(images_per_part, images - start) for start in range(0, images, images_per_part)}):
         model = store.with_name(f"{store.name}-of-{size}")
         manifest = _write_model_part(model, size, str(record["plan_sha256"]))

@@ -1,7 +1,8 @@
 """Synthetic states for the real writer: whole stores of one prompt per image, and single parts of states alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from engine.vocabulary import ROLE_CODES
 from tests.bench.states import make_states
 from tests.engine.store.builders import TinySample, in_stored_dtype, tiny_part, tiny_record, tiny_vocabulary
 
-__all__ = ["states_content", "write_store"]
+__all__ = ["create_plain_store", "states_content", "write_store"]
 
 
 def write_store(
@@ -41,10 +42,26 @@ def write_store(
     names = [(f"{number:04d}", number // samples_per_part) for number in range(parts * samples_per_part)]
     plan = [(f"{name}/normal-1", name, "normal-1", part) for name, part in names]
     record = tiny_record(range(layers), layers - 1, dtype, "0" * 64)
+    create_plain_store(path, record, list(map(list, zip(*plan, strict=True))), dim=dim)
+    for part in range(parts):
+        samples = []
+        for seed, (sample_id, name, prompt, owner) in enumerate(plan):
+            if owner == part:
+                states = make_states(seed, layers=layers, tokens=len(codes), dim=dim)
+                samples.append(TinySample(sample_id, name, prompt, part, in_stored_dtype(states, dtype), codes))
+        content = tiny_part(
+            part, samples, layers=range(layers), dim=dim, dtype=dtype, shared_prefix=False, pooled=False
+        )
+        write_part(path, content, plan_sha256=str(record["plan_sha256"]))
+    return path
+
+
+def create_plain_store(path: Path, record: Mapping[str, Any], plan: Sequence[Any], *, dim: int) -> None:
+    """Create a store without parts and without unembedding; ``plan`` has the columns of ``PLAN_SCHEMA``."""
     create_store(
         path,
         record=record,
-        plan=pa.table(list(map(list, zip(*plan, strict=True))), schema=PLAN_SCHEMA),
+        plan=pa.table(plan, schema=PLAN_SCHEMA),
         vocabulary=tiny_vocabulary(),
         unembedding=None,
         final_norm_weight=np.linspace(0.5, 2.0, dim, dtype=np.float32),
@@ -57,17 +74,6 @@ def write_store(
             "tied_embeddings": False,
         },
     )
-    for part in range(parts):
-        samples = []
-        for seed, (sample_id, name, prompt, owner) in enumerate(plan):
-            if owner == part:
-                states = make_states(seed, layers=layers, tokens=len(codes), dim=dim)
-                samples.append(TinySample(sample_id, name, prompt, part, in_stored_dtype(states, dtype), codes))
-        content = tiny_part(
-            part, samples, layers=range(layers), dim=dim, dtype=dtype, shared_prefix=False, pooled=False
-        )
-        write_part(path, content, plan_sha256=str(record["plan_sha256"]))
-    return path
 
 
 def states_content(
