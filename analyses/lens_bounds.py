@@ -27,13 +27,17 @@ _LARGE = 1.1  # times the largest value of the others; less does not pay for a d
 _PRODUCTS_OF_ONE_THREAD = 2**19
 """Larger matrix products wake the threads of OpenBLAS, which then spin for a while in the way of the int8 product."""
 
+_PAIRS_AT_ONCE = 2**13  # whose factors are widened to float64
+
 _ROOM = 2.0**100  # thresholds stay below it, far from the overflow of float32
 _LEAST = 2.0**-20  # of a code's step: covers what underflows in a threshold
 
 
 def bounds_bytes(tokens: int, vocab: int) -> int:
-    """Bytes of the factors of thresholds, and of the columns they are made of."""
-    return 4 * (LARGE_DIMENSIONS + 3) * (vocab + 2 * tokens) + 2 * 4 * LARGE_DIMENSIONS * vocab + 24 * vocab
+    """Bytes of the factors of thresholds, of the columns they are made of, and of factors of pairs."""
+    rank = LARGE_DIMENSIONS + 3
+    factors = 4 * rank * (vocab + 2 * tokens) + 2 * 4 * LARGE_DIMENSIONS * vocab + 24 * vocab
+    return factors + 2 * (4 + 8) * rank * _PAIRS_AT_ONCE
 
 
 class Bounds(NamedTuple):
@@ -42,7 +46,7 @@ class Bounds(NamedTuple):
     Attributes
     ----------
     left : array (row, rank), float32
-    right : array (rank - 1, token), float32
+    right : array (token, rank - 1), float32
         Factors of the thresholds; the last column of ``left`` belongs to the floor.
     scale : array (token,), float64
         t.
@@ -61,30 +65,55 @@ class Bounds(NamedTuple):
     slack: float
     rows: Codes
 
-    def thresholds(self, rows: slice, floor: NDArray[np.float64], out: NDArray[np.float32]) -> None:
-        """Write what the products (row, token) of these rows must reach; out of reach for tokens whose floor is +∞."""
-        left = self.left[rows]
+    def with_floor(self, floor: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the tokens' factors (rank, token) of the thresholds of a floor (token,)."""
         with np.errstate(all="ignore"):
-            right = np.vstack([self.right, self._floor_row(floor)])
-            step = max(1, _PRODUCTS_OF_ONE_THREAD // right.size)
+            of_floor = floor * (1 - self.slack * np.sign(floor)) / self.scale
+            return np.vstack([self.right.T, of_floor.astype(np.float32)])
+
+    def thresholds(self, rows: slice, factors: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write what the products (row, token) of these rows must reach; out of reach for tokens whose floor is +∞.
+
+        Parameters
+        ----------
+        rows : slice
+        factors : array (rank, token), float32
+            As `with_floor` returns them.
+        out : array (row, token), float32
+        """
+        left = self.left[rows]
+        step = max(1, _PRODUCTS_OF_ONE_THREAD // factors.size)
+        with np.errstate(all="ignore"):
             for start in range(0, len(left), step):
-                np.matmul(left[start : start + step], right, out=out[start : start + step])
+                np.matmul(left[start : start + step], factors, out=out[start : start + step])
 
     def hold(self, floor: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tokens (token,) with a finite floor and thresholds far from the overflow of float32."""
         with np.errstate(all="ignore"):
-            right = np.vstack([self.right, self._floor_row(floor)]).astype(np.float64)
-            return np.abs(self.left).max(axis=0, initial=0.0) @ np.abs(right) < _ROOM
+            factors = np.abs(self.with_floor(floor).astype(np.float64))
+            return np.abs(self.left).max(axis=0, initial=0.0) @ factors < _ROOM
 
     def of_pairs(
-        self, row: NDArray[np.int64], token: NDArray[np.int64], excess: NDArray[np.float64], floor: NDArray[np.float64]
+        self, row: NDArray[np.int64], token: NDArray[np.int64], product: NDArray[np.int32]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Upper bounds of logits, and how far below them the logits are expected, from products minus thresholds."""
-        upper = floor[token] + excess * self.rows.scale[row] * self.scale[token]
-        return upper, self.per_norm[token] * self.rows.norm[row] + self.per_residual[token] * self.rows.residual[row]
+        """Upper bounds of the logits of pairs with these products, and how far below them the logits are expected.
 
-    def _floor_row(self, floor: NDArray[np.float64]) -> NDArray[np.float32]:
-        return (floor * (1 - self.slack * np.sign(floor)) / self.scale).astype(np.float32)
+        Parameters
+        ----------
+        row, token : arrays (pair,), int64
+        product : array (pair,), int32
+
+        Returns
+        -------
+        upper, allowance : arrays (pair,), float64
+        """
+        upper = np.empty(len(row))
+        for start in range(0, len(row), _PAIRS_AT_ONCE):
+            pairs = slice(start, start + _PAIRS_AT_ONCE)
+            of_row, of_token = self.left[row[pairs]].astype(np.float64), self.right[token[pairs]].astype(np.float64)
+            upper[pairs] = product[pairs] - np.vecdot(of_row[:, :-1], of_token)
+        upper *= self.rows.scale[row] * self.scale[token]
+        return upper, self.per_norm[token] * self.rows.norm[row] + self.per_residual[token] * self.rows.residual[row]
 
 
 def bound_products(
@@ -125,7 +154,7 @@ def bound_products(
     left[:, : len(large)] = weights[:, large][token_id]
     left[:, len(large) :] = np.stack([rows.norm, rows.residual, np.ones(len(token_id))], axis=1)
     left /= rows.scale[:, np.newaxis]
-    right = -np.vstack([states[:, large].T, per_norm, per_residual]) / scale
+    right = -np.column_stack([states[:, large], per_norm, per_residual]) / scale[:, np.newaxis]
     return codes.code, Bounds(left, right.astype(np.float32), scale, per_norm, per_residual, slack, rows)
 
 

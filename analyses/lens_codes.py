@@ -13,7 +13,7 @@ from analyses.lens_rounding import FLOAT32, norm_bounds
 __all__ = ["LARGEST_CODE", "Codes", "encode"]
 
 LARGEST_CODE = 127
-_ROWS_AT_ONCE = 64  # what a core's own cache holds
+_ROWS_AT_ONCE = 16  # with their copies, what a core's own cache holds
 _SMALLEST_SCALE = np.float32(2.0**-50)  # quotients by it stay within float32; what it leaves out is measured as well
 
 

@@ -6,14 +6,13 @@ from numpy.typing import NDArray
 from analyses.lens_rounding import dot_error, just_below
 from analyses.lens_shortlist import Shortlist, entry_limit
 from analyses.lens_unembedding import ROWS_AT_ONCE, Unembedding
-from analyses.places import PLACES_BYTES, places_of
 
 __all__ = ["add_rows", "add_vocabulary", "float32_bytes"]
 
 
 def float32_bytes(tokens: int, dim: int) -> int:
     """Bytes of a block's weights and logits, of whether these reach the floor and where, beyond the shortlist."""
-    return ROWS_AT_ONCE * (4 * dim + tokens * (4 + 1 + PLACES_BYTES))
+    return ROWS_AT_ONCE * (4 * dim + tokens * (4 + 1 + 8))
 
 
 def add_vocabulary(
@@ -66,6 +65,6 @@ def add_rows(
         add_rows(shortlist, logits[:half], token_id[:half], error)
         add_rows(shortlist, logits[half:], token_id[half:], error)
         return
-    places = places_of(reached)
+    places = np.flatnonzero(reached)
     row, token = np.divmod(places, logits.shape[1])
     shortlist.add(token, token_id[row], logits.reshape(-1)[places], error[token])

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.places import places_of
-
 __all__ = ["PAIRED_ROWS_AT_ONCE", "TORCH_BYTES", "Int8Products", "fast_int8_products", "int8_products"]
 
 Float = TypeVar("Float", np.float32, np.float64)
@@ -69,35 +67,9 @@ class Int8Products:
         rows: NDArray[np.int64] = torch.topk(excess.T.contiguous(), k, sorted=False).indices.numpy().T
         return rows
 
-    def reaching(
-        self, product: NDArray[np.int32], threshold: NDArray[np.float32], limit: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Pairs of rows whose product reaches a threshold.
-
-        Parameters
-        ----------
-        product, threshold : arrays (a, b), int32 and float32
-            The product is rounded to float32 before it is compared.
-        limit : int
-            Where there are more than ``limit`` pairs per row of ``b``, each of these rows gets at most one more.
-
-        Returns
-        -------
-        a, b : arrays (pair,), int64
-            Ordered by a, then b.
-        excess : array (pair,), float64
-            Product minus threshold.
-        """
-        torch = self._torch
-        reached = torch.ge(torch.from_numpy(product), torch.from_numpy(threshold)).numpy()
-        columns = product.shape[1]
-        if np.count_nonzero(reached) > limit * columns:
-            for column in np.flatnonzero(np.count_nonzero(reached, axis=0) > limit):
-                reached[np.flatnonzero(reached[:, column])[limit + 1 :], column] = False
-        places = places_of(reached)
-        excess = product.reshape(-1)[places].astype(np.float64) - threshold.reshape(-1)[places]
-        a, b = np.divmod(places, columns)
-        return a, b, excess
+    def to_float32(self, product: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+        """Round whole numbers (a, b) to float32, which NumPy does at a third of the speed."""
+        self._torch.from_numpy(out).copy_(self._torch.from_numpy(product))
 
     def of_pairs(
         self,

@@ -70,7 +70,7 @@ class Shortlist:
         self.token_id = np.concatenate([self.token_id, token_id])
         self._lower = np.concatenate([self._lower, value - error])
         self._upper = np.concatenate([self._upper, value + error])
-        self._tighten()
+        self._tighten(token)
         if len(self.token) > self._limit:
             self._keep(self._rank_exactly())
 
@@ -85,23 +85,29 @@ class Shortlist:
         self.floor[tokens] = np.inf
         self._keep(np.flatnonzero(~tokens[self.token]))
 
-    def _tighten(self) -> None:
-        kth = self._kth_lower()
+    def _tighten(self, tokens: NDArray[np.int64]) -> None:
+        """Raise the floor of these tokens, and drop what has fallen below it."""
+        touched = np.zeros(len(self.floor), np.bool_)
+        touched[tokens] = True
+        entries = np.flatnonzero(touched[self.token])
+        kth = self._kth_lower(self.token[entries], self._lower[entries])
         np.maximum(self.floor, just_below(kth), out=self.floor)
         self._keep(np.flatnonzero(self._upper >= self.floor[self.token]))
 
-    def _kth_lower(self) -> NDArray[np.float64]:
-        order = np.argsort(self.token.astype(np.uint16), kind="stable")  # radix sort: tokens of a block are few
-        token = self.token[order]
+    def _kth_lower(self, token: NDArray[np.int64], lower: NDArray[np.float64]) -> NDArray[np.float64]:
+        """K-th largest lower end (token,) of every token; −∞ of one with fewer."""
+        order = np.argsort(token.astype(np.uint16), kind="stable")  # radix sort: tokens of a block are few
+        token, lower = token[order], lower[order]
         counts = np.bincount(token, minlength=len(self.floor))
-        place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        start = np.cumsum(counts) - counts
+        place = np.arange(len(order)) - start[token]
         crowded = counts > _CROWDED * entry_limit(1, self.k)
         alike = ~crowded[token]
-        lower = np.full((len(self.floor), max(self.k, counts[~crowded].max(initial=0))), -np.inf)
-        lower[token[alike], place[alike]] = self._lower[order[alike]]
-        kth = np.partition(lower, lower.shape[1] - self.k, axis=1)[:, lower.shape[1] - self.k]
+        rows = np.full((len(self.floor), max(self.k, counts[~crowded].max(initial=0))), -np.inf)
+        rows[token[alike], place[alike]] = lower[alike]
+        kth = np.partition(rows, rows.shape[1] - self.k, axis=1)[:, rows.shape[1] - self.k]
         for one in np.flatnonzero(crowded):
-            own = self._lower[self.token == one]
+            own = lower[start[one] : start[one] + counts[one]]
             kth[one] = np.partition(own, len(own) - self.k)[len(own) - self.k]
         return kth
 

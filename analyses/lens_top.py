@@ -153,8 +153,10 @@ def _find(
     """Fill in what one pass decides of some tokens, and return those that it does not decide."""
     if not len(tokens):
         return tokens
-    shortlist = _shortlist(states[tokens], norm[tokens], unembedding, found.token_id.shape[1])
-    add_candidates(shortlist, states[tokens], norm[tokens], unembedding)
+    if len(tokens) < len(states):  # nearly always all are asked for, and copies cost as much as coding them
+        states, norm = states[tokens], norm[tokens]
+    shortlist = _shortlist(states, norm, unembedding, found.token_id.shape[1])
+    add_candidates(shortlist, states, norm, unembedding)
     decided = np.isfinite(shortlist.floor)
     found.token_id[tokens[decided]], found.logit[tokens[decided]] = shortlist.best()
     return tokens[~decided]

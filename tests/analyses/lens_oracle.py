@@ -39,6 +39,8 @@ def shrink_blocks(patch: pytest.MonkeyPatch) -> None:
         "lens_screen._FIRST_ROWS": 4,
         "lens_screen.PAIRS_AT_ONCE": 64,
         "lens_screen._LOOKED_AT_ONCE": 6,
+        "lens_screen._COMPARED_AT_ONCE": 20,
+        "lens_bounds._PAIRS_AT_ONCE": 4,
         "lens_products.PAIRED_ROWS_AT_ONCE": 2,
         "lens_exact._ROWS_AT_ONCE": 2,
         "lens_top.TOKENS_AT_ONCE": 3,

@@ -48,19 +48,26 @@ def test_a_pair_that_reaches_the_floor_reaches_its_threshold(kind: str) -> None:
         floor = just_below(exact[row].astype(np.float64))
         held = bounds.hold(floor)
         threshold = np.empty(product.shape, np.float32)
-        bounds.thresholds(slice(0, None), floor, threshold)
+        bounds.thresholds(slice(0, None), bounds.with_floor(floor), threshold)
         reaching = (exact >= floor) & held
         assert (product.astype(np.float32)[reaching] >= threshold[reaching]).all()
-        pairs = np.nonzero(np.broadcast_to(held, product.shape))
-        upper, _ = bounds.of_pairs(*pairs, product[pairs] - threshold[pairs].astype(np.float64), floor)
-        assert (upper >= exact[pairs]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_logit_lies_between_its_bounds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyses.lens_bounds._PAIRS_AT_ONCE", 100)
+    exact, product, _, bounds = bounded(kind)
+    pairs = np.nonzero(np.broadcast_to(bounds.hold(np.zeros(product.shape[1])), product.shape))
+    upper, allowance = bounds.of_pairs(*pairs, product[pairs].astype(np.int32))
+    assert (upper >= exact[pairs]).all()
+    assert (upper - 2 * allowance <= exact[pairs] + 1e-4 * allowance).all()
 
 
 def test_thresholds_leave_out_what_cannot_reach_them() -> None:
     exact, product, _, bounds = bounded("outlier dimensions")
     floor = np.sort(exact, axis=0)[-5].astype(np.float64)
     threshold = np.empty(product.shape, np.float32)
-    bounds.thresholds(slice(0, None), floor, threshold)
+    bounds.thresholds(slice(0, None), bounds.with_floor(floor), threshold)
     assert (product >= threshold).sum(axis=0).max() <= 8
 
 
