@@ -35,7 +35,9 @@ def add_vocabulary(
         block = slice(start, min(start + ROWS_AT_ONCE, vocab))
         values = logits[: block.stop - start]
         np.matmul(unembedding.rows(block), states.T, out=values)
-        values[~unembedding.allowed[block]] = -np.inf
+        forbidden = ~unembedding.allowed[block]
+        if forbidden.any():
+            values[forbidden] = -np.inf
         error = dot_error(dim, unembedding.norm[block].max(), norm)
         add_rows(shortlist, values, np.arange(start, block.stop), error)
 
@@ -59,12 +61,11 @@ def add_rows(
         kth = np.partition(logits, len(logits) - k, axis=0)[len(logits) - k]
         floor = np.maximum(floor, just_below(kth - error))
     least = np.maximum(just_below(floor - error), np.finfo(np.float32).min).astype(np.float32)
-    reached = logits >= least
-    if len(logits) > 1 and np.count_nonzero(reached) > entry_limit(len(floor), k):  # ties: a few rows after the others
+    places = np.flatnonzero(logits >= least)
+    if len(logits) > 1 and len(places) > entry_limit(len(floor), k):  # ties: a few rows after the others
         half = len(logits) // 2
         add_rows(shortlist, logits[:half], token_id[:half], error)
         add_rows(shortlist, logits[half:], token_id[half:], error)
         return
-    places = np.flatnonzero(reached)
     row, token = np.divmod(places, logits.shape[1])
     shortlist.add(token, token_id[row], logits.reshape(-1)[places], error[token])
