@@ -162,9 +162,9 @@ def _deviations(stored: StoredSample, fresh: PartArray, others: Sequence[PartArr
     entry = stored.arrays[fresh.path]
     slabs = []
     for index in range(fresh.shape[0]):
-        one = fresh.slab(index)
+        one = fresh.values(index)
         # Of a batch of copies the first one counts.
-        copies = (other.slab(index)[tuple(map(slice, one.shape))] for other in others)
+        copies = (other.values(index)[tuple(map(slice, one.shape))] for other in others)
         values = (stored.slab(fresh.path, index), one, *copies)
         held, anew, *again = (np.moveaxis(np.asarray(slab, dtype=np.float64), axis, -1) for slab in values)
         slabs.append(compare_vectors(held, anew, again, rounding_allowance(entry, np.abs(anew))))

@@ -204,6 +204,7 @@ class PartCollector:
                 dims=("layer", "token", "dim"),
                 shape=(layers, len(role), self._dim),
                 dtype=STORED_DTYPES[self._dtype],
+                slab_dtype=self._dtype,
                 slab=slabs(self._states, (len(role), self._dim), self._dtype, rows=kept.rows),
                 attributes={
                     "long_name": "residual stream",

@@ -130,6 +130,7 @@ class PartBlocks:
             dims=dims,
             shape=shape,
             dtype=STORED_DTYPES[dtype],
+            slab_dtype=dtype,
             slab=slabs(self._pieces[name], shape[1:], dtype, layout.axes, places=kept.leading, rows=kept.rows),
             attributes=attributes,
             mantissa_bits=self._mantissa_bits if name in _OF_STATES else None,

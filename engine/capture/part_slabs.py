@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from engine.store import widen_bfloat16
+from engine.store import BFLOAT16_BITS, BFLOAT16_NAN
 
 __all__ = ["STORED_DTYPES", "slabs"]
 
 STORED_DTYPES = {"float16": "float16", "bfloat16": "float32", "float32": "float32", "int32": "int32"}
 """On disk a bfloat16 state is the float32 of the same value, which every reader in every language understands."""
+
+_NOTHING = {"bfloat16": BFLOAT16_NAN, "int32": -1}
 
 
 def slabs(
@@ -22,7 +24,9 @@ def slabs(
     places: Sequence[int] | None = None,
     rows: np.ndarray | None = None,
 ) -> Callable[[int], np.ndarray]:
-    """Give one leading index after the other in the stored dtype; its pieces are freed once they are laid out.
+    """Give one leading index after the other in the captured dtype, of bfloat16 its bit patterns.
+
+    The pieces are freed once they are laid out.
 
     Parameters
     ----------
@@ -39,34 +43,26 @@ def slabs(
     rows
         (row,) places along the part's axis that the pieces are for, ascending; all where None. Others are NaN or -1.
     """
-    buffers = np.empty((2, *shape), dtype=STORED_DTYPES[dtype])  # one is compressed while the other is filled
+    # One is compressed while the other is filled.
+    buffers = np.empty((2, *shape), dtype=BFLOAT16_BITS if dtype == "bfloat16" else dtype)
     kept = range(len(pieces)) if places is None else places
-    nothing = -1 if buffers.dtype == np.int32 else np.nan
 
-    def slab(index: int) -> np.ndarray:
-        stored = buffers[index % 2]
-        by_row = stored if axes is None else stored.transpose(axes)
+    def laid_out(index: int) -> np.ndarray:
+        slab = buffers[index % 2]
+        by_row = slab if axes is None else slab.transpose(axes)
         if places is not None or rows is not None:
-            stored.fill(nothing)
+            slab.fill(_NOTHING.get(dtype, np.nan))
         if index not in kept:
-            return stored
+            return slab
         number, row = kept.index(index), 0
         for captured in pieces[number]:
             # Not torch.cat: on this thread torch would start a second team of threads, which fights the model's team
             # for the cores.
             run = slice(row, row + len(captured))
-            if rows is not None:
-                by_row[rows[run]] = _values(captured, dtype)
-            elif dtype == "bfloat16":
-                widen_bfloat16(captured.view(torch.uint16).numpy(), out=by_row[run])
-            else:
-                by_row[run] = captured.numpy()
+            held = captured.view(torch.uint16) if dtype == "bfloat16" else captured
+            by_row[run if rows is None else rows[run]] = held.numpy()
             row += len(captured)
         pieces[number] = []
-        return stored
+        return slab
 
-    return slab
-
-
-def _values(captured: torch.Tensor, dtype: str) -> np.ndarray:
-    return widen_bfloat16(captured.view(torch.uint16).numpy()) if dtype == "bfloat16" else captured.numpy()
+    return laid_out

@@ -17,7 +17,7 @@ from engine.store.content import (
     role_coordinate,
     source_role_coordinate,
 )
-from engine.store.dtypes import round_mantissa, widen_bfloat16
+from engine.store.dtypes import BFLOAT16_BITS, BFLOAT16_NAN, round_mantissa, widen_bfloat16
 from engine.store.layout import (
     KEY_COORDINATES,
     TENSOR_ARRAYS,
@@ -48,6 +48,8 @@ from engine.store.verify import Problem, Verification, verify
 from engine.store.writer import write_part
 
 __all__ = [
+    "BFLOAT16_BITS",
+    "BFLOAT16_NAN",
     "KEY_COORDINATES",
     "MODEL_ATTRIBUTES",
     "PART_SAMPLES_SCHEMA",

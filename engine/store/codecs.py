@@ -9,18 +9,17 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from numcodecs.blosc import SHUFFLE, Blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from engine.store.blosc_frame import BLOCK_BYTES, HEADER_BYTES, encode_frame
+from engine.store.dtypes import BFLOAT16_BITS, BFLOAT16_NAN
 from engine.store.layout import ChunkPlan
 
-__all__ = ["BLOCK_BYTES", "CHECKSUM_BYTES", "checksum", "create_array", "encode_chunk", "fill_value", "states_sizes"]
+__all__ = ["CHECKSUM_BYTES", "checksum", "create_array", "encode_chunk", "fill_value", "states_sizes"]
 
 LEVEL = 1
-BLOCK_BYTES = 2**20
 CHECKSUM_BYTES = 4
 
-_HEADER_BYTES = 16
 _SIZES_AT = (4, 12)  # in Blosc's header: bytes of the values, bytes of the chunk
 
 
@@ -65,9 +64,29 @@ def create_array(
     )
 
 
-def encode_chunk(values: np.ndarray) -> bytes:
-    """Compress one contiguous inner chunk as ``create_array`` declares, all but the checksum; releases the GIL."""
-    return bytes(Blosc(cname="zstd", clevel=LEVEL, shuffle=SHUFFLE, blocksize=BLOCK_BYTES).encode(values))
+def encode_chunk(piece: np.ndarray, inner: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Compress one inner chunk so that what ``create_array`` declares decodes it, all but the checksum.
+
+    Parameters
+    ----------
+    piece
+        Values in the stored dtype, or bit patterns of bfloat16 (uint16) that are stored as float32; shorter than
+        ``inner`` where the array ends.
+    inner
+        Lengths of the chunk; what lies beyond the piece is fill value.
+    dtype
+        Stored dtype.
+
+    Returns
+    -------
+    np.ndarray
+        (byte,) uint8.
+    """
+    if piece.shape != inner:
+        padded = np.full(inner, BFLOAT16_NAN if piece.dtype == BFLOAT16_BITS else fill_value(dtype), piece.dtype)
+        padded[tuple(slice(0, length) for length in piece.shape)] = piece
+        piece = padded
+    return encode_frame(np.ascontiguousarray(piece), np.dtype(dtype).itemsize)
 
 
 def checksum(encoded: bytes | np.ndarray) -> bytes:
@@ -88,7 +107,7 @@ def states_sizes(encoded: bytes | np.ndarray, decoded: int) -> bool:
     decoded
         Bytes of its values.
     """
-    if len(encoded) < _HEADER_BYTES:
+    if len(encoded) < HEADER_BYTES:
         return False
     stated = [int.from_bytes(bytes(encoded[start : start + 4]), "little") for start in _SIZES_AT]
     return stated == [decoded, len(encoded)]

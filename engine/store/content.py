@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.store.dtypes import BFLOAT16_BITS, widen_bfloat16
 from engine.store.layout import TENSOR_ARRAYS, ArrayShape
 from engine.vocabulary import ROLES, role_flags
 
@@ -37,17 +38,18 @@ class PartArray:
     dtype
         Stored dtype: ``float16``, ``float32`` or ``int32``.
     slab
-        ``slab(i)`` is the array at leading index ``i``: shape ``shape[1:]``, in ``dtype``, C-contiguous. Called once
-        per index, in order; its result is still in use during the next call, and no longer, so two buffers may take
-        turns.
+        ``slab(i)`` is the array at leading index ``i``: shape ``shape[1:]``, in ``slab_dtype``, C-contiguous. Called
+        once per index, in order; its result is still in use during the next call, and no longer, so two buffers may
+        take turns.
     attributes
         JSON values: units, long_name, captured_dtype, …; ``roles``, ``layers`` and ``blocks`` where only tokens of
         some roles, or some of the layers or blocks, are kept and all others are NaN (integers: -1).
     mantissa_bits
         When given, values are rounded to that many mantissa bits and the measured error joins the attributes.
     slab_dtype
-        What ``slab`` returns where that is not ``dtype``: values are then rounded to ``dtype``, and the measured error
-        joins the attributes.
+        What ``slab`` returns where that is not ``dtype``. ``bfloat16`` means bit patterns (uint16), which are stored as
+        the float32 of the same value; of others values are rounded to ``dtype``, and the measured error joins the
+        attributes.
     kept
         How much of each dimension is kept, where that is less than ``shape``; None where everything is.
     """
@@ -66,6 +68,11 @@ class PartArray:
     def layout(self) -> ArrayShape:
         """Path, dims, shape, dtype and how much is kept alone."""
         return ArrayShape(self.path, self.dims, self.shape, self.dtype, self.kept)
+
+    def values(self, index: int) -> np.ndarray:
+        """Return ``slab(index)`` as numbers: bit patterns of bfloat16 as float32."""
+        slab = self.slab(index)
+        return widen_bfloat16(slab) if slab.dtype == BFLOAT16_BITS else slab
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def in_dtypes(content: PartContent, dtypes: Mapping[str, str]) -> PartContent:
         replace(
             array,
             dtype=chosen[array.path],
-            slab_dtype=array.dtype,
+            slab_dtype=array.slab_dtype or array.dtype,
             attributes={"captured_dtype": array.dtype, **array.attributes},
         )
         if array.path in chosen

@@ -11,7 +11,13 @@ from numcodecs.bitround import BitRound
 
 from engine.errors import StrataError
 
-__all__ = ["Rounding", "round_mantissa", "round_to_dtype", "widen_bfloat16"]
+__all__ = ["BFLOAT16_BITS", "BFLOAT16_NAN", "Rounding", "round_mantissa", "round_to_dtype", "widen_bfloat16"]
+
+BFLOAT16_BITS = np.dtype(np.uint16)
+"""What bfloat16 is held in, which NumPy does not have; nothing else is of this dtype here."""
+
+BFLOAT16_NAN = 0x7FC0
+"""Bit pattern that widens to NumPy's NaN of float32."""
 
 
 def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 
 from engine.cores import usable_cores
-from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk, fill_value
+from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk
 from engine.store.layout import INNER_CHUNK_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
 
@@ -26,10 +26,17 @@ __all__ = ["compression_bytes", "write_shards"]
 
 _OPEN_SHARDS = 3
 _WAITING_CHUNKS = 16  # of each
+_SYNC_BYTES = 64 * 2**20
 
 
 def write_shards(
-    folder: Path, plan: ChunkPlan, dtype: str, slab: Callable[[int], np.ndarray], pool: Executor
+    folder: Path,
+    plan: ChunkPlan,
+    dtype: str,
+    slab: Callable[[int], np.ndarray],
+    pool: Executor,
+    *,
+    sync: Callable[[Path], object],
 ) -> Iterator[tuple[Path, FileHash]]:
     """Write all shards of one array.
 
@@ -45,11 +52,14 @@ def write_shards(
         ``slab(i)`` is the array at leading index ``i``, shape ``plan.shape[1:]``; see ``PartArray.slab``.
     pool
         Threads that compress.
+    sync
+        Called with a file that is to be made durable, from any thread: some times while it grows, so that the disk is
+        busy from the start, and when it is written. It must not wait for the disk.
 
     Yields
     ------
     tuple of Path and FileHash
-        Each file once it is written; it is not yet durable.
+        Each file once it is written.
 
     Raises
     ------
@@ -66,7 +76,7 @@ def write_shards(
         for index in range(plan.files):
             path = folder.joinpath("c", str(index), *["0"] * (len(plan.shape) - 1))
             path.parent.mkdir(parents=True)
-            shard = stack.enter_context(_Shard(path, per_shard))
+            shard = stack.enter_context(_Shard(path, per_shard, sync))
             for chunk in islice(chunks, math.prod(per_shard)):
                 shard.append(chunk)
             unfinished.append(shard)
@@ -85,19 +95,19 @@ def _blocks(plan: ChunkPlan, slab: Callable[[int], np.ndarray]) -> Iterator[np.n
         yield np.stack([slab(index) for index in range(plan.shape[0])])
 
 
-def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], np.ndarray], pool: Executor) -> Iterator[bytes]:
+def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], np.ndarray], pool: Executor) -> Iterator[np.ndarray]:
     """Encode the chunks of all blocks, in order.
 
     The next block is made while the last pieces of this one are compressed; the one before it is done by then, because
     its memory may become the next one's. Few pieces are under way at a time, because fresh memory costs as much as
     compressing into memory just freed.
     """
-    pending: deque[tuple[int, Future[bytes]]] = deque()
+    pending: deque[tuple[int, Future[np.ndarray]]] = deque()
     for number, block in enumerate(_blocks(plan, slab)):
         for piece in _pieces(block, plan):
             if len(pending) >= 2 * compression_threads():
                 yield pending.popleft()[1].result()
-            pending.append((number, pool.submit(_encode, piece, plan.inner, dtype)))
+            pending.append((number, pool.submit(encode_chunk, piece, plan.inner, dtype)))
         while pending and pending[0][0] < number:
             yield pending.popleft()[1].result()
     while pending:
@@ -113,14 +123,6 @@ def _pieces(block: np.ndarray, plan: ChunkPlan) -> Iterator[np.ndarray]:
         yield block[(slice(None),) * axis + (slice(start, start + step),)]
 
 
-def _encode(piece: np.ndarray, inner: tuple[int, ...], dtype: str) -> bytes:
-    if piece.shape == inner:
-        return encode_chunk(np.ascontiguousarray(piece))
-    padded = np.full(inner, fill_value(dtype), dtype)
-    padded[tuple(slice(0, length) for length in piece.shape)] = piece
-    return encode_chunk(padded)
-
-
 class _Shard:
     """One file: chunks in C order, then the index of (offset, length) pairs; a checksum follows each of them.
 
@@ -132,10 +134,14 @@ class _Shard:
         The file, which must not exist.
     per_shard
         Number of chunks along each axis.
+    sync
+        As of `write_shards`.
     """
 
-    def __init__(self, path: Path, per_shard: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, per_shard: tuple[int, ...], sync: Callable[[Path], object]) -> None:
         self._path = path
+        self._sync = sync
+        self._unsynced = 0
         self._chunks = math.prod(per_shard)
         self._file = path.open("xb")
         self._digest = hashlib.sha256()
@@ -150,7 +156,7 @@ class _Shard:
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, chunk: np.ndarray) -> None:
         """Write a chunk behind the others, soon; raises what writing one of them raised."""
         if len(self._waiting) >= _WAITING_CHUNKS:
             self._waiting.popleft().result()
@@ -165,15 +171,21 @@ class _Shard:
         if len(self._lengths) != self._chunks:
             raise ValueError(f"shard {self._path} got {len(self._lengths)} of its {self._chunks} chunks")
         starts = np.cumsum([0, *self._lengths[:-1]])
-        self._write(np.stack([starts, self._lengths], axis=1).astype("<u8").tobytes())
+        self._write(np.stack([starts, self._lengths], axis=1).astype("<u8").reshape(-1).view(np.uint8))
         size = self._file.tell()
         self._file.close()
+        self._sync(self._path)
         return self._path, {"sha256": self._digest.hexdigest(), "bytes": size}
 
-    def _write(self, encoded: bytes) -> None:
-        for piece in (encoded, checksum(encoded)):
+    def _write(self, encoded: np.ndarray) -> None:
+        encoded.flags.writeable = False  # a checksum is only taken of what cannot change
+        for piece in (encoded.data, checksum(encoded)):
             self._file.write(piece)
             self._digest.update(piece)
+        self._unsynced += len(encoded)
+        if self._unsynced >= _SYNC_BYTES:
+            self._unsynced = 0
+            self._sync(self._path)
 
 
 def compression_bytes() -> int:

@@ -15,7 +15,8 @@ import zarr
 from numcodecs import blosc
 
 from engine.errors import StrataError
-from engine.store.codecs import BLOCK_BYTES, CHECKSUM_BYTES, checksum, states_sizes
+from engine.store.blosc_frame import BLOCK_BYTES
+from engine.store.codecs import CHECKSUM_BYTES, checksum, states_sizes
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
 

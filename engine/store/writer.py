@@ -1,7 +1,7 @@
 """Writing one part: stage its Zarr group, table and manifest, make them durable, then commit.
 
-Each shard is written once, front to back. While the next one is being compressed, a helper thread makes the last one
-durable, so that the disk is not waited for at the end.
+Each shard is written once, front to back. While more is being compressed, helper threads make durable what is written,
+so that the disk is not waited for at the end.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from engine.store.commit import (
 from engine.store.consolidate import consolidate
 from engine.store.content import Coordinate, PartArray, PartContent
 from engine.store.disk import describe_failure
-from engine.store.dtypes import Rounding, round_mantissa, round_to_dtype
+from engine.store.dtypes import BFLOAT16_BITS, Rounding, round_mantissa, round_to_dtype, widen_bfloat16
 from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
 from engine.store.memory import keep_freed_chunks
@@ -97,6 +97,10 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
     hashes: dict[Path, FileHash] = {}
     with ThreadPoolExecutor(compression_threads()) as compress, ThreadPoolExecutor(SYNC_THREADS) as syncing:
         synced: list[Future[None]] = []
+
+        def sync(path: Path) -> None:
+            synced.append(syncing.submit(sync_file, path))
+
         for array in content.arrays:
             layout = array.layout
             create_array(
@@ -108,9 +112,7 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
                 attributes=array.attributes,
             )
             source = _Slabs(array)
-            for path, digest in write_shards(root / array.path, layout.chunk_plan, array.dtype, source, compress):
-                hashes[path] = digest
-                synced.append(syncing.submit(sync_file, path))
+            hashes |= write_shards(root / array.path, layout.chunk_plan, array.dtype, source, compress, sync=sync)
             if source.rounds:
                 part[array.path].update_attributes(source.rounding())
         _write_coordinates(part, content.coordinates)
@@ -157,7 +159,8 @@ class _Slabs:
         array = self._array
         slab = array.slab(index)
         dtype = array.slab_dtype or array.dtype
-        if slab.shape != array.shape[1:] or slab.dtype != np.dtype(dtype):
+        held = BFLOAT16_BITS if dtype == "bfloat16" else np.dtype(dtype)
+        if slab.shape != array.shape[1:] or slab.dtype != held:
             raise ValueError(
                 f"{array.path}[{index}] is {slab.dtype}{slab.shape}, announced was {dtype}{array.shape[1:]}"
             )
@@ -172,10 +175,16 @@ class _Slabs:
     @property
     def rounds(self) -> bool:
         """Whether stored values may differ from the captured ones."""
-        return self._array.mantissa_bits is not None or self._array.slab_dtype not in (None, self._array.dtype)
+        array = self._array
+        exact = array.slab_dtype in (None, array.dtype) or (array.slab_dtype, array.dtype) == ("bfloat16", "float32")
+        return array.mantissa_bits is not None or not exact
 
     def _roundings(self, slab: np.ndarray) -> Iterator[Rounding]:
         array = self._array
+        if not self.rounds:
+            return
+        if slab.dtype == BFLOAT16_BITS:
+            slab = widen_bfloat16(slab)
         if slab.dtype != np.dtype(array.dtype):
             rounding = round_to_dtype(slab, array.dtype, array.path)
             yield rounding

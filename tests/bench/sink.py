@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine.capture.sink import QUEUE_BYTES, BackgroundSink
-from engine.store import PartContent, widen_bfloat16, write_part
+from engine.store import PartContent, write_part
 from tests.bench.rows import Row, at_least
 from tests.bench.states import make_states
 from tests.bench.stores import states_content
@@ -66,13 +65,5 @@ def _sink(store: Path, raw: torch.Tensor) -> None:
 
 
 def _content(number: int, raw: torch.Tensor) -> PartContent:
-    layers, tokens, dim = raw.shape
-    widened = np.empty((2, tokens, dim), np.float32)
-
-    def slab(index: int) -> np.ndarray:
-        if raw.dtype == torch.bfloat16:
-            return widen_bfloat16(raw[index].view(torch.uint16).numpy(), out=widened[index % 2])
-        return raw[index].numpy()
-
-    stored = "float32" if raw.dtype == torch.bfloat16 else "float16"
-    return states_content(number, (layers, tokens, dim), stored, slab)
+    bits = raw.view(torch.uint16) if raw.dtype == torch.bfloat16 else raw
+    return states_content(number, tuple(raw.shape), str(raw.dtype).removeprefix("torch."), bits.numpy().__getitem__)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.capture.part_slabs import STORED_DTYPES
 from engine.store import (
     PART_SAMPLES_SCHEMA,
     PLAN_SCHEMA,
@@ -79,7 +80,8 @@ def create_plain_store(path: Path, record: Mapping[str, Any], plan: Sequence[Any
 def states_content(
     number: int, shape: tuple[int, int, int], dtype: str, slab: Callable[[int], np.ndarray]
 ) -> PartContent:
-    """A part of hidden states (layer, token, dim) in a stored dtype and nothing else, not even a sample."""
-    states = PartArray("token/hidden_states", ("layer", "token", "dim"), shape, dtype, slab)
+    """A part of hidden states (layer, token, dim) of a captured dtype and nothing else, not even a sample."""
+    stored = STORED_DTYPES[dtype]
+    states = PartArray("token/hidden_states", ("layer", "token", "dim"), shape, stored, slab, slab_dtype=dtype)
     role = Coordinate("token/role", ("token",), np.zeros(shape[1], np.int32))
     return PartContent(number, (states,), (role,), PART_SAMPLES_SCHEMA.empty_table(), (), {}, 0.0)

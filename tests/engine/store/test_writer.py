@@ -164,6 +164,36 @@ def test_what_is_not_as_announced(tmp_path: Path) -> None:
     assert not list((tiny.path / ".staging").iterdir())
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"mantissa_bits": 3}, {"dtype": "float16"}, {"dtype": "float16", "mantissa_bits": 2}]
+)
+def test_bit_patterns_of_bfloat16_are_stored_as_their_values(tmp_path: Path, changes: dict[str, object]) -> None:
+    """As those that were widened before, with the same errors of rounding."""
+    tiny = tiny_store(tmp_path / "store", dtype="bfloat16", written=[])
+    content = tiny_part(0, list(tiny.samples.values()), layers=tiny.layers, dim=16, dtype="bfloat16")
+    path = "token/hidden_states"
+    widened = next(array for array in content.arrays if array.path == path)
+
+    def bits(index: int) -> np.ndarray:
+        return (widened.slab(index).view(np.uint32) >> 16).astype(np.uint16)
+
+    as_values = dataclasses.replace(widened, slab_dtype="float32", **changes)
+    as_bits = dataclasses.replace(widened, slab=bits, slab_dtype="bfloat16", **changes)
+    np.testing.assert_array_equal(as_bits.values(1), widened.slab(1))
+    stored = []
+    for number, states in enumerate([as_values, as_bits]):
+        arrays = [states if array.path == path else array for array in content.arrays]
+        part = dataclasses.replace(content, number=number, arrays=tuple(arrays))
+        attributes = write_part(tiny.path, part, plan_sha256=PLAN)["arrays"][path]["attributes"]
+        stored.append((zarr.open_array(tiny.path / f"parts/{number:08d}.zarr" / path, mode="r")[...], attributes))
+    (values, expected), (read, attributes) = stored
+    np.testing.assert_array_equal(read, values)
+    assert (read.dtype, attributes) == (values.dtype, expected)
+    assert ("rounding_max_absolute_error" in attributes) is bool(changes)
+    if not changes:
+        np.testing.assert_array_equal(read, np.stack([widened.slab(index) for index in range(len(tiny.layers))]))
+
+
 def test_columns_of_the_sample_table(tmp_path: Path) -> None:
     tiny = tiny_store(tmp_path / "store")
     table = pq.read_table(tiny.path / "parts/00000000.parquet")
