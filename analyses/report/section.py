@@ -48,8 +48,8 @@ class Figure(NamedTuple):
     notes : tuple of str
         What whoever reads the figure should know.
     table : Table, or None
-    data : str
-        Name of the rows that are downloaded as CSV.
+    data : tuple of str
+        Names of the rows that are saved as CSV.
     explorer : bool
         Whether it is the explorer of patches, which has no chart.
     """
@@ -59,7 +59,7 @@ class Figure(NamedTuple):
     charts: tuple[Chart, ...]
     notes: tuple[str, ...] = ()
     table: Table | None = None
-    data: str = ""
+    data: tuple[str, ...] = ()
     explorer: bool = False
 
 

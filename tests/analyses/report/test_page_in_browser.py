@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -67,6 +68,65 @@ def test_it_opens_from_disk_at_any_width_in_light_and_dark(
     assert charts.count() >= 11
     for chart in charts.all():
         assert chart.bounding_box()["width"] > 250
+
+
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const channels = (colour) => {
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const luminance = (rgb) => rgb.map((value) => value / 255)
+    .map((value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+  const ground = (node) => {
+    for (let own = node; own; own = own.parentElement) {
+      const colour = getComputedStyle(own).backgroundColor;
+      if (colour !== "rgba(0, 0, 0, 0)") return channels(colour);
+    }
+  };
+  const contrast = (node, colour) => {
+    const factor = Number(getComputedStyle(node).filter.match(/brightness\\((.*)\\)/)?.[1] ?? 1);
+    const pair = [channels(colour).map((value) => Math.min(255, value * factor)), ground(node)].map(luminance);
+    return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+  };
+  const strokes = [...document.querySelectorAll(".mark-line path, .role-legend-symbol path")]
+    .filter((node) => node.getAttribute("d")).map((node) => contrast(node, getComputedStyle(node).stroke));
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const texts = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    const unseen = "script, style, noscript, .patch, .hidden, .skip, option";
+    if (!walker.currentNode.textContent.trim() || node.closest(unseen)) continue;
+    const colour = node instanceof SVGElement ? getComputedStyle(node).fill : getComputedStyle(node).color;
+    texts.push([contrast(node, colour), walker.currentNode.textContent]);
+  }
+  return { strokes, texts };
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_and_texts_stand_out_as_wcag_asks(hostile_page: Path, opened: Open, scheme: str) -> None:
+    found = opened(hostile_page, scheme=scheme).evaluate(CONTRASTS)
+    assert len(found["strokes"]) > 20
+    assert min(found["strokes"]) >= 3
+    assert len(found["texts"]) > 300
+    assert [text for contrast, text in found["texts"] if contrast < 4.5] == []
+
+
+def test_a_piece_that_turns_the_direction_of_text_leaves_its_logit_in_place(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    cells = page.evaluate(
+        """() => [...document.querySelectorAll('#explorer-table td')].map((cell) =>
+           [cell.firstElementChild.textContent, cell.firstElementChild.getBoundingClientRect().right,
+            cell.lastElementChild.getBoundingClientRect().left])"""
+    )
+    turned = [(end, start) for text, end, start in cells if "\u202e" in text]
+    assert turned
+    assert all(end <= start for end, start in turned)
+    logits = page.locator("#explorer-table small").all_text_contents()
+    assert all(float(logit) < 1000 for logit in logits)
 
 
 def test_hostile_text_is_shown_and_does_nothing(hostile_page: Path, opened: Open) -> None:
@@ -205,7 +265,7 @@ def lines(page: Any, chart: str) -> list[str]:
 
 def redraw(page: Any, chart: str) -> None:
     """Wait until a chart shows what was chosen."""
-    page.evaluate(f"strata.views['{chart}'].runAsync().then(() => null)")
+    page.evaluate(f"views['{chart}'].runAsync().then(() => null)")
 
 
 def test_prompts_are_switched_by_keyboard(hostile_page: Path, opened: Open) -> None:
@@ -214,7 +274,7 @@ def test_prompts_are_switched_by_keyboard(hostile_page: Path, opened: Open) -> N
     assert len([path for path in normal if path]) >= 3
     page.locator("#figure-phase-diagram .choices input[name=prompt]").first.focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("strata.views['phase-diagram'].signal('prompt') === 1")
+    page.wait_for_function("views['phase-diagram'].signal('prompt') === 1")
     redraw(page, "phase-diagram")
     assert lines(page, "phase-diagram") != normal
     both = len(lines(page, "phase-comparison"))
@@ -245,13 +305,13 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
         return [page.locator(f"#plot-{name} .mark-rect path[fill]").evaluate_all(cells) for name in charts[2:]]
 
     def blocks() -> list[int]:
-        return page.evaluate("(names) => names.map((name) => strata.views[name].signal('at_block'))", charts)
+        return page.evaluate("(names) => names.map((name) => views[name].signal('at_block'))", charts)
 
     before = fills()
     assert all(len(own) >= 4 for own in before)
     page.locator("#figure-attention-maps input[type=range]").focus()
     page.keyboard.press("End")
-    page.wait_for_function("strata.views['attention-patches-weight'].signal('at_block') === 6")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 6")
     assert blocks() == [6] * 4
     after = fills()
     assert all(one != other for one, other in zip(before, after, strict=True))
@@ -260,25 +320,56 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
     page.mouse.click(
         page.locator("#plot-attention-places-norm .mark-rect path").nth(40).bounding_box()["x"] + 1, box["y"] + 5
     )
-    page.wait_for_function("strata.views['attention-patches-weight'].signal('at_block') === 1")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 1")
     assert blocks() == [1] * 4
     shown = page.locator("#plot-attention-patches-norm image")
     assert shown.get_attribute("href").startswith("data:image/jpeg;base64,")
     page.locator("#figure-attention-maps input[name=picture]").first.check()
-    page.wait_for_function("strata.views['attention-patches-weight'].signal('picture') === 0")
+    page.wait_for_function("views['attention-patches-weight'].signal('picture') === 0")
     assert shown.count() == 0
 
 
-def test_drawings_and_numbers_are_saved(hostile: Analysed, hostile_page: Path, opened: Open, tmp_path: Path) -> None:
+def test_the_picture_shows_the_sample_of_the_chosen_prompt(hostile: Analysed, hostile_page: Path, opened: Open) -> None:
     page = opened(hostile_page)
+    store = open_store(hostile.stores[0])
+    name = page.evaluate("views['attention-patches-norm'].data('pictures')")[0]["name"]
+
+    def shown() -> list[float]:
+        return page.evaluate(
+            """async () => (await views['attention-patches-norm'].runAsync()).data('patches')
+               .filter((row) => row.p === 1 && row.s === 0 && row.q === 0 && row.block === 3)
+               .filter((row) => row.g === views['attention-patches-norm'].signal('prompt')).map((row) => row.norm)"""
+        )[0]
+
+    def cells() -> list[str]:
+        fill = "nodes => nodes.map((node) => node.getAttribute('fill'))"
+        return page.locator("#plot-attention-patches-norm .mark-rect path[fill]").evaluate_all(fill)
+
+    seen = []
+    for number, prompt in enumerate(("normal-1", "noisy-1")):
+        page.locator("#figure-attention-maps input[name=prompt]").nth(number).check()
+        page.wait_for_function(f"views['attention-patches-norm'].signal('prompt') === {number}")
+        keys = store.sample(f"{name}/{prompt}")["attention_norm"].values[2, 0]
+        assert shown() == pytest.approx(keys[2:6] / keys[np.isfinite(keys)].sum(), rel=6e-3)
+        seen.append(cells())
+    assert len(seen[0]) == len(seen[1]) >= 4
+    assert seen[0] != seen[1]
+
+
+def test_drawings_and_numbers_are_saved_by_keyboard(
+    hostile: Analysed, hostile_page: Path, opened: Open, tmp_path: Path
+) -> None:
+    page = opened(hostile_page)
+    page.focus("#save-phase-diagram")
     with page.expect_download() as download:
-        page.click("[data-svg='phase-diagram']")
+        page.keyboard.press("Enter")
     download.value.save_as(tmp_path / "figure.svg")
     drawing = ET.parse(tmp_path / "figure.svg").getroot()
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
     assert "script" not in {node.tag.rsplit("}", 1)[-1] for node in drawing.iter()}
+    page.get_by_text("curves.csv").first.focus()
     with page.expect_download() as download:
-        page.locator("[data-csv='curves']").first.click()
+        page.keyboard.press("Enter")
     download.value.save_as(tmp_path / "curves.csv")
     with (tmp_path / "curves.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -320,7 +411,7 @@ def test_stores_of_different_depth_share_an_axis_of_depth(
     title = page.locator("#plot-phase-comparison .role-axis-title").first
     assert title.text_content() == "depth (layer / blocks)"
     assert len(lines(page, "phase-comparison")) == 4
-    ends = page.evaluate("strata.views['phase-comparison'].data('curves').map((row) => [row.s, row.layer, row.x])")
+    ends = page.evaluate("views['phase-comparison'].data('curves').map((row) => [row.s, row.layer, row.x])")
     blocks = [open_store(store).block_count for store in deep_and_flat.stores]
     assert all(x == pytest.approx(layer / blocks[s], rel=1e-3) for s, layer, x in ends)
     assert {(s, layer) for s, layer, x in ends if x == 1} == {(0, 6), (1, 9)}

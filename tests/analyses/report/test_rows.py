@@ -136,8 +136,14 @@ def test_patches_are_laid_out_in_the_square_that_the_picture_fills(deep_and_flat
     sample = stores[0].sample("1/normal-1")
     keys = sample["attention_norm"].values[1, 0]  # block 2, last_text
     share = keys[2:6] / np.nansum(keys)
-    own = next(row for row in rows if (row["s"], row["p"], row["q"], row["block"]) == (0, 2, 0, 2))
+    key = ("s", "p", "q", "block", "g", "prompt")
+    own = next(row for row in rows if [row[name] for name in key] == [0, 2, 0, 2, 0, "normal-1"])
     assert own["norm"] == pytest.approx(share, rel=6e-3)
+    keys = stores[0].sample("1/noisy-1")["attention_norm"].values[1, 0]
+    other = next(row for row in rows if [row[name] for name in key] == [0, 2, 0, 2, 1, "noisy-1"])
+    assert other["norm"] == pytest.approx(keys[2:6] / np.nansum(keys), rel=6e-3)
+    assert {row["g"] for row in rows if row["q"] == 1} == {None}  # the last image token sees no prompt
+    assert len(rows) == 2 * (6 + 9) * 3
     place = [own[name] for name in ("rows", "cols", "left", "top", "cell_width", "cell_height")]
     assert place == pytest.approx([2, 2, 8 / 64, (1 - 48 / 64) / 2, 24 / 64, 24 / 64], abs=1e-4)
     assert {row["p"] for row in image_rows(results, stores, ["3", "1", "2"], most=1)} == {1}
