@@ -31,7 +31,7 @@ IMAGES = 12
 
 _WORD_BYTES = 5 * 2**19  # of packed words
 _PICTURE_BYTES = 2**20  # of thumbnails
-_ATTENTION_VALUES = 300_000  # shares of single images, three to four packed bytes each
+_ATTENTION_VALUES = 700_000  # shares of single images, three to four packed bytes each
 _LIBRARIES = ("activation-strata", "numpy", "xarray", "zarr", "pyarrow", "vl-convert-python")
 
 

@@ -117,7 +117,7 @@ def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
     if any(identity.image_states_depend_on_prompt is False for identity in results.identities):
         notes.append(IDENTITY_NOTE.replace(": drawn once", ""))
     return Figure(
-        "attention-roles", "Shares of roles", tuple(charts), tuple(notes), role_table(results, rows), ("roles",)
+        "attention-roles", "Shares of roles", tuple(charts), tuple(notes), (role_table(results, rows),), ("roles",)
     )
 
 
@@ -145,6 +145,8 @@ def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
             "A picture shows one sample, with its first prompt of the chosen kind; the map of positions is the mean "
             "over samples."
         )
+        if len(names) - 1 < len({row["name"] for row in pictures}):
+            notes.append(f"The page has room for the attention of {len(names) - 1} of the images that it shows.")
         if all(row["href"] is None for row in pictures):
             notes.append(NO_PICTURES)
     return Figure(
@@ -152,7 +154,7 @@ def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
         "Blocks and positions, and the same on the picture",
         tuple(charts),
         tuple(notes),
-        largest_table(results, rows["places"]),
+        (largest_table(results, rows["places"]),),
         ("places",),
     )
 

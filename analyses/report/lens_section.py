@@ -42,7 +42,7 @@ def lens_section(results: Results) -> tuple[Section, dict[str, Rows]]:
     missing = (
         () if "precision" in measures else ("The source has no captions, so there is nothing to score words with.",)
     )
-    figure = Figure("lens-curves", "Words against captions", charts, notes, _table(rows, measures), ("lens",))
+    figure = Figure("lens-curves", "Words against captions", charts, notes, (_table(rows, measures),), ("lens",))
     return Section("logit-lens", "LogitLens", (figure,), missing), {"lens": rows}
 
 

@@ -116,7 +116,7 @@ def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure
         "Curves and phases",
         (Chart("phase-diagram", "", spec),),
         tuple(filter(None, notes)),
-        _table(rows["phases"]) if rows["phases"] else None,
+        (*([_table(rows["phases"])] if rows["phases"] else []), _curve_table(results, rows["layers"])),
         ("curves", "phases") if rows["phases"] else ("curves",),
     )
 
@@ -203,6 +203,24 @@ def _table(phases: Rows) -> Table:
     )
 
 
+def _curve_table(results: Results, layers: Rows) -> Table:
+    """Say what a pointer is told, for whoever has none."""
+    store = ("store",) if len(results.labels) > 1 else ()
+    return Table(
+        "Mean ± standard deviation over images, and 95 % interval of the mean",
+        (*store, "prompt", "layer", *_PAIRS),
+        [
+            (
+                *(results.labels[row["s"]] for _ in store),
+                results.titles[row["g"]],
+                str(row["layer"]),
+                *(row.get(pair, "–") for pair in _PAIRS),
+            )
+            for row in layers
+        ],
+    )
+
+
 def _span(first: int, last: int) -> str:
     return f"{first}" if first == last else f"{first}–{last}"
 
@@ -243,4 +261,4 @@ def _comparison(results: Results, axis: LayerAxis, curves: Rows) -> Figure:
     )
     notes = (_counted(curves), "One curve alone, with its band, stands in the figure above.")
     charts = (Chart("phase-comparison", "", spec),)
-    return Figure("phase-comparison", "All curves of one pair", charts, notes, None, ("curves",))
+    return Figure("phase-comparison", "All curves of one pair", charts, notes, data=("curves",))

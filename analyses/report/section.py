@@ -47,7 +47,7 @@ class Figure(NamedTuple):
         Side by side where there is room; the first one brings the choices.
     notes : tuple of str
         What whoever reads the figure should know.
-    table : Table, or None
+    tables : tuple of Table
     data : tuple of str
         Names of the rows that are saved as CSV.
     explorer : bool
@@ -58,7 +58,7 @@ class Figure(NamedTuple):
     title: str
     charts: tuple[Chart, ...]
     notes: tuple[str, ...] = ()
-    table: Table | None = None
+    tables: tuple[Table, ...] = ()
     data: tuple[str, ...] = ()
     explorer: bool = False
 

@@ -40,8 +40,16 @@ def deep_and_flat(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     return Analysed(analyse(stores, folder / "results"), stores)
 
 
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
+    """Images of 24 × 24 patches in 33 layers, as LLaVA-1.5-7B has them."""
+    folder = tmp_path_factory.mktemp("large")
+    store = write_store(folder / "store", ["1", "2"], model="tiny/large", blocks=32, side=24, dim=2)
+    return Analysed(analyse([store], folder / "results", ("norm-attention", "logit-lens")), (store,))
+
+
 @pytest.fixture(scope="module")
-def chromium(hostile_page: Path, two_page: Path) -> Iterator[Any]:
+def chromium(hostile_page: Path, two_page: Path, large_page: Path) -> Iterator[Any]:
     """The system's Chromium, without a window; pages are made before, because it waits for this process meanwhile."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is missing")
     path = next(filter(None, map(shutil.which, _BROWSERS)), None)
@@ -67,4 +75,12 @@ def two_page(deep_and_flat: Analysed) -> Path:
     page = deep_and_flat.results.parent / "report.html"
     report = make_report(deep_and_flat.results, [str(store) for store in deep_and_flat.stores], verified=False)
     page.write_text(report.html, encoding="utf-8")
+    return page
+
+
+@pytest.fixture(scope="session")
+def large_page(large: Analysed) -> Path:
+    """The report of `large`, beside its results."""
+    page = large.results.parent / "report.html"
+    page.write_text(make_report(large.results, [str(large.stores[0])], verified=False).html, encoding="utf-8")
     return page

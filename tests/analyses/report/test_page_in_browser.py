@@ -419,3 +419,33 @@ def test_stores_of_different_depth_share_an_axis_of_depth(
     page.locator("#figure-phase-diagram input[name=store]").nth(1).check()
     redraw(page, "phase-diagram")
     assert lines(page, "phase-diagram") != first
+
+
+def test_print_says_what_is_chosen_and_cuts_no_table(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page, width=700)
+    page.emulate_media(media="print")
+    assert page.locator("#figure-attention-maps input[name=prompt]").first.is_visible()
+    assert not page.locator("nav").is_visible()
+    table = page.locator("#figure-phase-diagram table").first
+    assert table.bounding_box()["width"] <= page.locator("#figure-phase-diagram").bounding_box()["width"]
+
+
+def test_pages_of_llavas_shape_show_every_patch_and_layer(large: Analysed, large_page: Path, opened: Open) -> None:
+    assert large_page.stat().st_size < 4 * 2**20
+    page = opened(large_page)
+    assert page.locator(".patch").count() == 24 * 24
+    first = page.locator("#explorer-picture option").first.text_content()
+    page.focus("#explorer-grid")
+    for _ in range(12):  # from the middle to the corner
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+    assert page.locator("#explorer-where").text_content().endswith("patch row 24, column 24")
+    shown, expected = shown_words(page), table_words(large.results, first)
+    assert len(shown) == 33
+    for layer, words in enumerate(shown):
+        logits = [logit for _, logit in expected[layer, 2 + 24 * 24 - 1]]
+        assert [logit for _, logit in words] == pytest.approx(logits, abs=0.006)
+    assert page.evaluate("views['attention-patches-norm'].data('patches')[0].norm.length") == 24 * 24
+    page.locator("#figure-attention-maps input[type=range]").focus()
+    page.keyboard.press("End")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 32")

@@ -256,6 +256,9 @@ def test_more_images_than_fit_are_left_out_and_the_page_says_so(
     page = report(hostile.results, *hostile.stores, verified=False)
     assert f"The page has room for 1 of {len(IMAGES)} chosen images." in page.text
     assert len([attrs for tag, attrs in page.elements if attrs.get("class") == "words"]) == 1
+    monkeypatch.setattr("analyses.report.assemble._ATTENTION_VALUES", 1)
+    page = report(hostile.results, *hostile.stores, verified=False)
+    assert "The page has room for the attention of 1 of the images that it shows." in page.text
 
 
 def test_the_command_that_makes_the_page_makes_it_again(hostile: Analysed, tmp_path: Path) -> None:
