@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from analyses.attention_sums import row_shares
@@ -13,7 +14,7 @@ from analyses.part_keys import query_names, read_places, whole_image_grid
 from analyses.picture import Picture, read_picture
 from engine.store import Store
 
-__all__ = ["ImageAttention", "read_image_attention"]
+__all__ = ["ImageAttention", "read_image_attention", "read_sample_attention"]
 
 
 class ImageAttention(NamedTuple):
@@ -43,25 +44,27 @@ class ImageAttention(NamedTuple):
 
 
 def read_image_attention(store: Store, image: str, *, without_sinks: bool) -> ImageAttention | None:
+    """Read an image's first sample, as `read_sample_attention`; None where the store has no such image."""
+    rows = store.samples[store.samples["image_id"] == image]
+    return None if rows.empty else read_sample_attention(store, rows.iloc[0], without_sinks=without_sinks)
+
+
+def read_sample_attention(store: Store, row: pd.Series, *, without_sinks: bool) -> ImageAttention | None:
     """Read the attention of one sample.
 
     Parameters
     ----------
     store : Store
-    image : str
-        Its id; its first sample is read.
+    row : Series
+        Of ``store.samples``.
     without_sinks : bool
         Whether position 0 and BOS are left out of the rows.
 
     Returns
     -------
     ImageAttention or None
-        None where the store has no such image, no grid shows the whole image, or the sample has no query.
+        None where no grid shows the whole image, or the sample has no query.
     """
-    rows = store.samples[store.samples["image_id"] == image]
-    if rows.empty:
-        return None
-    row = rows.iloc[0]
     number = whole_image_grid(row["grids"])
     if number is None:
         return None

@@ -1,13 +1,16 @@
 """From a results folder, and the stores of its results, to one page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any, NamedTuple
 
 from analyses.report.attention_rows import image_rows
 from analyses.report.attention_section import attention_section
-from analyses.report.commands import analyze_command
+from analyses.report.attention_tables import query_names
+from analyses.report.commands import analyze_command, report_command
+from analyses.report.downloads import Download, to_csv
 from analyses.report.explorer import Explorer, make_explorer, words_table
 from analyses.report.lens_section import lens_section
 from analyses.report.packing import Rows
@@ -28,7 +31,7 @@ IMAGES = 12
 
 _WORD_BYTES = 5 * 2**19  # of packed words
 _PICTURE_BYTES = 2**20  # of thumbnails
-_ATTENTION_VALUES = 300_000  # shares of single images, three to four packed bytes each
+_ATTENTION_VALUES = 700_000  # shares of single images, three to four packed bytes each
 _LIBRARIES = ("activation-strata", "numpy", "xarray", "zarr", "pyarrow", "vl-convert-python")
 
 
@@ -99,12 +102,30 @@ def make_report(
         ],
         notes=notes,
         subset=subset,
-        versions=[(name, version(name)) for name in _LIBRARIES],
+        command=report_command(
+            str(folder),
+            stores,
+            {"images": None if images == IMAGES else images, "seed": seed or None},
+            verified=verified,
+        ),
+        versions=[("python", python_version()), *((name, version(name)) for name in _LIBRARIES)],
         rows={"pictures": pictures, **rows},
+        downloads=_downloads(results, sections, rows),
         explorer=explorer,
         strata=__version__,
     )
     return Report(render(page), tuple(notes))
+
+
+def _downloads(results: Results, sections: Sequence[Section], rows: Mapping[str, Rows]) -> dict[str, Download]:
+    """Write what figures offer as files."""
+    names = {"s": ("store", results.labels), "g": ("prompt", results.titles)}
+    if "norm-attention" in results.datasets:
+        names["q"] = ("from", query_names(results))
+    if "logit-lens" in results.datasets:
+        names["v"] = ("variant", results.datasets["logit-lens"]["variant"].values.tolist())
+    offered = {name for section in sections for figure in section.figures for name in figure.data}
+    return {name: to_csv(name, rows[name], names) for name in sorted(offered)}
 
 
 def _is_bad(check: Check | None) -> bool:

@@ -6,8 +6,9 @@ import numpy as np
 import xarray as xr
 
 from analyses.figure_style import LayerAxis
-from analyses.image_attention import read_image_attention
+from analyses.image_attention import read_sample_attention
 from analyses.key_places import SEGMENTS
+from analyses.prompt_groups import prompt_groups
 from analyses.report.packing import Rows, number, numbers
 from analyses.report.pictures import frame_of
 from analyses.report.results import Results, groups_of, stores_of
@@ -16,6 +17,7 @@ from engine.store import Store
 __all__ = ["SINKS", "image_rows", "mean_rows", "place_rows", "role_rows", "segment_rows"]
 
 _SHARES = {"norm": ("attention_norm_share", "sink_norm_share"), "weight": ("attention_share", "sink_share")}
+_IMAGE_QUERY = "last_image"
 SINKS = "position 0 and BOS"
 _MOST_IMAGE_COLUMNS = 96
 _TEXT_PART, _WIDEST = 0.7, 0.04  # of the width of the image: all text tokens together, and one of them
@@ -66,7 +68,8 @@ def place_rows(results: Results) -> Rows:
     Returns
     -------
     list of dict
-        Places ``s``, ``g``, ``q``; ``block``; ``left`` and ``right`` of the column, text wider than image tokens;
+        Places ``s``, ``g``, ``q``; ``block``; ``left`` and ``right`` of the column, of the whole width, text wider than
+        image tokens;
         ``segment`` of `key_places.SEGMENTS` and ``where`` in words; ``norm`` and ``weight``, mean share of the
         row; null where there is nothing. Where an image has many tokens, a column is the mean of as many neighbours as
         it says.
@@ -83,29 +86,28 @@ def place_rows(results: Results) -> Rows:
             if not np.isfinite(shares[:, q]).any():
                 continue
             filled = np.nan_to_num(shares[:, q])
-            left = 0.0
-            for first, last, name in columns:
-                right = left + (last - first if segment[first] == "image" else wide)
+            widths = [last - first if segment[first] == "image" else wide for first, last, _ in columns]
+            ends = np.round(np.cumsum([0, *widths]) / sum(widths), 5).tolist()
+            for (first, last, name), left, right in zip(columns, ends, ends[1:], strict=False):
                 for b, block in enumerate(own["block"].values.tolist()):
                     means = {
                         key: number(filled[at[share], b, first:last].mean(), 3) or None
                         for key, (share, _) in _SHARES.items()
                     }
-                    edges = {"left": round(left, 3), "right": round(right, 3), "segment": str(segment[first])}
+                    edges = {"left": left, "right": right, "segment": str(segment[first])}
                     rows.append({"s": s, "g": g, "q": q, "block": block, **edges, "where": name, **means})
-                left = right
     return rows
 
 
 def segment_rows(places: Rows) -> Rows:
-    """Row per store, prompt group and segment of the columns of `place_rows`: ``left``, ``middle``, ``segment``."""
+    """Row per store, prompt group and segment of the columns of `place_rows`: ``left``, ``middle``, ``right``."""
     found: dict[tuple[int, int, str], tuple[float, float]] = {}
     for row in places:
         key = row["s"], row["g"], row["segment"]
         left, right = found.get(key, (row["left"], row["right"]))
         found[key] = min(left, row["left"]), max(right, row["right"])
     return [
-        {"s": s, "g": g, "left": left, "middle": (left + right) / 2, "segment": segment}
+        {"s": s, "g": g, "segment": segment, "left": left, "middle": (left + right) / 2, "right": right}
         for (s, g, segment), (left, right) in found.items()
     ]
 
@@ -114,7 +116,7 @@ def _columns(segment: Sequence[str], offset: Sequence[int]) -> list[tuple[int, i
     """First and last place (excluded) of each column, and what it is."""
     images = segment.count("image")
     step = -(-images // _MOST_IMAGE_COLUMNS) if images else 1
-    words = {"before": "before the image", "image": "image token", "after": "behind the image", "end": "template's end"}
+    words = {"before": "before the image", "image": "image token", "after": "after the image", "end": "template's end"}
     columns = []
     for name in SEGMENTS:
         own = [number for number, other in enumerate(segment) if other == name]
@@ -153,12 +155,15 @@ def mean_rows(results: Results) -> Rows:
             for b, block in enumerate(own["block"].values.tolist()):
                 shares = {name: maps[at[share], q, b, :height, :width] for name, (share, _) in _SHARES.items()}
                 grid = _place(height, width, (0, 0, 1, 1), width / height)
-                rows.append({"s": s, "g": g, "q": q, "p": 0, "block": block, **grid, **_flat(shares)})
+                common = {"s": s, "g": g, "q": q, "p": 0, "prompt": results.titles[g], "block": block}
+                rows.append({**common, **grid, **_flat(shares)})
     return rows
 
 
 def image_rows(results: Results, stores: Mapping[int, Store], images: Sequence[str], most: int) -> Rows:
-    """Row per store, image, query and block: shares of all patches of its first sample; picture 1, 2, ….
+    """Row per store, image, prompt group, query and block: shares of all patches; picture 1, 2, ….
+
+    Of an image's samples each prompt group shows its first.
 
     Parameters
     ----------
@@ -172,31 +177,46 @@ def image_rows(results: Results, stores: Mapping[int, Store], images: Sequence[s
     Returns
     -------
     list of dict
-        Places ``s``, ``q``, ``p`` (of the picture, 0 being none); ``block``; ``rows``, ``cols`` of the grid; ``left``,
-        ``top``, ``cell_width``, ``cell_height`` in a square that the picture fills; ``norm`` and ``weight``, flat lists
-        of shares, 0 where there is nothing.
+        Places ``s``, ``g``, ``q``, ``p`` (of the picture, 0 being none); ``g`` is None where the query is an image
+        token that does not see the prompt, whose row stands for all groups; ``prompt``, id of the sample's prompt;
+        ``block``; ``rows``, ``cols`` of the grid; ``left``, ``top``, ``cell_width``, ``cell_height`` in a square that
+        the picture fills; ``norm`` and ``weight``, flat lists of shares, 0 where there is nothing.
     """
-    dataset = results.datasets["norm-attention"]
-    without_sinks, queries = bool(dataset.attrs["without_sinks"]), dataset["query"].values.tolist()
     rows: Rows = []
     left = most
     for p, image in enumerate(images, start=1):
         for s, store in stores.items():
-            found = read_image_attention(store, image, without_sinks=without_sinks)
-            if found is None:
-                continue
-            left -= found.shares.size
+            own = [{**row, "p": p} for row in _rows_of_image(results, s, store, image)]
+            left -= sum(len(row[side]) for row in own for side in _SHARES)
             if left < 0 and rows:
                 return rows
-            sample = store.samples[store.samples["sample_id"] == found.sample_id].iloc[0]
-            frame = frame_of(sample)
-            assert frame is not None
-            grid = _place(frame.rows, frame.cols, frame.box, frame.aspect)
-            for place, query in enumerate(found.queries):
-                for b, block in enumerate(found.blocks.tolist()):
-                    weight, norm = found.shares[:, place, b]
-                    common = {"s": s, "q": queries.index(query), "p": p, "block": block}
-                    rows.append({**common, **grid, **_flat({"norm": norm, "weight": weight})})
+            rows += own
+    return rows
+
+
+def _rows_of_image(results: Results, s: int, store: Store, image: str) -> Rows:
+    dataset = results.datasets["norm-attention"]
+    without_sinks, queries = bool(dataset.attrs["without_sinks"]), dataset["query"].values.tolist()
+    shared = {_IMAGE_QUERY} if results.identities[s].image_states_depend_on_prompt is False else set()
+    samples = store.samples[store.samples["image_id"] == image]
+    rows: Rows = []
+    done: set[str] = set()
+    for group, chosen in prompt_groups(samples) if len(samples) else ():
+        sample = samples[chosen].iloc[0]
+        found = read_sample_attention(store, sample, without_sinks=without_sinks)
+        frame = frame_of(sample)
+        if found is None or frame is None or group not in results.groups:
+            continue
+        grid = _place(frame.rows, frame.cols, frame.box, frame.aspect)
+        for place, query in enumerate(found.queries):
+            if query in done:
+                continue
+            g = None if query in shared else results.groups.index(group)
+            common = {"s": s, "g": g, "q": queries.index(query), "prompt": found.prompt_id if g is not None else ""}
+            for b, block in enumerate(found.blocks.tolist()):
+                weight, norm = found.shares[:, place, b]
+                rows.append({**common, "block": block, **grid, **_flat({"norm": norm, "weight": weight})})
+        done |= shared & set(found.queries)
     return rows
 
 

@@ -27,8 +27,14 @@ _DECADES = 4
 _FEW = 0.02
 _SQUARE = 320  # pixels of a picture; two fit beside each other, one fits a phone
 _BLOCK = "at_block"  # the signal that Vega-Lite makes of the field block of the selection `at`
-_SEGMENT_NAMES = {"before": "before", "image": "image tokens", "after": "behind", "end": "end"}
+_SEGMENT_NAMES = {"before": "before", "image": "image tokens", "after": "after", "end": "end"}
 _NOTHING = "#80808033"
+_PATCH = {"patch_row": "patch row", "patch_col": "column"}  # from 1, as the explorer counts
+_MEASURES_NOTE = (
+    "Share of the row: of all that the chosen token takes from the positions it sees. By weight α: the attention "
+    "weights, mean over heads. By norm ‖Σ α f‖: the length of what arrives, the transformed values f weighted by α and "
+    "summed over heads."
+)
 
 
 def attention_section(results: Results, pictures: Rows, of_images: Rows) -> tuple[Section, dict[str, Rows]]:
@@ -105,11 +111,14 @@ def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
         )
         charts.append(Chart(f"attention-roles-{side}", title, spec, ("store", "prompt", "query")))
     notes = [
+        _MEASURES_NOTE,
         f"{BAND_NOTE} Dashed: what position 0 and BOS (sinks) take, whatever their role.",
     ]
     if any(identity.image_states_depend_on_prompt is False for identity in results.identities):
         notes.append(IDENTITY_NOTE.replace(": drawn once", ""))
-    return Figure("attention-roles", "Shares of roles", tuple(charts), tuple(notes), role_table(results, rows), "roles")
+    return Figure(
+        "attention-roles", "Shares of roles", tuple(charts), tuple(notes), (role_table(results, rows),), ("roles",)
+    )
 
 
 def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
@@ -127,12 +136,17 @@ def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
     charts = [_places(results, side, of_places, at if side == "norm" else _follow(at), blocks) for side in _SIDES]
     charts += [_patches(results, side, of_patches, _follow(at), names) for side in _SIDES]
     notes = [
-        "Colours are shares of the row, logarithmic, on one scale for both sides; grey: 0, as behind the query. "
-        "Click a block, or move the slider, to see it on the patches. Text before and behind the image, and the "
+        "Colours are shares of the row, logarithmic, on one scale for both sides; grey: 0, as after the query. "
+        "Click a block, or move the slider, to see it on the patches. Text before and after the image, and the "
         "template's end, are drawn wider than image tokens.",
     ]
     if len(names) > 1:
-        notes.append("A picture shows the image's first sample, whatever prompt is chosen.")
+        notes.append(
+            "A picture shows one sample, with its first prompt of the chosen kind; the map of positions is the mean "
+            "over samples."
+        )
+        if len(names) - 1 < len({row["name"] for row in pictures}):
+            notes.append(f"The page has room for the attention of {len(names) - 1} of the images that it shows.")
         if all(row["href"] is None for row in pictures):
             notes.append(NO_PICTURES)
     return Figure(
@@ -140,8 +154,8 @@ def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
         "Blocks and positions, and the same on the picture",
         tuple(charts),
         tuple(notes),
-        largest_table(results, rows["places"]),
-        "places",
+        (largest_table(results, rows["places"]),),
+        ("places",),
     )
 
 
@@ -167,8 +181,9 @@ def _colour(side: str, domain: list[float]) -> dict[str, Any]:
 def _places(results: Results, side: str, domain: list[float], at: dict[str, Any], blocks: list[int]) -> Chart:
     asks = "select" in at
     ticks = {"values": blocks[:: -(-len(blocks) // 10)], "grid": False}
-    y = {"field": "block", "type": "ordinal", "title": "block", "sort": "ascending", "axis": ticks}
-    x = {"field": "left", "type": "quantitative", "scale": {"nice": False, "domainMin": 0}, "axis": None}
+    # Scales that are given: one that were read from the rows of all layers would draw them all again with each block.
+    y = {"field": "block", "type": "ordinal", "title": "block", "scale": {"domain": blocks}, "axis": ticks}
+    x = {"field": "left", "type": "quantitative", "scale": {"domain": [0, 1], "nice": False}, "axis": None}
     tooltip = [{"field": "where", "title": "key"}, {"field": "block", "type": "quantitative"}]
     tooltip += [{"field": name, "type": "quantitative", "format": ".3g"} for name in _SIDES]
     colour = _colour(side, domain)
@@ -192,15 +207,16 @@ def _places(results: Results, side: str, domain: list[float], at: dict[str, Any]
                 },
             },
             {
+                "data": {"name": "segments"},  # which are few: this follows a slider
                 "transform": [
-                    {"filter": f"datum.block === {_BLOCK}"},
+                    {"filter": "datum.s === store && datum.g === prompt"},
                     {
                         "aggregate": [
                             {"op": "min", "field": "left", "as": "start"},
                             {"op": "max", "field": "right", "as": "end"},
                         ],
-                        "groupby": ["block"],
                     },
+                    {"calculate": _BLOCK, "as": "block"},
                 ],
                 "mark": {"type": "rect", "fillOpacity": 0, "stroke": TEXT, "strokeWidth": 1.5, "aria": False},
                 "encoding": {"x": {**x, "field": "start"}, "x2": {"field": "end"}},
@@ -208,11 +224,13 @@ def _places(results: Results, side: str, domain: list[float], at: dict[str, Any]
             *_segments(x),
         ],
     )
-    return Chart(f"attention-places-{side}", _SIDES[side], spec, ("store", "prompt", "query", _BLOCK))
+    return Chart(
+        f"attention-places-{side}", f"{_SIDES[side]}: blocks × positions", spec, ("store", "prompt", "query", _BLOCK)
+    )
 
 
 def _segments(x: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where text before the image, image tokens and text behind them begin, and their names under the map."""
+    """Where text before the image, image tokens and text after them begin, and their names under the map."""
     own = {
         "data": {"name": "segments"},
         "transform": [
@@ -232,18 +250,22 @@ def _patches(results: Results, side: str, domain: list[float], at: dict[str, Any
     asks = side == "norm"
     unit = {"type": "quantitative", "scale": {"domain": [0, 1], "nice": False}, "axis": None}
     shown = "datum.s === store && datum.q === query && datum.p === picture && datum.block === at_block"
+    shown += " && (datum.g === null || datum.g === prompt)"
     cells = [
-        {"filter": f"{shown} && (picture > 0 || datum.g === prompt)"},
+        {"filter": shown},
         {"flatten": [side]},
         {"window": [{"op": "row_number", "as": "place"}], "frame": [None, None]},
         {"calculate": "floor((datum.place - 1) / datum.cols)", "as": "row"},
         {"calculate": "(datum.place - 1) % datum.cols", "as": "col"},
+        {"calculate": "datum.row + 1", "as": "patch_row"},
+        {"calculate": "datum.col + 1", "as": "patch_col"},
         {"calculate": "datum.left + datum.col * datum.cell_width", "as": "x"},
         {"calculate": "datum.x + datum.cell_width", "as": "x2"},
         {"calculate": "1 - datum.top - datum.row * datum.cell_height", "as": "y"},
         {"calculate": "datum.y - datum.cell_height", "as": "y2"},
     ]
-    tooltip: list[dict[str, Any]] = [{"field": name, "type": "quantitative"} for name in ("row", "col", "block")]
+    tooltip: list[dict[str, Any]] = [{"field": "prompt"}, {"field": "block", "type": "quantitative"}]
+    tooltip += [{"field": name, "title": title, "type": "quantitative"} for name, title in _PATCH.items()]
     tooltip.append({"field": side, "type": "quantitative", "title": "share", "format": ".3g"})
     spec = chart(
         f"{_SIDES[side]}: share of the row on the patches of the chosen picture at the chosen block",
@@ -285,4 +307,9 @@ def _patches(results: Results, side: str, domain: list[float], at: dict[str, Any
             },
         ],
     )
-    return Chart(f"attention-patches-{side}", _SIDES[side], spec, ("store", "prompt", "query", _BLOCK, "picture"))
+    return Chart(
+        f"attention-patches-{side}",
+        f"{_SIDES[side]}: on the picture, chosen block",
+        spec,
+        ("store", "prompt", "query", _BLOCK, "picture"),
+    )

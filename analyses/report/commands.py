@@ -7,7 +7,7 @@ from typing import Any
 
 from analyses.registry import options_of
 
-__all__ = ["analyze_command", "extract_command"]
+__all__ = ["analyze_command", "extract_command", "report_command"]
 
 _PROMPTS = {"custom": "PROMPTS.json", "empty": "empty"}
 
@@ -73,3 +73,22 @@ def extract_command(record: Mapping[str, Any], store: str) -> str:
     words += ["--seed", str(record.get("seed", 0)), "--capture", ",".join(capture.get("tensors", ()))]
     words += ["--thumbnails"] if capture.get("thumbnails") else []
     return shlex.join([*words, "--out", store])
+
+
+def report_command(folder: str, stores: Sequence[str], options: Mapping[str, int | None], *, verified: bool) -> str:
+    """Write ``strata report …``.
+
+    Parameters
+    ----------
+    folder : str
+        The results folder.
+    stores : sequence of str
+        Paths.
+    options : mapping
+        By the name of the option; None is its default.
+    verified : bool
+    """
+    words = ["strata", "report", folder, *(word for store in stores for word in ("--store", store))]
+    words += [f"--{name}={value}" for name, value in options.items() if value is not None]
+    words += ["--no-verify"] if stores and not verified else []
+    return shlex.join([*words, "--out", "FILE.html"])

@@ -71,7 +71,7 @@ class Explorer {
 
   /** Unpack a choice and show it, unless another was made meanwhile. */
   async show(number) {
-    const said = await strata.unpack(this.packed[number].textContent);
+    const said = await unpack(this.packed[number].textContent);
     if (Number(this.picture.value) !== number) return;
     this.said = said;
     this.held = false;

@@ -15,6 +15,7 @@ from engine.store import Store
 
 __all__ = ["NO_PICTURES", "Explorer", "make_explorer", "words_table"]
 
+_MEANING = "The hidden state of a patch through the model's final norm and unembedding: best pieces, and their logits."
 NO_PICTURES = "The store keeps no pictures, so the grid stands alone: strata extract --thumbnails adds them."
 
 
@@ -37,7 +38,7 @@ class Explorer(NamedTuple):
     @property
     def figure(self) -> Figure:
         """The figure that stands in the section of LogitLens."""
-        return Figure("lens-explorer", "What each patch says", (), tuple(self.notes), explorer=True)
+        return Figure("lens-explorer", "What each patch says", (), (_MEANING, *self.notes), explorer=True)
 
 
 def words_table(results: Results) -> Path:

@@ -12,6 +12,11 @@ from analyses.report.section import Chart, Figure, Section, Table
 __all__ = ["lens_rows", "lens_section"]
 
 _MEASURES = {"precision": "Precision", "recall": "Recall", "agreement": "Agreement with the last layer"}
+_MEASURES_NOTE = (
+    "At each layer the hidden state of every image token goes through the model's final norm and unembedding; its best "
+    "piece is what it says. Precision: how much of what is said stands in the captions. Recall: how many words of the "
+    "captions are said. Agreement: image tokens that say the same at the last layer."
+)
 _STATISTICS = {"": "mean", "_std": "std"}
 _VARIANT_WORDS = {"unique": "distinct words", "token": "words with repetition", "prefix": "beginnings of words"}
 
@@ -25,6 +30,7 @@ def lens_section(results: Results) -> tuple[Section, dict[str, Rows]]:
     rows = lens_rows(results, axis)
     once = all(row["prompt"] == ALL_PROMPTS for row in rows)
     notes = (
+        _MEASURES_NOTE,
         BAND_NOTE,
         "Words count once (distinct), with repetition, or as beginnings of the captions' words.",
         *([IDENTITY_NOTE.replace("\n", " ")] if once else []),
@@ -36,7 +42,7 @@ def lens_section(results: Results) -> tuple[Section, dict[str, Rows]]:
     missing = (
         () if "precision" in measures else ("The source has no captions, so there is nothing to score words with.",)
     )
-    figure = Figure("lens-curves", "Words against captions", charts, notes, _table(rows, measures), "lens")
+    figure = Figure("lens-curves", "Words against captions", charts, notes, (_table(rows, measures),), ("lens",))
     return Section("logit-lens", "LogitLens", (figure,), missing), {"lens": rows}
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyses.lens_patches import read_pieces
@@ -23,7 +24,9 @@ _PER_ROW = 8  # tokens without places, such as those of a Q-Former
 
 
 def read_words(table: Path, store: str, sample_ids: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Read some samples of ``logit-lens-words.parquet``, piece by piece, however large it is.
+    """Read some samples of ``logit-lens-words.parquet``, row group by row group, however large it is.
+
+    A row group holds few samples and their names once, so most are passed over by their names alone.
 
     Parameters
     ----------
@@ -37,11 +40,30 @@ def read_words(table: Path, store: str, sample_ids: Sequence[str]) -> dict[str, 
     dict
         Per sample that has rows, in the order asked: layer, position, rank, token_id, logit, sorted by the first three.
     """
-    chosen = (pc.field("store").cast("string") == store) & pc.field("sample_id").cast("string").isin(list(sample_ids))
-    rows = ds.dataset(table, format="parquet").to_table(columns=list(_COLUMNS), filter=chosen).to_pandas()
-    rows["sample_id"] = rows["sample_id"].astype(str)
-    found = dict(iter(rows.sort_values(["layer", "position", "rank"]).groupby("sample_id")))
-    return {name: found[name] for name in sample_ids if name in found}
+    wanted = pa.array(sample_ids, pa.string())
+    found: dict[str, list[pd.DataFrame]] = {}
+    with pq.ParquetFile(table) as file:
+        for number in range(file.num_row_groups):
+            keys = file.read_row_group(number, columns=["store", "sample_id"])
+            if not _names(keys["store"], pa.array([store])) or not _names(keys["sample_id"], wanted):
+                continue
+            rows = file.read_row_group(number, columns=["store", *_COLUMNS])
+            own = pc.and_(_is_in(rows["store"], pa.array([store])), _is_in(rows["sample_id"], wanted))
+            frame = rows.select(_COLUMNS).filter(own).to_pandas()
+            for name, of_sample in frame.groupby(frame["sample_id"].astype(str)):
+                found.setdefault(str(name), []).append(of_sample)
+    return {
+        name: pd.concat(found[name]).sort_values(["layer", "position", "rank"]) for name in sample_ids if name in found
+    }
+
+
+def _names(column: pa.ChunkedArray, wanted: pa.Array) -> bool:
+    """Whether a column has one of the names, by its dictionaries."""
+    return any(pc.any(pc.is_in(chunk.dictionary, wanted)).as_py() for chunk in column.chunks)
+
+
+def _is_in(column: pa.ChunkedArray, wanted: pa.Array) -> pa.ChunkedArray:
+    return pc.is_in(column.cast(pa.string()), wanted)
 
 
 def words_of_sample(store: Store, sample: pd.Series, rows: pd.DataFrame) -> dict[str, Any] | None:

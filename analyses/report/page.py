@@ -7,19 +7,20 @@ JavaScript comes with vl-convert-python; it evaluates no text as code here (Vega
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from analyses.report.downloads import Download
 from analyses.report.explorer import Explorer
 from analyses.report.packing import Rows, pack
 from analyses.report.provenance import StoreProvenance
-from analyses.report.section import Section
+from analyses.report.section import Chart, Section
 from engine.errors import StrataError
 
 __all__ = ["Page", "render"]
@@ -42,10 +43,14 @@ class Page(NamedTuple):
         What is wrong, on top.
     subset : str
         Which images are shown; empty without stores.
+    command : str
+        That makes it.
     versions : sequence of (str, str)
         Libraries that made the page.
     rows : mapping
         Of charts, by name.
+    downloads : mapping
+        Rows that figures offer as files, by the same names.
     explorer : Explorer or None
     strata : str
         Version.
@@ -57,8 +62,10 @@ class Page(NamedTuple):
     stores: Sequence[StoreProvenance]
     notes: Sequence[str]
     subset: str
+    command: str
     versions: Sequence[tuple[str, str]]
     rows: dict[str, Rows]
+    downloads: Mapping[str, Download]
     explorer: Explorer | None
     strata: str
 
@@ -67,7 +74,7 @@ def render(page: Page) -> str:
     """Write the page."""
     scripts = [_library(), _text("charts.js"), *([_text("explorer.js")] if page.explorer is not None else [])]
     charts = [
-        {"name": chart.name, "figure": figure.name, "shared": chart.shared, "spec": chart.spec}
+        {"name": chart.name, "shared": chart.shared, "spec": _embedded(chart)}
         for section in page.sections
         for figure in section.figures
         for chart in figure.charts
@@ -89,6 +96,15 @@ def render(page: Page) -> str:
         vega=f"Vega {vl_convert.get_vega_version()}, Vega-Lite {_VEGA_LITE}, "
         f"Vega-Embed {vl_convert.get_vega_embed_version()}",
     )
+
+
+def _embedded(chart: Chart) -> dict[str, Any]:
+    """Add what Vega-Embed reads of a specification: its look, no menu, and the form of the chart's own choices.
+
+    Buttons of one name belong together within a form, and Vega empties the element that it puts inputs into.
+    """
+    options = {"renderer": "svg", "ast": True, "actions": False, "tooltip": {"theme": "custom"}}
+    return {**chart.spec, "usermeta": {"embedOptions": {**options, "bind": f"#choices-{chart.name}"}}}
 
 
 @cache

@@ -16,11 +16,8 @@ _BANDS = ("standard deviation over images", "95 % interval of the mean")
 _SHOWN = "datum.s === store && datum.g === prompt"
 _PAIRS = list(PAIR_NAMES.values())
 _GREY = "#808080"
-_NOTES = (
-    "Shaded: phases of the image–text curve; grey where held-out images do not support the phase. "
-    "Bars on top: 95 % intervals of the boundaries.",
-    "Hollow: the last layer after the final norm.",
-)
+_PAIRS_NOTE = "image–text: inter-modal; image–image and text–text: intra-modal."
+_MARKS_NOTE = "Bars on top: 95 % intervals of the boundaries. Hollow: the last layer after the final norm."
 
 
 def phase_section(results: Results) -> tuple[Section, dict[str, Rows]]:
@@ -110,7 +107,8 @@ def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure
             },
         ],
     )
-    notes = [*_NOTES, ADJUSTMENT_NOTES.get(results.datasets["contextualization"].attrs["adjustment"], "")]
+    notes = [_counted(rows["curves"]), _PAIRS_NOTE, *_phase_notes(rows["phases"]), _MARKS_NOTE]
+    notes += [ADJUSTMENT_NOTES.get(results.datasets["contextualization"].attrs["adjustment"], "")]
     if any(identity.image_states_depend_on_prompt is False for identity in results.identities):
         notes.append(IDENTITY_NOTE.replace("\n", " ").replace(": it is drawn once", ""))
     return Figure(
@@ -118,9 +116,22 @@ def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure
         "Curves and phases",
         (Chart("phase-diagram", "", spec),),
         tuple(filter(None, notes)),
-        _table(rows["phases"]) if rows["phases"] else None,
-        "curves",
+        (*([_table(rows["phases"])] if rows["phases"] else []), _curve_table(results, rows["layers"])),
+        ("curves", "phases") if rows["phases"] else ("curves",),
     )
+
+
+def _counted(curves: Rows) -> str:
+    """Say what a point of a curve is."""
+    few, many = (end(row["images"] for row in curves) for end in (min, max))
+    images = f"{many:,}" if few == many else f"{few:,} to {many:,}"
+    return f"A point: the mean cosine similarity of all pairs of tokens, one of each kind, mean over {images} images."
+
+
+def _phase_notes(phases: Rows) -> list[str]:
+    names = ", ".join(dict.fromkeys(row["name"] for row in phases))
+    shaded = f"Shaded: phases, in which the image–text curve rises and falls in turn ({names}); grey where images left "
+    return [shaded + "out of the resamples do not support the phase."] if phases else []
 
 
 def _phase_layers(x: dict[str, Any]) -> list[dict[str, Any]]:
@@ -163,7 +174,7 @@ def _phase_layers(x: dict[str, Any]) -> list[dict[str, Any]]:
                 "x": x | {"field": "middle"},
                 "y": {"value": 16},
                 "text": {"field": "numeral"},
-                "opacity": {"condition": {"test": "!datum.supported", "value": 0.5}, "value": 1},
+                "opacity": {"condition": {"test": "!datum.supported", "value": 0.7}, "value": 1},
                 "description": {"field": "name"},
                 "tooltip": told,
             },
@@ -189,6 +200,24 @@ def _table(phases: Rows) -> Table:
             for row in phases
         ],
         open=True,
+    )
+
+
+def _curve_table(results: Results, layers: Rows) -> Table:
+    """Say what a pointer is told, for whoever has none."""
+    store = ("store",) if len(results.labels) > 1 else ()
+    return Table(
+        "Mean ± standard deviation over images, and 95 % interval of the mean",
+        (*store, "prompt", "layer", *_PAIRS),
+        [
+            (
+                *(results.labels[row["s"]] for _ in store),
+                results.titles[row["g"]],
+                str(row["layer"]),
+                *(row.get(pair, "–") for pair in _PAIRS),
+            )
+            for row in layers
+        ],
     )
 
 
@@ -230,6 +259,6 @@ def _comparison(results: Results, axis: LayerAxis, curves: Rows) -> Figure:
             },
         ],
     )
-    notes = ("Lines: means over images. One curve alone, with its band, stands in the figure above.",)
+    notes = (_counted(curves), "One curve alone, with its band, stands in the figure above.")
     charts = (Chart("phase-comparison", "", spec),)
-    return Figure("phase-comparison", "All curves of one pair", charts, notes, None, "curves")
+    return Figure("phase-comparison", "All curves of one pair", charts, notes, data=("curves",))

@@ -47,9 +47,9 @@ class Figure(NamedTuple):
         Side by side where there is room; the first one brings the choices.
     notes : tuple of str
         What whoever reads the figure should know.
-    table : Table, or None
-    data : str
-        Name of the rows that are downloaded as CSV.
+    tables : tuple of Table
+    data : tuple of str
+        Names of the rows that are saved as CSV.
     explorer : bool
         Whether it is the explorer of patches, which has no chart.
     """
@@ -58,8 +58,8 @@ class Figure(NamedTuple):
     title: str
     charts: tuple[Chart, ...]
     notes: tuple[str, ...] = ()
-    table: Table | None = None
-    data: str = ""
+    tables: tuple[Table, ...] = ()
+    data: tuple[str, ...] = ()
     explorer: bool = False
 
 

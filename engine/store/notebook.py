@@ -25,11 +25,13 @@ def store_html(summary: StoreSummary) -> str:
         "format": str(record["format_version"]),
     }
     head = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
-    rows = "".join(_row(_cells(array)) for array in summary.arrays if len(array.dims) > 1)
+    data = [array for array in summary.arrays if len(array.dims) > 1]
+    rows = "".join(_row(_cells(array)) for array in data)
     heads = "".join(f"<th>{name}</th>" for name in ("array", "dimensions", "stored as", "captured as", "on disk"))
     return (
         f"<div><b>Store</b> {escape(summary.url)}<table>{head}</table>"
-        f"<details><summary>{len(summary.arrays)} arrays</summary><table><tr>{heads}</tr>{rows}</table></details></div>"
+        f"<details><summary>{len(data)} arrays, beside coordinates</summary>"
+        f"<table><tr>{heads}</tr>{rows}</table></details></div>"
     )
 
 

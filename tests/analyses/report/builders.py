@@ -32,8 +32,9 @@ HOSTILE = (
     "two\u2028lines\u2029and three",
     f"&lt;b&gt; &amp; \"quoted\" 'twice' `${{{STEAL}}}` {{{{ 7 * 7 }}}} {{% raw %}}",
     "<!-- <script> ]]>",
+    "\u202eright to left",
 )
-PIECES = ("<s>", f"▁<script>{STEAL}</script>", "▁red", "circle", "▁</td>", "▁a", "▁blue", "▁&amp;")
+PIECES = ("<s>", f"▁<script>{STEAL}</script>", "▁red", "circle\u202e", "▁</td>", "▁a", "▁blue", "▁&amp;")
 PROMPTS = ("normal-1", "noisy-1")
 ANALYSES = ("contextualization", "phases", "norm-attention", "logit-lens")
 
@@ -55,23 +56,25 @@ def write_store(
     bad: Sequence[str] = (),
     seed: int = 0,
     dim: int = 8,
+    side: int = 2,
 ) -> Path:
     """Write a store with hidden states, pooled states, attention and captions; two prompts per image, one part.
 
-    The picture is 64 × 48 and its grid of 2 × 2 patches covers the middle square; captions are `HOSTILE` and one that
-    says red.
+    The picture is 64 × 48 and its grid of ``side`` × ``side`` patches covers the middle square; captions are `HOSTILE`
+    and one that says red.
     """
     rng = np.random.default_rng(seed)
+    prefix_roles = (*(role for role in PREFIX_ROLES if role != "image"), *("image",) * side**2)
     samples: list[TinySample] = []
     for image in images:
-        prefix = rng.standard_normal((blocks + 1, len(PREFIX_ROLES), dim))
+        prefix = rng.standard_normal((blocks + 1, len(prefix_roles), dim))
         first = None
         for number, prompt in enumerate(PROMPTS):
-            roles = (*PREFIX_ROLES, *("instruction",) * (2 + number), "template")
+            roles = (*prefix_roles, *("instruction",) * (2 + number), "template")
             codes = np.array([ROLE_CODES[role] for role in roles], np.int32)
-            own = rng.standard_normal((blocks + 1, len(roles) - len(PREFIX_ROLES), dim))
+            own = rng.standard_normal((blocks + 1, len(roles) - len(prefix_roles), dim))
             own_blocks = tiny_blocks(
-                rng, codes, numbers=range(1, blocks + 1), dim=dim, prefix=first, prefix_length=len(PREFIX_ROLES)
+                rng, codes, numbers=range(1, blocks + 1), dim=dim, prefix=first, prefix_length=len(prefix_roles)
             )
             first = own_blocks.values if first is None else first
             states = np.concatenate([prefix, own], axis=1).astype(np.float32)
@@ -124,10 +127,11 @@ def write_store(
         dtype="float32",
         capture=("attention",),
         like=samples[0].blocks,
+        side=side,
         bad=[BadSample(f"{image}/{prompt}", HOSTILE[1]) for image in bad for prompt in PROMPTS],
     )
     rows = content.samples.to_pylist()
-    grid = {"rows": 2, "cols": 2, "x0": 8.0, "y0": 0.0, "x1": 56.0, "y1": 48.0, "thumbnail": False}
+    grid = {"rows": side, "cols": side, "x0": 8.0, "y0": 0.0, "x1": 56.0, "y1": 48.0, "thumbnail": False}
     for row in rows:
         row |= {"height": 48, "prompt_kind": row["prompt_id"].split("-")[0], "grids": [grid]}
         row |= {"references": [*HOSTILE, "the red one"], "prompt": HOSTILE[2]}

@@ -2,52 +2,16 @@
 
 import csv
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from engine.store import open_store
-from tests.analyses.report.builders import HOSTILE, PIECES, STEAL
-from tests.analyses.report.conftest import IMAGES, Analysed
-
-Open = Callable[..., Any]
-READY = "html[data-ready]"
-
-
-@pytest.fixture
-def opened(chromium: Any) -> Iterator[Open]:
-    """Open a page from disk; whatever it asks for, logs or throws is kept on it and must be nothing."""
-    contexts = []
-
-    def open_page(path: Path, *, width: int = 1200, scheme: str = "light") -> Any:
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)  # a busy machine is no failure
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector(READY, state="attached")
-        return page
-
-    yield open_page
-    for context in contexts:
-        for page in context.pages:
-            assert page.said == []
-            assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:"))] == []
-            assert sum(url.startswith("file:") for url in page.asked) == 1
-        context.close()
-
-
-def show(page: Any, **choice: str) -> None:
-    """Choose a picture and wait until it is there."""
-    (chosen,) = page.select_option("#explorer-picture", **choice)
-    page.wait_for_selector(f"#explorer-grid[data-picture='{chosen}']")
+from tests.analyses.report.builders import HOSTILE
+from tests.analyses.report.conftest import Analysed, Open, show
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -69,6 +33,51 @@ def test_it_opens_from_disk_at_any_width_in_light_and_dark(
         assert chart.bounding_box()["width"] > 250
 
 
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const channels = (colour) => {
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const luminance = (rgb) => rgb.map((value) => value / 255)
+    .map((value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+  const ground = (node) => {
+    for (let own = node; own; own = own.parentElement) {
+      const colour = getComputedStyle(own).backgroundColor;
+      if (colour !== "rgba(0, 0, 0, 0)") return channels(colour);
+    }
+  };
+  const contrast = (node, colour) => {
+    const factor = Number(getComputedStyle(node).filter.match(/brightness\\((.*)\\)/)?.[1] ?? 1);
+    const pair = [channels(colour).map((value) => Math.min(255, value * factor)), ground(node)].map(luminance);
+    return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+  };
+  const strokes = [...document.querySelectorAll(".mark-line path, .role-legend-symbol path")]
+    .filter((node) => node.getAttribute("d")).map((node) => contrast(node, getComputedStyle(node).stroke));
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const texts = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    const unseen = "script, style, noscript, .patch, .hidden, .skip, option";
+    if (!walker.currentNode.textContent.trim() || node.closest(unseen)) continue;
+    const colour = node instanceof SVGElement ? getComputedStyle(node).fill : getComputedStyle(node).color;
+    texts.push([contrast(node, colour), walker.currentNode.textContent]);
+  }
+  return { strokes, texts };
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_and_texts_stand_out_as_wcag_asks(hostile_page: Path, opened: Open, scheme: str) -> None:
+    found = opened(hostile_page, scheme=scheme).evaluate(CONTRASTS)
+    assert len(found["strokes"]) > 20
+    assert min(found["strokes"]) >= 3
+    assert len(found["texts"]) > 300
+    assert [text for contrast, text in found["texts"] if contrast < 4.5] == []
+
+
 def test_hostile_text_is_shown_and_does_nothing(hostile_page: Path, opened: Open) -> None:
     page = opened(hostile_page)
     show(page, label=HOSTILE[1])
@@ -81,122 +90,6 @@ def test_hostile_text_is_shown_and_does_nothing(hostile_page: Path, opened: Open
     assert page.locator("a[href^='javascript']").count() == 0
 
 
-def table_words(results: Path, image: str) -> dict[tuple[int, int], list[tuple[str, float]]]:
-    """Pieces and logits of an image by layer and position, as `logit-lens` tabled them."""
-    words = pd.read_parquet(results / "logit-lens-words.parquet").sort_values("rank")
-    own = words[words["sample_id"].astype(str) == f"{image}/normal-1"]
-    found = {}
-    for key, rows in own.groupby(["layer", "position"]):
-        found[key] = list(zip(rows["piece"].astype(str), rows["logit"].tolist(), strict=True))
-    return found
-
-
-def shown_words(page: Any) -> list[list[tuple[str, float]]]:
-    """Pieces and logits in the explorer's table, layer after layer."""
-    return page.evaluate(
-        """() => [...document.querySelectorAll('#explorer-table tbody tr')].map((row) =>
-           [...row.querySelectorAll('td')].map((cell) =>
-             [cell.firstElementChild.textContent, Number(cell.lastElementChild.textContent)]))"""
-    )
-
-
-@pytest.mark.parametrize("image", ["plain", IMAGES[0]])
-def test_the_words_of_every_patch_and_layer_are_the_tables(
-    hostile: Analysed, hostile_page: Path, opened: Open, image: str
-) -> None:
-    page = opened(hostile_page)
-    show(page, label=image)
-    page.focus("#explorer-grid")
-    for _ in range(2):
-        page.keyboard.press("ArrowUp")
-        page.keyboard.press("ArrowLeft")
-    expected = table_words(hostile.results, image)
-    texts = {piece: piece[1:] if piece.startswith("▁") else f"-{piece}" for piece in PIECES}
-    for key, (row, col) in zip(
-        ("", "ArrowRight", "ArrowDown", "ArrowLeft"), ((0, 0), (0, 1), (1, 1), (1, 0)), strict=True
-    ):
-        if key:
-            page.keyboard.press(key)
-        assert page.locator("#explorer-where").text_content().endswith(f"patch row {row + 1}, column {col + 1}")
-        shown = shown_words(page)
-        assert len(shown) == 7
-        for layer, words in enumerate(shown):
-            tabled = expected[layer, 2 + 2 * row + col]  # two tokens stand before the image
-            assert [text for text, _ in words] == [texts[piece] for piece, _ in tabled]
-            assert [logit for _, logit in words] == pytest.approx([logit for _, logit in tabled], abs=0.006)
-    marked = set(page.locator("#explorer-table mark").all_text_contents())
-    plain = set(page.locator("#explorer-table td > span").all_text_contents())
-    in_captions = {"red", "&amp;", f"<script>{STEAL}</script>"}
-    assert marked <= in_captions
-    assert "red" in marked
-    assert not plain & in_captions
-
-
-def test_pointing_sliding_and_keys_change_what_is_shown(hostile_page: Path, opened: Open) -> None:
-    page = opened(hostile_page)
-    where, current = page.locator("#explorer-where"), page.locator("#explorer-table tr.current th")
-    page.hover("#explorer-patch-0")
-    assert "row 1, column 1" in where.text_content()
-    page.click("#explorer-patch-3")
-    assert where.text_content().endswith("row 2, column 2 (held)")
-    page.hover("#explorer-patch-1")
-    assert "row 2, column 2" in where.text_content()
-    page.click("#explorer-patch-3")
-    page.hover("#explorer-patch-1")
-    assert "row 1, column 2" in where.text_content()
-    page.focus("#explorer-layer")
-    page.keyboard.press("Home")
-    assert current.text_content() == "0"
-    before = page.locator(".patch").first.get_attribute("aria-label")
-    page.keyboard.press("End")
-    assert current.text_content() == "6"
-    assert page.locator("#explorer-layer-name").text_content() == "6 of 6"
-    assert page.locator(".patch").first.get_attribute("aria-label") != before
-    page.focus("#explorer-grid")
-    page.keyboard.press("PageDown")
-    assert current.text_content() == "5"
-    said = page.locator("#explorer-status").text_content()
-    assert said.startswith("patch row 1, column 2, layer 5: ")
-
-
-def test_the_last_of_quick_choices_is_shown(hostile_page: Path, opened: Open) -> None:
-    page = opened(hostile_page)
-    page.evaluate(
-        """() => { const choice = document.querySelector('#explorer-picture');
-           for (const value of ['1', '2', '3']) {
-             choice.value = value;
-             choice.dispatchEvent(new Event('change'));
-           } }"""
-    )
-    page.wait_for_selector("#explorer-grid[data-picture='3']")
-    page.wait_for_timeout(200)
-    assert page.locator("#explorer-grid").get_attribute("data-picture") == "3"
-
-
-def test_the_grid_lies_on_the_picture_where_the_patches_were_cut(hostile_page: Path, opened: Open) -> None:
-    page = opened(hostile_page)
-    picture, grid = (page.locator(f"#explorer-{name}").bounding_box() for name in ("image", "grid"))
-    assert picture["width"] / picture["height"] == pytest.approx(64 / 48, rel=0.01)
-    assert (grid["x"] - picture["x"]) / picture["width"] == pytest.approx(8 / 64, abs=0.01)
-    assert grid["width"] / picture["width"] == pytest.approx(48 / 64, abs=0.01)
-    assert grid["height"] == pytest.approx(picture["height"], rel=0.01)
-    patch = page.locator("#explorer-patch-3").bounding_box()
-    assert patch["x"] + patch["width"] == pytest.approx(grid["x"] + grid["width"], abs=1)
-
-
-def test_without_thumbnails_the_grid_stands_alone(two_page: Path, opened: Open) -> None:
-    page = opened(two_page)
-    labels = page.locator("#explorer-picture optgroup").evaluate_all("groups => groups.map((group) => group.label)")
-    assert labels == ["flat · coco", "deep · coco"]
-    assert not page.locator("#explorer-image").is_hidden()
-    last = page.locator("#explorer-picture option").last.get_attribute("value")
-    show(page, value=last)
-    assert len(shown_words(page)) == 10
-    assert page.locator("#explorer-image").is_hidden()
-    assert page.locator("#explorer-grid").bounding_box()["width"] > 200
-    assert "--thumbnails" in page.locator("#figure-lens-explorer figcaption").text_content()
-
-
 def lines(page: Any, chart: str) -> list[str]:
     return page.locator(f"#plot-{chart} .mark-line path").evaluate_all(
         "nodes => nodes.map((node) => node.getAttribute('d'))"
@@ -205,7 +98,7 @@ def lines(page: Any, chart: str) -> list[str]:
 
 def redraw(page: Any, chart: str) -> None:
     """Wait until a chart shows what was chosen."""
-    page.evaluate(f"strata.views['{chart}'].runAsync().then(() => null)")
+    page.evaluate(f"views['{chart}'].runAsync().then(() => null)")
 
 
 def test_prompts_are_switched_by_keyboard(hostile_page: Path, opened: Open) -> None:
@@ -214,7 +107,7 @@ def test_prompts_are_switched_by_keyboard(hostile_page: Path, opened: Open) -> N
     assert len([path for path in normal if path]) >= 3
     page.locator("#figure-phase-diagram .choices input[name=prompt]").first.focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("strata.views['phase-diagram'].signal('prompt') === 1")
+    page.wait_for_function("views['phase-diagram'].signal('prompt') === 1")
     redraw(page, "phase-diagram")
     assert lines(page, "phase-diagram") != normal
     both = len(lines(page, "phase-comparison"))
@@ -245,13 +138,13 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
         return [page.locator(f"#plot-{name} .mark-rect path[fill]").evaluate_all(cells) for name in charts[2:]]
 
     def blocks() -> list[int]:
-        return page.evaluate("(names) => names.map((name) => strata.views[name].signal('at_block'))", charts)
+        return page.evaluate("(names) => names.map((name) => views[name].signal('at_block'))", charts)
 
     before = fills()
     assert all(len(own) >= 4 for own in before)
     page.locator("#figure-attention-maps input[type=range]").focus()
     page.keyboard.press("End")
-    page.wait_for_function("strata.views['attention-patches-weight'].signal('at_block') === 6")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 6")
     assert blocks() == [6] * 4
     after = fills()
     assert all(one != other for one, other in zip(before, after, strict=True))
@@ -260,25 +153,56 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
     page.mouse.click(
         page.locator("#plot-attention-places-norm .mark-rect path").nth(40).bounding_box()["x"] + 1, box["y"] + 5
     )
-    page.wait_for_function("strata.views['attention-patches-weight'].signal('at_block') === 1")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 1")
     assert blocks() == [1] * 4
     shown = page.locator("#plot-attention-patches-norm image")
     assert shown.get_attribute("href").startswith("data:image/jpeg;base64,")
     page.locator("#figure-attention-maps input[name=picture]").first.check()
-    page.wait_for_function("strata.views['attention-patches-weight'].signal('picture') === 0")
+    page.wait_for_function("views['attention-patches-weight'].signal('picture') === 0")
     assert shown.count() == 0
 
 
-def test_drawings_and_numbers_are_saved(hostile: Analysed, hostile_page: Path, opened: Open, tmp_path: Path) -> None:
+def test_the_picture_shows_the_sample_of_the_chosen_prompt(hostile: Analysed, hostile_page: Path, opened: Open) -> None:
     page = opened(hostile_page)
+    store = open_store(hostile.stores[0])
+    name = page.evaluate("views['attention-patches-norm'].data('pictures')")[0]["name"]
+
+    def shown() -> list[float]:
+        return page.evaluate(
+            """async () => (await views['attention-patches-norm'].runAsync()).data('patches')
+               .filter((row) => row.p === 1 && row.s === 0 && row.q === 0 && row.block === 3)
+               .filter((row) => row.g === views['attention-patches-norm'].signal('prompt')).map((row) => row.norm)"""
+        )[0]
+
+    def cells() -> list[str]:
+        fill = "nodes => nodes.map((node) => node.getAttribute('fill'))"
+        return page.locator("#plot-attention-patches-norm .mark-rect path[fill]").evaluate_all(fill)
+
+    seen = []
+    for number, prompt in enumerate(("normal-1", "noisy-1")):
+        page.locator("#figure-attention-maps input[name=prompt]").nth(number).check()
+        page.wait_for_function(f"views['attention-patches-norm'].signal('prompt') === {number}")
+        keys = store.sample(f"{name}/{prompt}")["attention_norm"].values[2, 0]
+        assert shown() == pytest.approx(keys[2:6] / keys[np.isfinite(keys)].sum(), rel=6e-3)
+        seen.append(cells())
+    assert len(seen[0]) == len(seen[1]) >= 4
+    assert seen[0] != seen[1]
+
+
+def test_drawings_and_numbers_are_saved_by_keyboard(
+    hostile: Analysed, hostile_page: Path, opened: Open, tmp_path: Path
+) -> None:
+    page = opened(hostile_page)
+    page.focus("#save-phase-diagram")
     with page.expect_download() as download:
-        page.click("[data-svg='phase-diagram']")
+        page.keyboard.press("Enter")
     download.value.save_as(tmp_path / "figure.svg")
     drawing = ET.parse(tmp_path / "figure.svg").getroot()
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
     assert "script" not in {node.tag.rsplit("}", 1)[-1] for node in drawing.iter()}
+    page.get_by_text("curves.csv").first.focus()
     with page.expect_download() as download:
-        page.locator("[data-csv='curves']").first.click()
+        page.keyboard.press("Enter")
     download.value.save_as(tmp_path / "curves.csv")
     with (tmp_path / "curves.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -320,7 +244,7 @@ def test_stores_of_different_depth_share_an_axis_of_depth(
     title = page.locator("#plot-phase-comparison .role-axis-title").first
     assert title.text_content() == "depth (layer / blocks)"
     assert len(lines(page, "phase-comparison")) == 4
-    ends = page.evaluate("strata.views['phase-comparison'].data('curves').map((row) => [row.s, row.layer, row.x])")
+    ends = page.evaluate("views['phase-comparison'].data('curves').map((row) => [row.s, row.layer, row.x])")
     blocks = [open_store(store).block_count for store in deep_and_flat.stores]
     assert all(x == pytest.approx(layer / blocks[s], rel=1e-3) for s, layer, x in ends)
     assert {(s, layer) for s, layer, x in ends if x == 1} == {(0, 6), (1, 9)}
@@ -328,3 +252,12 @@ def test_stores_of_different_depth_share_an_axis_of_depth(
     page.locator("#figure-phase-diagram input[name=store]").nth(1).check()
     redraw(page, "phase-diagram")
     assert lines(page, "phase-diagram") != first
+
+
+def test_print_says_what_is_chosen_and_cuts_no_table(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page, width=700)
+    page.emulate_media(media="print")
+    assert page.locator("#figure-attention-maps input[name=prompt]").first.is_visible()
+    assert not page.locator("nav").is_visible()
+    table = page.locator("#figure-phase-diagram table").first
+    assert table.bounding_box()["width"] <= page.locator("#figure-phase-diagram").bounding_box()["width"]

@@ -1,19 +1,25 @@
 """Rows of charts against the tidy tables, which other code writes from the same numbers."""
 
+import itertools
 import json
 import math
 import zlib
 from base64 import b64decode
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses.figure_style import common_axis
+from analyses.logit_lens_words_table import WORDS_SCHEMA
 from analyses.report.attention_rows import image_rows, mean_rows, place_rows, role_rows
 from analyses.report.lens_section import lens_rows
+from analyses.report.lens_words import read_words
 from analyses.report.packing import number, pack
 from analyses.report.phase_rows import curve_rows, layer_rows, normed_rows, phase_rows
 from analyses.report.pictures import choose_images, frame_of
@@ -136,12 +142,51 @@ def test_patches_are_laid_out_in_the_square_that_the_picture_fills(deep_and_flat
     sample = stores[0].sample("1/normal-1")
     keys = sample["attention_norm"].values[1, 0]  # block 2, last_text
     share = keys[2:6] / np.nansum(keys)
-    own = next(row for row in rows if (row["s"], row["p"], row["q"], row["block"]) == (0, 2, 0, 2))
+    key = ("s", "p", "q", "block", "g", "prompt")
+    own = next(row for row in rows if [row[name] for name in key] == [0, 2, 0, 2, 0, "normal-1"])
     assert own["norm"] == pytest.approx(share, rel=6e-3)
+    keys = stores[0].sample("1/noisy-1")["attention_norm"].values[1, 0]
+    other = next(row for row in rows if [row[name] for name in key] == [0, 2, 0, 2, 1, "noisy-1"])
+    assert other["norm"] == pytest.approx(keys[2:6] / np.nansum(keys), rel=6e-3)
+    assert {row["g"] for row in rows if row["q"] == 1} == {None}  # the last image token sees no prompt
+    assert len(rows) == 2 * (6 + 9) * 3
     place = [own[name] for name in ("rows", "cols", "left", "top", "cell_width", "cell_height")]
     assert place == pytest.approx([2, 2, 8 / 64, (1 - 48 / 64) / 2, 24 / 64, 24 / 64], abs=1e-4)
     assert {row["p"] for row in image_rows(results, stores, ["3", "1", "2"], most=1)} == {1}
     assert {row["p"] for row in mean_rows(results)} == {0}
+
+
+def test_words_of_few_samples_are_read_without_the_rest(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    count, path = 500, tmp_path / "words.parquet"
+    logits = rng.standard_normal((2, 9, count)).astype(np.float32)
+    order = list(itertools.product(range(2), range(9)))
+    with pq.ParquetWriter(path, WORDS_SCHEMA) as writer:
+        for store, sample in order:
+            texts = {"store": f"store {store}", "sample_id": f"{sample}/normal-1"}
+            columns = {
+                field.name: pa.array([texts.get(field.name, "x")] * count).dictionary_encode()
+                if pa.types.is_dictionary(field.type)
+                else pa.array(rng.permutation(count), pa.int32())
+                for field in WORDS_SCHEMA
+            }
+            columns["logit"] = pa.array(logits[store, sample])
+            writer.write_table(pa.table(columns, schema=WORDS_SCHEMA))
+    wanted = [(1, 7), (1, 3)]
+    content, metadata = bytearray(path.read_bytes()), pq.read_metadata(path)
+    for group, key in enumerate(order):  # whoever reads the logits of the others fails
+        pages = metadata.row_group(group).column(WORDS_SCHEMA.names.index("logit"))
+        start = pages.dictionary_page_offset or pages.data_page_offset
+        if key not in wanted:
+            content[start : start + pages.total_compressed_size] = bytes(pages.total_compressed_size)
+    path.write_bytes(content)
+    found = read_words(path, "store 1", ["7/normal-1", "none", "3/normal-1"])
+    assert list(found) == ["7/normal-1", "3/normal-1"]
+    for key, own in zip(wanted, found.values(), strict=True):
+        assert sorted(own["logit"]) == sorted(logits[key])
+        assert own[["layer", "position", "rank"]].apply(tuple, axis=1).is_monotonic_increasing
+    with pytest.raises(OSError, match="page header"):
+        read_words(path, "store 0", ["7/normal-1"])
 
 
 def test_a_grid_may_reach_beyond_its_picture_and_tiles_are_no_grid_of_the_whole() -> None:

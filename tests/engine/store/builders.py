@@ -234,14 +234,15 @@ def tiny_part(
     capture: Sequence[str] = (),
     like: TinyBlocks | None = None,
     key_places: bool = True,
+    side: int = 2,
 ) -> PartContent:
     """Lay samples of known states on one token axis, prefixes shared or not.
 
     ``capture`` is what to store of their blocks, ``like`` any sample's blocks (a part may have no samples). Without
-    ``key_places`` keys have no role of their own, as before format 0.4.
+    ``key_places`` keys have no role of their own, as before format 0.4. ``side`` is that of the square of patches.
     """
     stored = "float16" if dtype == "float16" else "float32"
-    prefix = len(PREFIX_ROLES)
+    prefix = PREFIX_ROLES.index("image") + side * side
     pieces: list[np.ndarray] = []
     roles: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -281,8 +282,8 @@ def tiny_part(
         Coordinate("token/role", ("token",), role, role_flags()),
         Coordinate("token/position", ("token",), position),
         Coordinate("token/grid", ("token",), np.where(is_image, 0, -1).astype(np.int32)),
-        Coordinate("token/patch_row", ("token",), np.where(is_image, patch // 2, -1).astype(np.int32)),
-        Coordinate("token/patch_col", ("token",), np.where(is_image, patch % 2, -1).astype(np.int32)),
+        Coordinate("token/patch_row", ("token",), np.where(is_image, patch // side, -1).astype(np.int32)),
+        Coordinate("token/patch_col", ("token",), np.where(is_image, patch % side, -1).astype(np.int32)),
     ]
     if residual:
         shape = (len(layers), len(role), dim)

@@ -44,6 +44,7 @@ def test_a_store_shows_what_is_in_it(tmp_path: Path) -> None:
         assert shown.facts[name].startswith(dims)
     on_disk = [array.stored_bytes for array in summarise(store).arrays if len(array.dims) > 1]
     sizes = [text for text in shown.texts if re.fullmatch(r"[\d.]+ k?B", text)]
+    assert f"{len(on_disk)} arrays, beside coordinates" in shown.texts
     assert [float(size.split()[0]) * (1000 if "k" in size else 1) for size in sizes] == [
         float(f"{count:.3g}") for count in on_disk
     ]
