@@ -17,7 +17,7 @@ from engine.store.content import (
     role_coordinate,
     source_role_coordinate,
 )
-from engine.store.dtypes import round_mantissa, widen_bfloat16
+from engine.store.dtypes import LARGEST_NORM, round_mantissa, widen_bfloat16
 from engine.store.layout import (
     KEY_COORDINATES,
     TENSOR_ARRAYS,
@@ -49,6 +49,7 @@ from engine.store.writer import write_part
 
 __all__ = [
     "KEY_COORDINATES",
+    "LARGEST_NORM",
     "MODEL_ATTRIBUTES",
     "PART_SAMPLES_SCHEMA",
     "PLAN_SCHEMA",

@@ -11,7 +11,13 @@ from numcodecs.bitround import BitRound
 
 from engine.errors import StrataError
 
-__all__ = ["Rounding", "round_mantissa", "round_to_dtype", "widen_bfloat16"]
+__all__ = ["LARGEST_NORM", "Rounding", "round_mantissa", "round_to_dtype", "widen_bfloat16"]
+
+LARGEST_NORM = 1.84e19
+"""Largest norm of a state: float32 holds the sum of squares up to (1.845e19)², with room for rounding of the sum.
+
+Norms within the models, the final one too, compute that sum in float32, and where it overflows they give zeros.
+"""
 
 
 def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
