@@ -119,5 +119,5 @@ def _draw_panel(ax: Axes, axis: LayerAxis, own: Sequence[LensCurve], measure: st
 def _legend(jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> dict[str, Line2D]:
     colours = colour_entries(jobs)
     colour = "0.3" if colours else jobs[0][0].colour
-    looks = {VARIANTS[0]: _UNIQUE} | _OTHERS
+    looks = {VARIANTS[0]: _UNIQUE, **_OTHERS}
     return colours | {name: Line2D([], [], color=colour, **looks[name]) for name in variants}

@@ -25,10 +25,11 @@ from analyses.picture import pale
 __all__ = ["draw_patches"]
 
 _POINTS = 72
-_NARROWEST, _LOWEST = 19.0, 8.5  # points of a cell: five letters, a line
+_NARROWEST, _LOWEST, _HIGHEST = 19.0, 8.5, 20.0  # points of a cell: five letters, a line, two lines
 _HEIGHT = 0.5  # of a cell, of its width
 _LETTER = 6.0  # points
 _PAGE, _HEAD, _TITLE, _FOOT = 3.7, 0.16, 0.15, 0.38  # inches: panels of a page, its head, a panel's title, the note
+_TITLE_LETTERS = 58
 _SHADES = LinearSegmentedColormap.from_list("logits", ["#FFFFFF", "#9CC9E8"])
 _MATCH = "#F5C15B"
 _NOTE = (
@@ -54,7 +55,7 @@ class _Strip(NamedTuple):
 
     @property
     def inches(self) -> float:
-        return max(_LOWEST, self.cell * _HEIGHT) * self.image.shape[0] / _POINTS + _TITLE
+        return min(_HIGHEST, max(_LOWEST, self.cell * _HEIGHT)) * self.image.shape[0] / _POINTS + _TITLE
 
 
 def draw_patches(results: Sequence[StoreLens], images: Sequence[ImagePieces | None]) -> list[Figure]:
@@ -100,8 +101,8 @@ def _draw_page(page: Sequence[_Strip], labels: dict[str, str], number: int, page
     note = wrap_notes([_NOTE.format(what=what), *([] if image.picture is None else [_BENEATH])])
     name = f"{short_label(labels[item.identity.store])}\n" if len(labels) > 1 else ""
     of_pages = f" ({number} of {pages})" if pages > 1 else ""
-    caption = f": {fit(drawable(image.caption), 34)}" if image.caption else ""
-    title = f"{name}image {short_label(drawable(image.image_id), 20)}{of_pages}{caption}"
+    caption = f": {drawable(image.caption)}" if image.caption else ""
+    title = name + fit(f"image {short_label(drawable(image.image_id), 20)}{of_pages}{caption}", _TITLE_LETTERS)
     heights = [strip.inches for strip in page]
     height = sum(heights) + _HEAD * (1 + bool(name)) + _FOOT + 0.1 * note.count("\n")
     figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
@@ -137,7 +138,7 @@ def _draw_strip(ax: Axes, strip: _Strip) -> None:
 
 def _word(text: str, width: float, *, bold: bool) -> dict[str, Any]:
     """How a word is written into a cell of so many points: cut where it is too long."""
-    weight, space = "bold" if bold else "normal", 0.96 * width / _LETTER
+    weight, space = "bold" if bold else "normal", 0.92 * width / _LETTER
     longest = next(most for most in range(len(text), -1, -1) if text_width(fit(text, most), weight) <= space)
     return {
         "s": fit(text, longest),

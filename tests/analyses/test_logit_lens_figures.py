@@ -210,7 +210,7 @@ def some_patches(shape: tuple[int, int], layers: int, text: tuple[str, ...]) -> 
     row, col = np.divmod(np.arange(count), shape[1])
     rng = np.random.default_rng(0)
     return ImagePieces(
-        image_id="$\x00{_",
+        image_id="COCO_val2014_$\x00{_000000391895",
         caption="a caption with $ and \n and 草, which is much longer than any line of a figure may ever be",
         layers=tuple(range(layers)),
         shape=shape,
