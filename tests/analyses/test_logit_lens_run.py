@@ -19,7 +19,17 @@ from analyses.memory import PROCESS_BYTES
 from analyses.registry import ANALYSES, options_of, run
 from engine.errors import StrataError, UsageError
 from tests.analyses.attention_builders import Spec
-from tests.analyses.lens_builders import CAPTIONS, PIECES, WORD_NAMES, LensModelSpec, analyse, lens_samples, write_lens
+from tests.analyses.lens_builders import (
+    CAPTIONS,
+    PIECES,
+    SHARE,
+    WORD_NAMES,
+    LensModelSpec,
+    analyse,
+    lens_samples,
+    without_share,
+    write_lens,
+)
 from tests.engine.store.builders import TinyStore, tiny_store
 
 WrittenStore = Callable[..., TinyStore]
@@ -39,13 +49,6 @@ def figures(name: str) -> set[str]:
 TABLES = {"logit-lens.zarr", "logit-lens.parquet", "logit-lens-words.parquet"}
 NAMES = TABLES | figures("logit-lens") | figures("logit-lens-patches")
 TRAJECTORY = {"logit-lens-trajectory.parquet"} | figures("logit-lens-trajectory")
-
-
-SHARE = "certified"
-
-
-def without_share(notes: list[str]) -> list[str]:
-    return [note for note in notes if SHARE not in note]
 
 
 def lens(store: Path, out: Path, **options: Any) -> set[str]:
