@@ -1,4 +1,4 @@
-"""Figure that compares stores: one panel per pair, the mean curves of all stores and prompt groups on shared axes.
+"""Figure that compares stores: a panel per pair, the mean curves of all stores and prompt groups on shared axes.
 
 Colours tell stores and line styles prompt groups, so that the legend has a line for each of these and not for each
 curve. More stores than colours are cut into rows by source. Bands stand in the figure of each store: on shared axes
@@ -19,13 +19,14 @@ from analyses.contextualization_results import StoreResult
 from analyses.curves import image_curves
 from analyses.figure_style import (
     ADJUSTMENT_NOTES,
+    COLUMN_INCHES,
     COSINE_NAMES,
     NOTE,
     PAIR_NAMES,
     STYLE,
-    TEXT_INCHES,
     LayerAxis,
     common_axis,
+    wrap_notes,
 )
 from analyses.labels import short_label, store_labels
 from analyses.part_task import PAIRS, PairRow
@@ -38,8 +39,8 @@ _STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (
 _GREY = "0.4"
 _NOTE = "Lines: means over images."
 _IDENTITY = "Where image states do not see the prompt, the one image–image curve is drawn solid."
-_PANELS, _LINE, _FOOT = 2.0, 0.13, 0.35  # inches of a row of panels, a line of a legend, the note and the axis' label
-_LETTER = 0.052  # inches
+_PANELS, _LINE, _FOOT = 3.0, 0.13, 0.2  # inches of a row's panels, a line of a legend, the axis' label
+_LETTER = 0.048  # inches
 
 _Entry = tuple[Artist, str]
 
@@ -73,13 +74,17 @@ def draw_comparison(results: Sequence[StoreResult]) -> Figure:
     look = _Look(
         common_axis([(item.result.layers, item.result.block_count) for item in results]),
         {group: _STYLES[number % len(_STYLES)] for number, group in enumerate(groups)},
-        max(1, min(4, int(TEXT_INCHES / (_LETTER * max(map(len, names)) + 0.5)))),
+        max(1, min(4, int(COLUMN_INCHES / (_LETTER * max(map(len, names)) + 0.5)))),
     )
     rows = _cut_rows(results)
     heights = [_PANELS + _LINE * (look.lines(len(row)) + 1) for row in rows]
     heights[-1] += _LINE * look.lines(len(look.groups))
+    notes = [_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
+    notes += [_IDENTITY] if len(groups) > 1 and any(map(has_one_image_curve, results)) else []
+    text = wrap_notes(notes)
+    foot = _FOOT + 0.1 * (text.count("\n") + 1)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_INCHES, sum(heights) + _FOOT), layout="constrained")
+        figure = Figure(figsize=(COLUMN_INCHES, sum(heights) + foot), layout="constrained")
         pieces = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         axes: list[Axes] = []
         for piece, row in zip(pieces, rows, strict=True):
@@ -90,10 +95,8 @@ def draw_comparison(results: Sequence[StoreResult]) -> Figure:
             ]
             _legend(piece, [stores, look.groups] if row is rows[-1] else [stores], look.columns)
         _share(axes)
-        notes = [_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
-        notes += [_IDENTITY] if len(groups) > 1 and any(map(has_one_image_curve, results)) else []
-        figure.supxlabel(" ".join(filter(None, notes)), **NOTE)
-        figure.supylabel(COSINE_NAMES[results[0].result.adjustment], fontsize=7)
+        figure.supxlabel(text, **NOTE)
+        figure.supylabel(COSINE_NAMES[results[0].result.adjustment], fontsize=6.5)
     return figure
 
 
@@ -126,13 +129,13 @@ def _legend(piece: SubFigure, kinds: Sequence[Sequence[_Entry]], columns: int) -
 
 
 def _draw_row(piece: SubFigure, row: Sequence[StoreResult], look: _Look) -> list[Axes]:
-    axes = list(piece.subplots(1, len(PAIRS)))
+    axes = list(piece.subplots(len(PAIRS), 1))
     for ax, pair in zip(axes, PAIRS, strict=True):
         for item, colour in zip(row, _COLOURS, strict=False):
             _draw_store(ax, item, pair, colour, look)
         ax.set_title(PAIR_NAMES[pair], loc="left", pad=3)
-        look.axis.set_on(ax, labelled=True)
-        ax.tick_params(labelleft=pair == PAIRS[0])
+        look.axis.set_on(ax, labelled=pair == PAIRS[-1])
+        ax.tick_params(labelbottom=pair == PAIRS[-1])
     return axes
 
 

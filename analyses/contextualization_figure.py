@@ -23,6 +23,7 @@ from analyses.figure_style import (
     LayerAxis,
     common_axis,
     panel_grid,
+    wrap_notes,
 )
 from analyses.labels import LONGEST, short_label, store_labels
 from analyses.prompt_groups import PromptGroup, prompt_groups
@@ -34,9 +35,9 @@ IDENTITY_NOTE = (
     "for all prompts by construction: it is drawn once."
 )
 _BAND_NOTE = "Line and band: mean and standard deviation over images."
-_MOST_IN_A_COLUMN, _MOST_IN_A_ROW, _COLUMNS = 4, 4, 3
+_MOST_IN_A_COLUMN = 2
 # Letters of a store's label and of a group's title, by columns.
-_LETTERS = {1: (LONGEST, LONGEST), 2: (LONGEST, 40), 3: (40, 24), 4: (30, 17)}
+_LETTERS = {1: (LONGEST, LONGEST), 2: (25, 14)}
 
 _NORMED: Any = {"marker": "o", "markerfacecolor": "white", "markersize": 3.5}
 
@@ -61,12 +62,12 @@ def draw_contextualization(results: Sequence[StoreResult]) -> Figure:
     jobs = [panel for item in results for panel in _panels(item)]
     notes = [_BAND_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
     notes += [IDENTITY_NOTE] if any(job.without for job in jobs) else []
-    lines = "\n".join(filter(None, notes))
+    lines = wrap_notes(notes)
     labels = store_labels([item.identity for item in results])
     several = len(results) > 1
-    columns = _columns(len(jobs), len(results))
+    columns = 1 if len(jobs) <= _MOST_IN_A_COLUMN else 2
     for_store, for_group = _LETTERS[columns]
-    figure, axes = panel_grid(len(jobs), columns, 1.3 + 0.1 * several, extra=0.45 + 0.1 * (lines.count("\n") + 1))
+    figure, axes = panel_grid(len(jobs), columns, 1.05 + 0.1 * several, extra=0.6 + 0.1 * (lines.count("\n") + 1))
     axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
     with mpl.rc_context(STYLE):
         for number, (ax, job) in enumerate(zip(axes, jobs, strict=True)):
@@ -74,9 +75,10 @@ def draw_contextualization(results: Sequence[StoreResult]) -> Figure:
             store = f"{short_label(labels[job.item.identity.store], for_store)}\n" if several else ""
             ax.set_title(f"{store}{short_label(job.group.title, for_group)} ({images} images)", loc="left", pad=3)
             axis.set_on(ax, labelled=number + columns >= len(jobs))
-        legend: Any = {"ncols": 4, "frameon": False, "handlelength": 1.4, "columnspacing": 1.0}
-        figure.legend(*_legend(axes), loc="outside upper center", **legend)
-        figure.supylabel(COSINE_NAMES[results[0].result.adjustment], fontsize=7)
+        handles, names = _legend(axes)
+        legend: Any = {"ncols": 3 if len(names) <= 3 else 2, "frameon": False, "handlelength": 1.4}
+        figure.legend(handles, names, loc="outside upper center", columnspacing=1.0, **legend)
+        figure.supylabel(COSINE_NAMES[results[0].result.adjustment], fontsize=6.5)
         figure.supxlabel(lines, **NOTE)
     return figure
 
@@ -90,14 +92,6 @@ def _panels(item: StoreResult) -> list[_Panel]:
     groups = prompt_groups(item.result.samples)
     again = {"image-image"} if has_one_image_curve(item) else set()
     return [_Panel(item, group, chosen, again if number else set()) for number, (group, chosen) in enumerate(groups)]
-
-
-def _columns(panels: int, stores: int) -> int:
-    """One column while it fits a page; then a row per store, where its groups fit one."""
-    if panels <= _MOST_IN_A_COLUMN:
-        return 1
-    groups = panels // stores
-    return groups if stores > 1 and groups * stores == panels and 1 < groups <= _MOST_IN_A_ROW else _COLUMNS
 
 
 def _legend(axes: Sequence[Axes]) -> tuple[list[Artist], list[str]]:

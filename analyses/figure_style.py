@@ -1,6 +1,7 @@
-"""How every figure looks: the width of a paper's column, and colours that do not depend on telling red from green.
+"""How every figure looks: as wide as a paper's column, no letter smaller than 6 points.
 
-Colours are Okabe and Ito's. Figures are made without pyplot, so threads and notebooks do not meet in its global state.
+Colours are Okabe and Ito's, which do not depend on telling red from green. Figures are made without pyplot, so threads
+and notebooks do not meet in its global state.
 """
 
 from collections.abc import Sequence
@@ -21,19 +22,16 @@ __all__ = [
     "PAIR_COLOURS",
     "PAIR_NAMES",
     "STYLE",
-    "TEXT_INCHES",
     "LayerAxis",
     "common_axis",
-    "figure_inches",
     "layer_axis",
     "panel_grid",
     "wrap_notes",
 ]
 
-COLUMN_INCHES = 3.5
-TEXT_INCHES = 7.16
+COLUMN_INCHES = 3.3
 
-_NOTE_LETTERS = 22  # of a note, on an inch
+_NOTE_LETTERS = 70  # of a line of notes
 
 NOTE: Any = {"fontsize": 6, "color": "0.35", "linespacing": 1.3}
 
@@ -52,12 +50,12 @@ ADJUSTMENT_NOTES = {
 
 # Matplotlib types the keys of its settings one by one; a plain dict would have to be cast at every use.
 STYLE: Any = {
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
+    "font.size": 6.5,
+    "axes.titlesize": 6.5,
+    "axes.labelsize": 6.5,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 6,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
@@ -70,21 +68,13 @@ STYLE: Any = {
 }
 
 
-def figure_inches(stores: int) -> float:
-    """Width of a figure: of one store it fits a paper's column, of several the text."""
-    return COLUMN_INCHES if stores == 1 else TEXT_INCHES
-
-
-def wrap_notes(notes: Sequence[str], inches: float) -> str:
+def wrap_notes(notes: Sequence[str]) -> str:
     """Break notes into lines that fit a figure, each note on lines of its own."""
-    letters = int(inches * _NOTE_LETTERS)
-    return "\n".join(line for note in notes for line in wrap(note.replace("\n", " "), letters))
+    return "\n".join(line for note in notes for line in wrap(note.replace("\n", " "), _NOTE_LETTERS))
 
 
-def panel_grid(
-    count: int, columns: int, height: float, extra: float, inches: float | None = None
-) -> tuple[Figure, list[Axes]]:
-    """Make panels on shared axes, row after row; one column is as wide as a paper's, several as its text.
+def panel_grid(count: int, columns: int, height: float, extra: float) -> tuple[Figure, list[Axes]]:
+    """Make panels on shared axes, row after row.
 
     Parameters
     ----------
@@ -93,8 +83,6 @@ def panel_grid(
         Inches of each row.
     extra : float
         Inches beside them, for a legend or a note.
-    inches : float, optional
-        Width, where it is not that of the columns.
 
     Returns
     -------
@@ -102,8 +90,7 @@ def panel_grid(
     """
     rows = -(-count // columns)
     with mpl.rc_context(STYLE):
-        width = inches or (COLUMN_INCHES if columns == 1 else TEXT_INCHES)
-        figure = Figure(figsize=(width, rows * height + extra), layout="constrained")
+        figure = Figure(figsize=(COLUMN_INCHES, rows * height + extra), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for unused in axes[count:]:
             unused.remove()

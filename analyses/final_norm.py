@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import StrataError
-from engine.store import Store
+from engine.store import LARGEST_NORM, Store
 
 __all__ = ["FinalNorm", "read_final_norm"]
 
@@ -36,9 +36,14 @@ class FinalNorm(NamedTuple):
     weight_offset: float
 
     def __call__(self, states: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Normalize states (..., dim), computing in float32 as the models do; non-finite input stays non-finite."""
+        """Normalize states (..., dim), computing in float32 as the models do.
+
+        What is not finite stays so, and a state whose norm exceeds `LARGEST_NORM` becomes NaN: the sum of its squares
+        overflows, which would make it zeros.
+        """
         values = states.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
+            values[np.linalg.norm(values, axis=-1) > LARGEST_NORM] = np.nan
             if self.kind == "layer":
                 values -= values.mean(axis=-1, keepdims=True)
             variance = np.mean(np.square(values), axis=-1, keepdims=True)

@@ -22,7 +22,7 @@ from engine.store import Part, Store
 
 __all__ = ["ImagePieces", "image_pieces", "read_pieces"]
 
-_MOST_LAYERS, _MOST_WIDE_LAYERS, _WIDE = 6, 3, 12
+_MOST_LAYERS, _MOST_WIDE_LAYERS, _WIDE = 4, 3, 12
 _PER_ROW = 8  # tokens without places, such as those of a Q-Former
 
 

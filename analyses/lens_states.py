@@ -11,7 +11,7 @@ from analyses.final_norm import FinalNorm
 from analyses.lens_top import TOKENS_AT_ONCE, StateError
 from analyses.part_task import open_array
 from engine.errors import StrataError
-from engine.store import Part, stream_bytes, stream_chunks
+from engine.store import LARGEST_NORM, Part, stream_bytes, stream_chunks
 
 __all__ = ["STATES_PATH", "StateBlock", "block_states_bytes", "named_states", "normed_states"]
 
@@ -56,7 +56,7 @@ def normed_states(part: Part, place: NDArray[np.int64], layers: Sequence[int], n
     Raises
     ------
     StrataError
-        A state is not finite: sample, layer and position are named.
+        A state is not finite, or too large for the norm: sample, layer, position and value are named.
     """
     stored = np.asarray(open_array(part, "token/layer")[...]).tolist()
     wanted = {stored.index(layer): number for number, layer in enumerate(layers)}
@@ -72,7 +72,7 @@ def normed_states(part: Part, place: NDArray[np.int64], layers: Sequence[int], n
             filled += len(rows)
             if filled == len(gathered) or at.stop == len(place):
                 states = norm(gathered[:filled])
-                _refuse_holes(part, states, place[done : done + filled], layers[wanted[chunk.first]])
+                _refuse_holes(part, gathered, states, place[done : done + filled], layers[wanted[chunk.first]])
                 yield StateBlock(wanted[chunk.first], done, done + filled, states)
                 done = 0 if at.stop == len(place) else done + filled
                 filled = 0
@@ -92,14 +92,27 @@ def _cut(first: int, stop: int, step: int) -> Iterator[slice]:
         first = end
 
 
-def _refuse_holes(part: Part, states: NDArray[np.float32], place: NDArray[np.int64], layer: int) -> None:
-    broken = np.flatnonzero(~np.isfinite(states).all(axis=1))
+def _refuse_holes(
+    part: Part, stored: NDArray[np.float32], normed: NDArray[np.float32], place: NDArray[np.int64], layer: int
+) -> None:
+    broken = np.flatnonzero(~np.isfinite(normed).all(axis=1))
     if not len(broken):
         return
     raise StrataError(
-        f"{_name_state(part, int(place[broken[0]]), layer)} is not finite after the final norm, so it "
-        "has no logits; `strata verify` says whether the store is damaged"
+        f"{_name_state(part, int(place[broken[0]]), layer)} {_fault(stored[broken[0]])}, so it has no logits; "
+        "`strata verify` says whether the store is damaged"
     )
+
+
+def _fault(state: NDArray[np.float32]) -> str:
+    """Say why a state (dim) has no finite value after the final norm."""
+    holes = state[~np.isfinite(state)]
+    if len(holes):
+        return f"is not finite, it holds {holes[0]}"
+    norm = float(np.linalg.norm(state.astype(np.float64)))
+    if norm > LARGEST_NORM:
+        return f"is too large for the final norm: its norm is {norm:.4g}, float32 takes {LARGEST_NORM:.3g} at most"
+    return "is not finite after the final norm"
 
 
 def _name_state(part: Part, token: int, layer: int) -> str:

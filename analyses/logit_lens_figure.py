@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis
+from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis, wrap_notes
 from analyses.lens_scores import VARIANTS
 from analyses.logit_lens_panels import (
-    BAND_NOTE,
+    INTERVAL_NOTE,
+    PLAIN_NOTE,
     LensCurve,
     colour_entries,
+    draw_curve,
     draw_legend,
     identity_notes,
     lens_curves,
@@ -25,23 +27,23 @@ from analyses.logit_lens_results import CURVES, GroupCurves, StoreLens
 __all__ = ["draw_curves"]
 
 _MEASURES = {"precision": "precision", "recall": "recall", "agreement": "agreement with\nthe last layer"}
-_LINES: Mapping[str, Any] = {
-    "unique": {"linewidth": 1.2},
+_UNIQUE: Any = {"linewidth": 1.2}
+_OTHERS: Mapping[str, Any] = {
     "token": {"linewidth": 0.7, "linestyle": (0, (4, 2))},
     "prefix": {"linewidth": 0.7, "linestyle": (0, (1, 1.2))},
 }
 _LINES_DRAWN: Mapping[str, Sequence[str]] = {"precision": VARIANTS, "recall": ("unique", "prefix"), "agreement": ("",)}
-"""Variants of each measure; the first has the band. Recall of token is that of unique."""
+"""Variants of each measure; the first has the bands. Recall of token is that of unique."""
 _UNIQUE_NOTE = "Words count once; the table has the other variants."
 _VARIANTS_NOTE = (
-    "Words count once (unique, with its band), with repetition (token),\n"
-    "or as beginnings of the captions' words (prefix)."
+    "Words count once (unique, with its bands), with repetition (token), or as beginnings of the captions' words "
+    "(prefix)."
 )
 _WITHOUT = {"precision": "no captions", "recall": "no captions", "agreement": "the last layer is not there"}
 
 
 def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]]) -> Figure:
-    """Draw the curves: of one store a panel per measure in a column, of several a row of panels per store.
+    """Draw the curves: of one store a panel per measure in a column, of several a row of narrow panels per store.
 
     A measure that no store has is left out. Where image states do not depend on the prompt there is one curve. A store
     with one curve shows all variants; several would hide each other, so they are of unique words alone.
@@ -56,7 +58,8 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
     scored = "precision" in measures or "recall" in measures
     variants = VARIANTS if any(len(own) == 1 for own in jobs) else VARIANTS[:1]
     notes = _notes(jobs, variants if scored else ())
-    figure, panels = lens_panels(results, max(1, len(measures)), 0.45 + 0.1 * notes.count("\n"))
+    shape = (max(1, len(measures)), 1) if len(results) == 1 else (1, max(1, len(measures)))
+    figure, panels = lens_panels(results, shape, 0.55 + 0.1 * notes.count("\n"))
     axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
     with mpl.rc_context(STYLE):
         highest = _highest(jobs)
@@ -66,6 +69,8 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
                 ax.set_ylim(-0.02, 1.02 if measure == "agreement" else highest)
                 ax.set_ylabel(_MEASURES[measure])
                 axis.set_on(ax, labelled=ax.get_subplotspec().is_last_row())
+                if shape[0] == 1:
+                    ax.locator_params(nbins=3)
         if not measures:
             panels[0, 0].text(0.5, 0.5, "neither captions nor the last layer", ha="center", va="center")
             panels[0, 0].set_axis_off()
@@ -76,7 +81,8 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
 
 def _notes(jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> str:
     scores = [_VARIANTS_NOTE if len(variants) > 1 else _UNIQUE_NOTE] if variants else []
-    return "\n".join([BAND_NOTE, *scores, *identity_notes(jobs)])
+    plain = [PLAIN_NOTE] if any(len(own) > 1 for own in jobs) else []
+    return wrap_notes([INTERVAL_NOTE, *plain, *scores, *identity_notes(jobs)])
 
 
 def _images(curves: GroupCurves, measure: str) -> int:
@@ -95,24 +101,23 @@ def _highest(jobs: Sequence[Sequence[LensCurve]]) -> float:
 
 
 def _draw_panel(ax: Axes, axis: LayerAxis, own: Sequence[LensCurve], measure: str) -> None:
-    drawn, alone = False, len(own) == 1
-    for job in own:
+    alone = len(own) == 1
+    there = [job for job in own if _images(job.curves, measure)]
+    for job in there:
+        first, *others = _LINES_DRAWN[measure]
+        statistics = job.curves.statistics[:, CURVES.index((measure, first))]
+        draw_curve(ax, axis, job, statistics, alone=alone, most=1.0)
         places = axis.at(job.item.result.layers, job.item.result.block_count)
-        images = _images(job.curves, measure)
-        drawn = drawn or images > 0
-        for variant in _LINES_DRAWN[measure][: None if alone else 1] if images else ():
-            mean, std = job.curves.statistics[:2, CURVES.index((measure, variant))]
-            # A line through one layer would be invisible.
-            marker = "o" if len(places) == 1 else ""
-            ax.plot(places, mean, color=job.colour, marker=marker, **_LINES.get(variant, _LINES["unique"]))
-            if variant == _LINES_DRAWN[measure][0] and images > 1:
-                low, high = np.maximum(mean - std, 0), np.minimum(mean + std, 1)
-                ax.fill_between(places, low, high, color=job.colour, alpha=0.2 if alone else 0.1, linewidth=0)
-    if not drawn:
+        for variant in others if alone else ():
+            mean = job.curves.statistics[0, CURVES.index((measure, variant))]
+            marker = "o" if len(places) == 1 else ""  # a line through one layer would be invisible
+            ax.plot(places, mean, color=job.colour, marker=marker, **_OTHERS[variant])
+    if not there:
         ax.text(0.5, 0.5, _WITHOUT[measure], transform=ax.transAxes, ha="center", va="center", color="0.35")
 
 
 def _legend(jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> dict[str, Line2D]:
     colours = colour_entries(jobs)
     colour = "0.3" if colours else jobs[0][0].colour
-    return colours | {name: Line2D([], [], color=colour, **_LINES[name]) for name in variants}
+    looks = {VARIANTS[0]: _UNIQUE, **_OTHERS}
+    return colours | {name: Line2D([], [], color=colour, **looks[name]) for name in variants}

@@ -1,5 +1,6 @@
 """What whoever reads LogitLens should be told: where pieces come from, and what is missing or counts as 0."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from analyses.logit_lens_results import GroupCurves, StoreLens
 from analyses.prompt_groups import prompt_groups
 from analyses.resources import Resources
 
-__all__ = ["tell_of_lens"]
+__all__ = ["certified_percent", "tell_of_lens"]
 
 
 def tell_of_lens(
@@ -25,6 +26,11 @@ def tell_of_lens(
         resources.tell(f"{identity.store}: pieces are those that extraction stored; no logit was computed for them")
     if decoded:
         resources.tell(f"{identity.store}: {decoded}")
+    if not np.isnan(result.certified):
+        resources.tell(
+            f"{identity.store}: certified: the screen decided {certified_percent(result.certified)} of image tokens "
+            "and layers, the others took the exact path; the pieces are the same"
+        )
     if result.topk < choice.topk:
         resources.tell(f"{identity.store}: its vocabulary has {result.topk} pieces, so --topk {choice.topk} is all")
     if result.block_count not in result.layers:
@@ -51,6 +57,11 @@ def tell_of_lens(
                 f"{identity.store}: the last text token of {unknown} of {total} samples is not stored, so its "
                 "trajectory is NaN"
             )
+
+
+def certified_percent(share: float) -> str:
+    """Write a share of tokens in percent; rounded down, so that 100 % are all."""
+    return f"{math.floor(1000 * share) / 10:g} %"
 
 
 def _tell_of_group(name: str, total: int, curves: GroupCurves, resources: Resources) -> None:

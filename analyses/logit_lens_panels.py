@@ -1,6 +1,7 @@
 """Which curves figures of LogitLens have, in which colours, and the panels that they are drawn in."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analyses.figure_style import COLUMN_INCHES, STYLE, TEXT_INCHES
+from analyses.figure_style import COLUMN_INCHES, STYLE, LayerAxis
 from analyses.labels import LONGEST, short_label, store_labels
 from analyses.logit_lens_results import GroupCurves, StoreLens
 from analyses.prompt_colours import prompt_colours
@@ -20,8 +21,11 @@ __all__ = [
     "ALL_PROMPTS",
     "BAND_NOTE",
     "IDENTITY_NOTE",
+    "INTERVAL_NOTE",
+    "PLAIN_NOTE",
     "LensCurve",
     "colour_entries",
+    "draw_curve",
     "draw_legend",
     "identity_notes",
     "lens_curves",
@@ -34,19 +38,35 @@ IDENTITY_NOTE = (
     "Image states do not see the prompt, so they are decoded once:\none curve stands for all prompts, by construction."
 )
 
+INTERVAL_NOTE = (
+    "Line: mean over images. Dark band: 95 % bootstrap interval of the mean; pale band: standard deviation over images."
+)
+PLAIN_NOTE = "Panels of several curves have no pale band."
+
 _ALL_COLOUR = "#333333"
-_EM_INCHES = 6.5 / 72  # of the legend's font
-_ENTRY_EM = 3.6  # handle and gaps
+# Where curves coincide, those above have gaps, or are thinner, so that all of them are seen.
+_LOOKS: Any = (
+    {"linewidth": 2.0, "linestyle": "-", "markersize": 4.0, "zorder": 2.0},
+    {"linewidth": 1.4, "linestyle": (0, (4, 2)), "markersize": 3.2, "zorder": 2.1},
+    {"linewidth": 1.1, "linestyle": (2, (1.5, 3)), "markersize": 2.4, "zorder": 2.2},
+    {"linewidth": 0.7, "linestyle": (0, (6, 2, 1, 2)), "markersize": 1.6, "zorder": 2.3},
+)
+_ONE_LOOK: Any = {"linewidth": 1.2, "linestyle": "-", "markersize": 2.5}
+_MOST_MARKED = 12  # layers; a line through one layer would be invisible without its mark
+_ROW, _TITLE = 0.95, 0.14  # inches of a row of panels, of a store's name
+_EM_INCHES = 6 / 72  # of the legend's font
+_ENTRY_EM = 4.2  # handle and gaps
 _LETTER_EM = 0.55
 
 
 class LensCurve(NamedTuple):
-    """One prompt group's curves and how they are shown."""
+    """One prompt group's curves and how they are shown; ``look`` is of lines and marks."""
 
     item: StoreLens
     curves: GroupCurves
     label: str
     colour: str
+    look: Mapping[str, Any]
 
 
 def lens_curves(
@@ -63,48 +83,85 @@ def lens_curves(
     """
     groups_of = [[group for group, _ in prompt_groups(item.result.samples)] for item in results]
     colours = prompt_colours([group for groups in groups_of for group in groups])
+    looks = dict(zip(colours, cycle(_LOOKS), strict=False)) if len(colours) > 1 else dict.fromkeys(colours, _ONE_LOOK)
     found = []
     for item, groups, of_store in zip(results, groups_of, curves, strict=True):
         if once and item.identity.image_states_depend_on_prompt is False and len(groups) > 1:
-            found.append([LensCurve(item, of_store[0], ALL_PROMPTS, _ALL_COLOUR)])
+            found.append([LensCurve(item, of_store[0], ALL_PROMPTS, _ALL_COLOUR, _ONE_LOOK)])
             continue
         found.append(
             [
-                LensCurve(item, one, short_label(group.title, 16), colours[group])
+                LensCurve(item, one, short_label(group.title, 16), colours[group], looks[group])
                 for group, one in zip(groups, of_store, strict=True)
             ]
         )
     return found
 
 
-def lens_panels(results: Sequence[StoreLens], measures: int, extra: float) -> tuple[Figure, NDArray[np.object_]]:
-    """Make panels: of one store a column as wide as a paper's, of several a row per store, as wide as its text.
+def lens_panels(
+    results: Sequence[StoreLens], shape: tuple[int, int], extra: float
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Make the panels of every store, store below store.
 
     Parameters
     ----------
     results : sequence of StoreLens
-    measures : int
-        Panels per store.
+    shape : (int, int)
+        Rows and columns of panels of a store.
     extra : float
         Inches beside them, for a legend and notes.
 
     Returns
     -------
     Figure
-    array (store, measure) of Axes
+    array (store, panel) of Axes
+        Panels row by row.
     """
-    rows, columns = (measures, 1) if len(results) == 1 else (len(results), measures)
+    rows, columns = len(results) * shape[0], shape[1]
     with mpl.rc_context(STYLE):
-        width = COLUMN_INCHES if columns == 1 else TEXT_INCHES
-        figure = Figure(figsize=(width, 1.25 * rows + extra), layout="constrained")
+        height = _ROW * rows + _TITLE * (len(results) > 1) * len(results) + extra
+        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
         axes: NDArray[np.object_] = figure.subplots(rows, columns, sharex=True, squeeze=False)
-        panels = axes.T if len(results) == 1 else axes
+        panels = axes.reshape(len(results), -1)
         labels = store_labels([item.identity for item in results])
         for item, row in zip(results, panels, strict=True):
             first: Axes = row[0]
             if len(results) > 1:
                 first.set_title(short_label(labels[item.identity.store], LONGEST), loc="left", pad=3)
     return figure, panels
+
+
+def draw_curve(
+    ax: Axes,
+    axis: LayerAxis,
+    curve: LensCurve,
+    statistics: NDArray[np.float64],
+    *,
+    alone: bool,
+    most: float = np.inf,
+) -> None:
+    """Draw a mean with its bands.
+
+    Parameters
+    ----------
+    ax : Axes
+    axis : LayerAxis
+    curve : LensCurve
+    statistics : array (statistic, layer), float64
+        Mean, standard deviation and both ends of the interval of the mean; a band with NaN is left out.
+    alone : bool
+        Whether no other curve is drawn there; several standard deviations would hide each other.
+    most : float
+        The greatest value that there is.
+    """
+    mean, std, low, high = statistics
+    places = axis.at(curve.item.result.layers, curve.item.result.block_count)
+    ax.plot(places, mean, color=curve.colour, marker="o" if len(places) <= _MOST_MARKED else "", **curve.look)
+    style: Any = {"color": curve.colour, "linewidth": 0}
+    if alone and np.isfinite(std).all():
+        ax.fill_between(places, np.maximum(mean - std, 0), np.minimum(mean + std, most), alpha=0.18, **style)
+    if np.isfinite(low).all():
+        ax.fill_between(places, low, high, alpha=0.4 if alone else 0.2, **style)
 
 
 def identity_notes(jobs: Sequence[Sequence[LensCurve]]) -> list[str]:
@@ -114,7 +171,11 @@ def identity_notes(jobs: Sequence[Sequence[LensCurve]]) -> list[str]:
 
 def colour_entries(jobs: Sequence[Sequence[LensCurve]]) -> dict[str, Line2D]:
     """Legend entries of the curves' colours; none where all curves are of one kind, which no legend need tell apart."""
-    entries = {job.label: Line2D([], [], color=job.colour, linewidth=1.2) for own in jobs for job in own}
+    entries = {
+        job.label: Line2D([], [], color=job.colour, linewidth=job.look["linewidth"], linestyle=job.look["linestyle"])
+        for own in jobs
+        for job in own
+    }
     return entries if len(entries) > 1 else {}
 
 
@@ -124,7 +185,7 @@ def draw_legend(figure: Figure, entries: Mapping[str, Line2D]) -> None:
         return
     entry = _EM_INCHES * (_ENTRY_EM + _LETTER_EM * max(map(len, entries)))
     columns = min(len(entries), max(1, int(figure.get_figwidth() / entry)))
-    options: Any = {"ncols": columns, "frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
+    options: Any = {"ncols": columns, "frameon": False, "handlelength": 2.4, "columnspacing": 1.0}
     names = [*entries]
     by_column = [name for first in range(columns) for name in names[first::columns]]  # as matplotlib fills a legend
     figure.legend([entries[name] for name in by_column], by_column, loc="outside upper center", **options)

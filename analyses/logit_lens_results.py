@@ -117,6 +117,7 @@ def to_dataset(
         stores=json.dumps([_describe(item) for item in results]),
         stop_words=STOP_WORDS_NAME,
         variants=json.dumps(_VARIANT_TEXTS),
+        certified_share=json.dumps({identity.store: _certified(result) for identity, result in results}),
         resampled=_RESAMPLED,
         **attributes,
     )
@@ -131,8 +132,12 @@ def _describe(item: StoreLens) -> dict[str, object]:
         "items": int(result.samples["item_id"].nunique()),
         "pieces_from": result.source,
         "topk": result.topk,
-        "certified": None if np.isnan(result.certified) else result.certified,
+        "certified": _certified(result),
     }
+
+
+def _certified(result: LogitLens) -> float | None:
+    return None if np.isnan(result.certified) else result.certified
 
 
 def _spread(values: NDArray[Any], own: LogitLens, layers: NDArray[np.int32]) -> NDArray[Any]:
@@ -237,8 +242,10 @@ def _of_groups(
             [one.without_captions for one in found],
             {"long_name": "samples without captions, which are in no mean"},
         ),
-        "curve_images": ("curve", [int(one.images[0]) for one in found], {"long_name": "images in the curve"}),
     }
+    for measure in dict.fromkeys(measure for measure, _ in CURVES):
+        images = [int(one.images[[name for name, _ in CURVES].index(measure)]) for one in found]
+        variables[f"{measure}_images"] = ("curve", images, {"long_name": f"images in the curve of {measure}"})
     return xr.Dataset(
         variables,
         {

@@ -5,16 +5,16 @@ from itertools import product
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis
+from analyses.figure_style import NOTE, STYLE, common_axis, wrap_notes
 from analyses.lens_trajectory import MEASURES, WHATS
 from analyses.logit_lens_panels import (
-    BAND_NOTE,
-    LensCurve,
+    INTERVAL_NOTE,
+    PLAIN_NOTE,
     colour_entries,
+    draw_curve,
     draw_legend,
     identity_notes,
     lens_curves,
@@ -27,14 +27,13 @@ __all__ = ["draw_trajectory"]
 _LABELS = {"entropy": "entropy (nat)", "kl": "divergence (nat)"}
 _NAMES = {"image": "image tokens", "last_text": "last text token"}
 _DIVERGENCE_NOTE = "Divergence: of the last layer's distribution from the layer's own."
-_PLAIN_NOTE = "Panels of several curves have no band."
 
 
 def draw_trajectory(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]]) -> Figure:
     """Draw entropy and divergence, each of image tokens and of the last text token.
 
-    Of one store the panels lie below each other, of several there is a row per store. A band is drawn where a panel
-    has one curve; several would hide each other.
+    Image tokens stand on the left and the last text token on the right, entropy above divergence, store below store.
+    The standard deviation is drawn where a panel has one curve; several would hide each other.
 
     Parameters
     ----------
@@ -45,16 +44,19 @@ def draw_trajectory(results: Sequence[StoreLens], curves: Sequence[Sequence[Grou
     """
     of_whats = [lens_curves(results, curves), lens_curves(results, curves, once=False)]
     several = any(len(own) > 1 for jobs in of_whats for own in jobs)
-    notes = "\n".join([BAND_NOTE, *([_PLAIN_NOTE] if several else []), _DIVERGENCE_NOTE, *identity_notes(of_whats[0])])
-    figure, panels = lens_panels(results, len(MEASURES) * len(WHATS), 0.45 + 0.1 * notes.count("\n"))
+    plain = [PLAIN_NOTE] if several else []
+    notes = wrap_notes([INTERVAL_NOTE, *plain, _DIVERGENCE_NOTE, *identity_notes(of_whats[0])])
+    figure, panels = lens_panels(results, (len(MEASURES), len(WHATS)), 0.55 + 0.1 * notes.count("\n"))
     axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
     with mpl.rc_context(STYLE):
         for *jobs, row in zip(*of_whats, panels, strict=True):
             for ax, (measure, what) in zip(row, product(MEASURES, WHATS), strict=True):
                 own = jobs[WHATS.index(what)]
                 for curve in own:
-                    _draw_curve(ax, axis, curve, (MEASURES.index(measure), WHATS.index(what)), banded=len(own) == 1)
-                ax.set_ylabel(f"{_NAMES[what]}\n{_LABELS[measure]}")
+                    assert curve.curves.trajectory is not None
+                    of_panel = curve.curves.trajectory[:, MEASURES.index(measure), WHATS.index(what)]
+                    draw_curve(ax, axis, curve, of_panel, alone=len(own) == 1)
+                ax.set_ylabel(f"{_NAMES[what]}\n{_LABELS[measure]}", fontsize=6)
                 axis.set_on(ax, labelled=ax.get_subplotspec().is_last_row())
         _level(panels)
         draw_legend(figure, colour_entries([own for jobs in of_whats for own in jobs]))
@@ -69,12 +71,3 @@ def _level(panels: NDArray[np.object_]) -> None:
         top = max(ax.get_ylim()[1] for ax in of_measure)
         for ax in of_measure:
             ax.set_ylim(0, top)
-
-
-def _draw_curve(ax: Axes, axis: LayerAxis, curve: LensCurve, place: tuple[int, int], *, banded: bool) -> None:
-    assert curve.curves.trajectory is not None
-    mean, std = curve.curves.trajectory[:2, *place]
-    places = axis.at(curve.item.result.layers, curve.item.result.block_count)
-    ax.plot(places, mean, color=curve.colour, marker="o" if len(places) == 1 else "", linewidth=1.2)
-    if banded and np.isfinite(std).all():
-        ax.fill_between(places, np.maximum(mean - std, 0), mean + std, color=curve.colour, alpha=0.2, linewidth=0)

@@ -8,16 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses.figure_style import (
-    COLUMN_INCHES,
-    NOTE,
-    STYLE,
-    LayerAxis,
-    common_axis,
-    figure_inches,
-    panel_grid,
-    wrap_notes,
-)
+from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis, panel_grid, wrap_notes
 from analyses.norm_attention import MEASURES
 from analyses.norm_attention_panels import IDENTITY_NOTE, panels
 from analyses.norm_attention_results import GroupCurves, StoreAttention, group_curves
@@ -54,9 +45,9 @@ def draw_shares(results: Sequence[StoreAttention]) -> Figure:
     """
     jobs, left_out = panels(results)
     notes = [_BAND_NOTE, _SINKS_NOTES[results[0].result.without_sinks], *([IDENTITY_NOTE] if left_out else [])]
-    inches = figure_inches(len(results))
-    lines = wrap_notes(notes, inches)
-    figure, axes = panel_grid(2 * len(jobs), 2, 1.25, extra=0.75 + 0.1 * lines.count("\n"), inches=inches)
+    lines = wrap_notes(notes)
+    height = 0.7 + 0.1 * (len(results) > 1)
+    figure, axes = panel_grid(2 * len(jobs), 2, height, extra=0.85 + 0.1 * lines.count("\n"))
     axis = common_axis([(item.result.blocks, item.result.block_count) for item in results], "block")
     with mpl.rc_context(STYLE):
         for row, panel in enumerate(jobs):
@@ -73,17 +64,13 @@ def draw_shares(results: Sequence[StoreAttention]) -> Figure:
             images = f"{curves.images} image{'' if curves.images == 1 else 's'}"
             axes[2 * row].set_title(f"{panel.title} ({images})", loc="left", pad=3)
         for ax, (title, _) in zip(axes, _COLUMNS.values(), strict=False):
-            ax.annotate(title, (0.5, 1), (0, 16), xycoords="axes fraction", textcoords="offset points", ha="center",
-                        va="bottom", fontsize=7)  # fmt: skip
+            above = 13 + 8 * jobs[0].title.count("\n")
+            ax.annotate(title, (0.5, 1), (0, above), xycoords="axes fraction", textcoords="offset points", ha="center",
+                        va="bottom", fontsize=6.5)  # fmt: skip
         entries = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        legend: Any = {
-            "ncols": 7 if inches > COLUMN_INCHES else 3,
-            "frameon": False,
-            "handlelength": 1.4,
-            "columnspacing": 1.0,
-        }
+        legend: Any = {"ncols": 3, "frameon": False, "handlelength": 1.4, "columnspacing": 1.0}
         figure.legend(list(entries.values()), list(entries), loc="outside upper center", **legend)
-        figure.supylabel("share of the row", fontsize=7)
+        figure.supylabel("share of the row", fontsize=6.5)
         figure.supxlabel(lines, **NOTE)
     return figure
 

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, figure_inches, wrap_notes
+from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, wrap_notes
 from analyses.heat_style import heat_colours, label_heat, positive
 from analyses.identity import StoreIdentity
 from analyses.image_attention import ImageAttention
@@ -17,7 +17,7 @@ from analyses.picture import show_on_grid, show_picture
 
 __all__ = ["draw_image"]
 
-_MOST_BLOCKS, _MOST_BLOCKS_OF_A_COLUMN = 5, 3
+_MOST_BLOCKS = 3
 _OVER = 0.62  # opacity over the picture
 _MEASURES = ("attention weight, mean over heads", "norms of what patches give")
 _NOTE = "One sample. Share of the row; each line has its own colours."
@@ -36,14 +36,12 @@ def draw_image(found: Sequence[tuple[StoreIdentity, ImageAttention]], *, without
     lines = list(_lines(found))
     pictures = all(item.picture.pixels is not None for _, item in found)
     notes = [_NOTE, *([] if pictures else [_NO_PICTURE]), *([_SINKS_NOTE] if without_sinks else [])]
-    inches = figure_inches(len(found))
-    text = wrap_notes(notes, inches)
-    blocks = _MOST_BLOCKS if inches > COLUMN_INCHES else _MOST_BLOCKS_OF_A_COLUMN
+    text = wrap_notes(notes)
     with mpl.rc_context(STYLE):
-        height = 1.35 * len(lines) + 0.2 + 0.1 * text.count("\n")
-        figure = Figure(figsize=(inches, height), layout="constrained")
+        height = (1.05 + 0.1 * (len(found) > 1)) * len(lines) + 0.2 + 0.1 * text.count("\n")
+        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
         for part, line in zip(figure.subfigures(len(lines), 1, squeeze=False).ravel(), lines, strict=True):
-            _draw_line(part, line, blocks)
+            _draw_line(part, line)
         figure.supxlabel(text, **NOTE)
     return figure
 
@@ -52,21 +50,21 @@ def _lines(found: Sequence[tuple[StoreIdentity, ImageAttention]]) -> list[_Line]
     labels = store_labels([identity for identity, _ in found])
     lines = []
     for identity, item in found:
-        store = f"{short_label(labels[identity.store], LONGEST)}, " if len(found) > 1 else ""
+        store = f"{short_label(labels[identity.store], LONGEST)}\n" if len(found) > 1 else ""
         for query, name in enumerate(item.queries):
             for measure, title in enumerate(_MEASURES):
-                whose = f"{store}{short_label(item.sample_id, 32)}, {QUERY_NAMES.get(name, name)}: {title}"
+                whose = f"{store}{short_label(item.sample_id, 20)}, {QUERY_NAMES.get(name, name)}: {title}"
                 lines.append(_Line(item, item.shares[measure, query], whose))
     return lines
 
 
-def _draw_line(part: Any, line: _Line, most_blocks: int) -> None:
+def _draw_line(part: Any, line: _Line) -> None:
     blocks, picture = line.item.blocks, line.item.picture
-    chosen = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), most_blocks)).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), _MOST_BLOCKS)).round().astype(int))
     colours = heat_colours([line.values[chosen]])
     if picture.pixels is not None:
         colours["alpha"] = _OVER
-    first, *axes = part.subplots(1, 1 + most_blocks, squeeze=False).ravel()
+    first, *axes = part.subplots(1, 1 + _MOST_BLOCKS, squeeze=False).ravel()
     show_picture(first, picture, beneath=False)
     first.set_xlabel("the image" if picture.pixels is not None else "no picture", labelpad=2)
     first.spines[:].set_visible(False)
@@ -78,4 +76,4 @@ def _draw_line(part: Any, line: _Line, most_blocks: int) -> None:
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
     label_heat(part.colorbar(image, ax=[first, *axes], pad=0.01, aspect=12, label="share"), 3)
-    part.suptitle(line.title, x=0.01, ha="left", fontsize=7)
+    part.suptitle(line.title, x=0.01, ha="left", fontsize=6.5)

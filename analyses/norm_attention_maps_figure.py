@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analyses.attention_maps import PlaceMap
-from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, figure_inches, wrap_notes
+from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, wrap_notes
 from analyses.heat_style import heat_colours, label_heat, positive
 from analyses.key_places import SEGMENTS
 from analyses.norm_attention_panels import IDENTITY_NOTE, Panel, panels
@@ -25,19 +25,21 @@ __all__ = ["draw_patches", "draw_positions"]
 
 _MEASURE = MAP_MEASURES.index("attention_norm_share")
 _SHARE = "share of the row's norms"
-_MOST_BLOCKS, _MOST_BLOCKS_OF_A_COLUMN = 6, 4
-_BELOW = 21  # points, two lines
+_MOST_BLOCKS = 4
+_BELOW = 10  # points, a line
+_NAME_INCHES = 0.1  # of a line of a title
 _TEXT_PART = 0.7  # of the width of the image, which text tokens take together at most
 _WIDEST = 0.04  # of the same, one text token
 _SEGMENT_NAMES = {
-    "before": "before\nthe image",
-    "image": "image tokens",
-    "after": "text behind\nthe image",
-    "end": "template's\nend",
+    "before": "before",
+    "image": "image",
+    "after": "text behind",
+    "end": "end",
 }
 _POSITION_NOTE = (
-    "Mean over samples. Text tokens are drawn wider than image tokens. Grey: 0, as behind the query.\n"
-    "The template's end is aligned at the sequence's end, all other text at the image."
+    "Mean over samples. Positions (in brackets, how many): before the image, of the image, of the text behind it, "
+    "of the template's end, which is aligned at the sequence's end. Text tokens are drawn wider. Grey: 0, as behind "
+    "the query."
 )
 _PATCH_NOTE = "Share of the row's norms, mean over samples, on the grid of patches; each row has its own colours."
 _SINKS_NOTE = "Shares without position 0 and BOS (sinks), which are left out."
@@ -46,11 +48,10 @@ _SINKS_NOTE = "Shares without position 0 and BOS (sinks), which are left out."
 def draw_positions(results: Sequence[StoreAttention]) -> Figure:
     """Draw one heat map of block by position per store, prompt group and query."""
     jobs, left_out = panels(results)
-    inches = figure_inches(len(results))
-    notes = wrap_notes(_notes(results, [_POSITION_NOTE], left_out), inches)
+    notes = wrap_notes(_notes(results, [_POSITION_NOTE], left_out))
     with mpl.rc_context(STYLE):
-        height = 1.75 * len(jobs) + 0.35 + 0.1 * notes.count("\n")
-        figure = Figure(figsize=(inches, height), layout="constrained")
+        height = (0.72 + _NAME_INCHES * (len(results) > 1)) * len(jobs) + 0.5 + 0.1 * notes.count("\n")
+        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
         axes: list[Axes] = list(figure.subplots(len(jobs), 1, squeeze=False).ravel())
         values = [job.item.result.maps.places.mean[_MEASURE, job.number, job.query] for job in jobs]
         colours = heat_colours(values)
@@ -61,10 +62,10 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
             blocks = job.item.result.blocks
             mesh = ax.pcolormesh(edges, _block_edges(blocks), positive(own[:, seen]), **colours)
             _label_positions(ax, places, seen, edges)
-            ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+            ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
             ax.set_ylabel("block")
             ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
-        bar = figure.colorbar(mesh, ax=axes, label=_SHARE, pad=0.01, aspect=30, shrink=min(1, 2 / len(jobs)))
+        bar = figure.colorbar(mesh, ax=axes, label=_SHARE, location="bottom", pad=0.01, aspect=50, fraction=0.03)
         label_heat(bar, 5)
         figure.supxlabel(notes, **NOTE)
     return figure
@@ -73,14 +74,12 @@ def draw_positions(results: Sequence[StoreAttention]) -> Figure:
 def draw_patches(results: Sequence[StoreAttention]) -> Figure:
     """Draw the image's patches at some blocks, one row per store with a grid, prompt group and query."""
     jobs, left_out = panels([item for item in results if item.result.maps.grid is not None])
-    inches = figure_inches(len(results))
-    notes = wrap_notes(_notes(results, [_PATCH_NOTE], left_out), inches)
-    blocks = _MOST_BLOCKS if inches > COLUMN_INCHES else _MOST_BLOCKS_OF_A_COLUMN
+    notes = wrap_notes(_notes(results, [_PATCH_NOTE], left_out))
     with mpl.rc_context(STYLE):
-        height = 1.35 * len(jobs) + 0.2 + 0.1 * notes.count("\n")
-        figure = Figure(figsize=(inches, height), layout="constrained")
+        height = (0.85 + _NAME_INCHES * (len(results) > 1)) * len(jobs) + 0.2 + 0.1 * notes.count("\n")
+        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
         for part, job in zip(figure.subfigures(len(jobs), 1, squeeze=False).ravel(), jobs, strict=True):
-            _draw_grid_row(part, job, blocks)
+            _draw_grid_row(part, job)
         figure.supxlabel(notes, **NOTE)
     return figure
 
@@ -122,18 +121,18 @@ def _label_positions(ax: Axes, places: PlaceMap, seen: NDArray[np.bool_], edges:
     ax.set_xticks(ticks[:-1], names[:-1])
     ax.set_xticks(ticks[-1:], names[-1:], minor=True)
     ax.tick_params(axis="x", length=0)
-    ax.tick_params(axis="x", which="minor", length=0, labelsize=6.5, pad=_BELOW)
+    ax.tick_params(axis="x", which="minor", length=0, labelsize=6, pad=_BELOW)
 
 
-def _draw_grid_row(part: Any, job: Panel, most_blocks: int) -> None:
+def _draw_grid_row(part: Any, job: Panel) -> None:
     """Draw one row of grids on a subfigure."""
     result = job.item.result
     grid = result.maps.grid
     assert grid is not None
     maps = grid.mean[_MEASURE, job.number, job.query]
-    chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), most_blocks)).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _MOST_BLOCKS)).round().astype(int))
     colours = heat_colours([maps[chosen]])
-    axes = part.subplots(1, most_blocks, squeeze=False).ravel()
+    axes = part.subplots(1, _MOST_BLOCKS, squeeze=False).ravel()
     for ax, block in zip(axes, chosen, strict=False):
         image = ax.imshow(positive(maps[block]), interpolation="nearest", **colours)
         ax.set_xticks([])
@@ -143,4 +142,4 @@ def _draw_grid_row(part: Any, job: Panel, most_blocks: int) -> None:
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
     label_heat(part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label="share"), 3)
-    part.suptitle(f"{job.title} ({grid.samples[job.number, job.query]} samples)", x=0.01, ha="left", fontsize=7)
+    part.suptitle(f"{job.title} ({grid.samples[job.number, job.query]} samples)", x=0.01, ha="left", fontsize=6.5)

@@ -59,7 +59,7 @@ def panels(results: Sequence[StoreAttention]) -> tuple[list[Panel], bool]:
     labels = store_labels([item.identity for item in results])
     found, left_out = [], False
     for item in results:
-        store = f"{short_label(labels[item.identity.store], LONGEST)}, " if len(results) > 1 else ""
+        store = f"{short_label(labels[item.identity.store], LONGEST)}\n" if len(results) > 1 else ""
         blind = item.identity.image_states_depend_on_prompt is False
         for number, (group, chosen) in enumerate(prompt_groups(item.result.samples)):
             for query, name in enumerate(item.result.queries):

@@ -33,9 +33,9 @@ _FOOTER = (
 )
 _MOST_PANELS = 4
 _POINT = 1 / 72  # inches
-_LEFT, _WIDTH = 0.52, 2.88
-_ALONE, _AMONG_OTHERS = 1.35, 0.95  # inches of a panel's axes
-_TICKS, _LABEL, _LINE, _GAP, _TITLE, _NOTE = 14, 11, 8, 5, 10, 8  # points, the last two of a line
+_LEFT, _WIDTH = 0.48, 2.74
+_ALONE, _AMONG_OTHERS = 1.35, 0.6  # inches of a panel's axes
+_TICKS, _LABEL, _LINE, _GAP, _TITLE, _NOTE = 14, 11, 7.5, 3, 9, 8  # points, the last two of a line
 _ROW_BARS, _ROW_NUMERALS = 3.0, 8.0  # points
 
 
@@ -100,7 +100,7 @@ def draw_phases(found: Sequence[CurvePhases], adjustment: str = "none") -> Figur
             bottom = top - panel.above * _POINT - panel.axes_inches
             box = (_LEFT / COLUMN_INCHES, bottom / total, _WIDTH / COLUMN_INCHES, panel.axes_inches / total)
             ax = figure.add_axes(box)
-            _write(ax, panel.title, (0, 1), (0, panel.head + 2), fontsize=7, va="bottom")
+            _write(ax, panel.title, (0, 1), (0, panel.head + 2), fontsize=6.5, va="bottom")
             _draw_curve(ax, panel)
             _draw_key(figure, ax, panel)
             top -= panel.inches
@@ -221,4 +221,4 @@ def _draw_key(figure: Figure, ax: Axes, panel: _Panel) -> None:
         _write(ax, change, (1, 0), (0, below), ha="right", **style)
         below -= _LINE
     if panel.hint:
-        _write(ax, panel.hint, (0, 0), (0, below), fontsize=6, va="center_baseline")
+        _write(ax, panel.hint, (1, 0), (0, below), fontsize=6, ha="right", va="center_baseline")

@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 
 from engine.errors import StrataError
 
-__all__ = ["open_dataset", "write_dataset", "write_figure", "write_page", "write_table"]
+__all__ = ["open_dataset", "write_dataset", "write_figure", "write_figures", "write_page", "write_table"]
+
+_FIGURE_SUFFIXES = (".png", ".svg")
 
 
 def write_dataset(folder: Path, name: str, dataset: xr.Dataset) -> Path:
@@ -66,7 +68,18 @@ def write_figure(folder: Path, name: str, figure: Figure) -> list[Path]:
             undated = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, dpi=300, metadata=undated)
 
-    return [_replace(folder, f"{name}{suffix}", write) for suffix in (".png", ".svg")]
+    return [_replace(folder, f"{name}{suffix}", write) for suffix in _FIGURE_SUFFIXES]
+
+
+def write_figures(folder: Path, name: str, figures: Sequence[Figure]) -> list[Path]:
+    """Write a figure of several pages: ``NAME``, ``NAME-2``, …; pages of an earlier one that had more are removed."""
+    names = [name, *(f"{name}-{number}" for number in range(2, len(figures) + 1))]
+    written = [path for own, figure in zip(names, figures, strict=True) for path in write_figure(folder, own, figure)]
+    for path in folder.glob(f"{name}-*"):
+        number = path.stem.removeprefix(f"{name}-")
+        if path.suffix in _FIGURE_SUFFIXES and number.isdecimal() and int(number) > len(figures):
+            path.unlink()
+    return written
 
 
 def write_page(path: Path, html: str) -> Path:

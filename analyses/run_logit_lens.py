@@ -24,7 +24,7 @@ from analyses.picture import choose_image
 from analyses.prompt_groups import prompt_groups
 from analyses.resampling import check_bootstraps
 from analyses.resources import Resources
-from analyses.results import write_dataset, write_figure, write_table
+from analyses.results import write_dataset, write_figure, write_figures, write_table
 from analyses.results_folder import check_folder, result_attributes
 from engine.store import Store
 
@@ -97,7 +97,7 @@ def run(
         written += write_figure(results_folder, f"{NAME}-trajectory", draw_trajectory(results, curves))
     drawn = [image_pieces(store, own, kept, image_id, figure_layers) for store, own in zip(opened, tasks, strict=True)]
     if any(drawn):
-        written += write_figure(results_folder, f"{NAME}-patches", draw_patches(results, drawn))
+        written += write_figures(results_folder, f"{NAME}-patches", draw_patches(results, drawn))
     else:
         resources.tell(
             f"no grid shows the whole of image {image_id}, so its patches are not drawn: choose another --image"

@@ -23,8 +23,11 @@ from engine.capture.probe import Probe
 from engine.capture.queries import query_positions
 from engine.capture.row_places import Computed, Picking, RowPlaces
 from engine.models.load import LoadedModel
+from engine.store import LARGEST_NORM
 
 __all__ = ["capture_batch"]
+
+_TOO_LARGE = f"Inf, or values too large: their norm exceeds {LARGEST_NORM:.3g}, whose square float32 cannot hold"
 
 
 @torch.inference_mode()
@@ -191,10 +194,11 @@ class _Batch:
 
     def _problem(self, norms: torch.Tensor) -> str | None:
         """Name the first unusable state of one sample; norms is (layer, position)."""
-        bad = ~torch.isfinite(norms)
+        bad = ~(norms <= LARGEST_NORM)
         if bad.any():
             index, position = bad.nonzero()[0].tolist()
-            return f"layer {self._probe.layers[index]}, position {position} holds NaN or Inf{self._hint}"
+            what = "NaN or Inf" if norms[index, position].isnan() else _TOO_LARGE
+            return f"layer {self._probe.layers[index]}, position {position} holds {what}{self._hint}"
         if self._probe.pooled and (norms == 0).any():
             index, position = (norms == 0).nonzero()[0].tolist()
             return f"layer {self._probe.layers[index]}, position {position} is a zero vector, which has no direction"

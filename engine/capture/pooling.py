@@ -12,6 +12,7 @@ import torch
 from engine.capture.rows import OnDevices
 from engine.models.final_norm import normed_states
 from engine.models.load import LanguageModel
+from engine.store import LARGEST_NORM
 from engine.vocabulary import ROLES
 
 __all__ = ["Pooled", "RoleSums", "pool"]
@@ -77,7 +78,7 @@ class RoleSums:
         """
         matrix = self._matrix.at(wide.device)
         # One product serves the whole batch, and 0 · NaN is NaN: an unusable row must not reach the other samples.
-        usable = torch.isfinite(norms) & (norms > 0)
+        usable = (norms > 0) & (norms <= LARGEST_NORM)
         wide, norms = wide.where(usable[:, None], 1.0), norms.where(usable, 1.0)
         self.plain.append(self._shaped(matrix @ wide))
         self.unit.append(self._shaped((matrix / norms) @ wide))

@@ -3,6 +3,8 @@
 import torch
 from torch.func import functional_call
 
+from engine.store import LARGEST_NORM
+
 __all__ = ["normed_states"]
 
 
@@ -22,9 +24,12 @@ def normed_states(final_norm: torch.nn.Module, states: torch.Tensor) -> torch.Te
     Returns
     -------
     Tensor
-        (row, dim) float32, on the device of the norm.
+        (row, dim) float32, on the device of the norm; NaN where a state is not finite or its norm exceeds
+        `LARGEST_NORM`.
     """
     weights = {name: weight.float() for name, weight in final_norm.named_parameters()}
     device = next(iter(weights.values())).device
-    normed: torch.Tensor = functional_call(final_norm, weights, (states.to(device).float(),))
-    return normed
+    wide = states.to(device).float()
+    normed: torch.Tensor = functional_call(final_norm, weights, (wide,))
+    too_large = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) > LARGEST_NORM
+    return normed.masked_fill(too_large, torch.nan)

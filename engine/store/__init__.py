@@ -17,7 +17,7 @@ from engine.store.content import (
     role_coordinate,
     source_role_coordinate,
 )
-from engine.store.dtypes import BFLOAT16_BITS, BFLOAT16_NAN, round_mantissa, widen_bfloat16
+from engine.store.dtypes import BFLOAT16_BITS, BFLOAT16_NAN, LARGEST_NORM, round_mantissa, widen_bfloat16
 from engine.store.layout import (
     KEY_COORDINATES,
     TENSOR_ARRAYS,
@@ -51,6 +51,7 @@ __all__ = [
     "BFLOAT16_BITS",
     "BFLOAT16_NAN",
     "KEY_COORDINATES",
+    "LARGEST_NORM",
     "MODEL_ATTRIBUTES",
     "PART_SAMPLES_SCHEMA",
     "PLAN_SCHEMA",

@@ -11,13 +11,27 @@ from numcodecs.bitround import BitRound
 
 from engine.errors import StrataError
 
-__all__ = ["BFLOAT16_BITS", "BFLOAT16_NAN", "Rounding", "round_mantissa", "round_to_dtype", "widen_bfloat16"]
+__all__ = [
+    "BFLOAT16_BITS",
+    "BFLOAT16_NAN",
+    "LARGEST_NORM",
+    "Rounding",
+    "round_mantissa",
+    "round_to_dtype",
+    "widen_bfloat16",
+]
 
 BFLOAT16_BITS = np.dtype(np.uint16)
 """What bfloat16 is held in, which NumPy does not have; nothing else is of this dtype here."""
 
 BFLOAT16_NAN = 0x7FC0
 """Bit pattern that widens to NumPy's NaN of float32."""
+
+LARGEST_NORM = 1.84e19
+"""Largest norm of a state: float32 holds the sum of squares up to (1.845e19)², with room for rounding of the sum.
+
+Norms within the models, the final one too, compute that sum in float32, and where it overflows they give zeros.
+"""
 
 
 def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

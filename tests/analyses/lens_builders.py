@@ -227,6 +227,14 @@ def _grid(rows: int, cols: int, thumbnail: bool) -> dict[str, Any]:
     return {"rows": rows, "cols": cols, "x0": 0.0, "y0": 0.0, "x1": 1.0, "y1": 1.0, "thumbnail": thumbnail}
 
 
+SHARE = "certified"
+
+
+def without_share(notes: Sequence[str]) -> list[str]:
+    """Leave out the note of how many tokens the screen decided, which depends on the processor."""
+    return [note for note in notes if SHARE not in note]
+
+
 class Found(NamedTuple):
     """Tables and dataset of an analysis, as they would be written."""
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from analyses.contextualization_comparison import draw_comparison
 from analyses.contextualization_figure import draw_contextualization
 from analyses.contextualization_results import StoreResult
-from analyses.figure_style import COLUMN_INCHES, TEXT_INCHES
+from analyses.figure_style import COLUMN_INCHES
 from analyses.phases import find_phases
 from analyses.phases_figure import draw_phases
 from tests.analyses.builders import planted_result
@@ -54,7 +54,7 @@ def test_all_figures_of_several_stores_can_be_read(count: int, blocks: tuple[int
     results = stores(count, blocks=blocks, kinds=kinds)
     for figure in (draw_comparison(results), draw_contextualization(results)):
         assert_nothing_is_cut_or_overlaps(figure)
-        assert figure.get_figwidth() == TEXT_INCHES
+        assert figure.get_figwidth() == COLUMN_INCHES
         assert len({ax.get_xlim() for ax in figure.axes}) == len({ax.get_ylim() for ax in figure.axes}) == 1
         assert ("depth (layer / blocks)" in words(figure)) == (len(blocks) > 1)
     overview = draw_phases(find_phases(results, bootstraps=5))

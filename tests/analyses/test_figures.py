@@ -14,6 +14,7 @@ from analyses.phases_figure import draw_phases
 from analyses.results import write_figure
 from tests.analyses.builders import FLAT, planted_result
 
+SMALLEST = 6  # points
 NARROW = ((0, 2, 4, 6, 80), (0.0, 0.1, 0.02, 0.5, 0.3))
 
 
@@ -36,6 +37,9 @@ def words(figure: Figure) -> str:
 
 
 def assert_nothing_is_cut_or_overlaps(figure: Figure) -> None:
+    """Check that a figure can be read in a paper's column: its width, its smallest letters, and room for every text."""
+    assert figure.get_figwidth() == COLUMN_INCHES
+    assert min((text.get_fontsize() for text in texts(figure)), default=SMALLEST) >= SMALLEST
     frame = figure.bbox
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
     for text, box in boxes:

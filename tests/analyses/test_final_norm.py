@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from analyses.final_norm import FinalNorm
+from engine.store import LARGEST_NORM
 
 torch = pytest.importorskip("torch")
 
@@ -38,6 +39,28 @@ def test_what_is_not_finite_stays_so_without_a_warning(kind: Literal["rms", "lay
     states[1, 2] = np.inf
     normed = FinalNorm(kind, np.ones(8, np.float32), None, 1e-6, 0.0)(states)
     assert np.isfinite(normed).all(axis=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("size", [1, 8])
+def test_what_is_too_large_is_no_state_of_zeros(kind: Literal["rms", "layer"], size: int) -> None:
+    """``size`` equal values, with either sign, make up the norm; the engine's norm draws the line at the same place."""
+    modules = pytest.importorskip("engine.models.final_norm")
+    states = np.random.default_rng(4).standard_normal((3, 8)).astype(np.float32)
+    values = np.resize([1, -1], size) / np.sqrt(size)
+    states[0, :size], states[2, :size] = LARGEST_NORM * 1.001 * values, LARGEST_NORM * 0.999 * values
+    weight = np.random.default_rng(5).uniform(0.5, 2, 8).astype(np.float32)
+    normed = FinalNorm(kind, weight, None, 1e-6, 0.0)(states)
+    module = torch.nn.RMSNorm(8, eps=1e-6) if kind == "rms" else torch.nn.LayerNorm(8, eps=1e-6)
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(weight))
+        plain = module(torch.from_numpy(states))
+        found = modules.normed_states(module, torch.from_numpy(states)).numpy()
+    assert not plain[0].isnan().any(), "torch gives zeros"
+    for own in (normed, found):
+        assert np.isnan(own).all(axis=1).tolist() == [True, False, False]
+        np.testing.assert_allclose(own[1:], plain[1:].numpy(), atol=1e-6)
+        assert np.abs(own[2]).max() > 0.1
 
 
 def test_llamas_norm_is_this_norm() -> None:

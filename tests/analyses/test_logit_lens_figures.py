@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from analyses.figure_style import COLUMN_INCHES
 from analyses.kept_parts import KeptParts
@@ -20,7 +21,7 @@ from analyses.logit_lens_trajectory_figure import draw_trajectory
 from analyses.opening import open_all
 from analyses.prompt_groups import prompt_groups
 from analyses.resources import Resources
-from analyses.results import write_figure
+from analyses.results import write_figures
 from tests.analyses.attention_builders import Spec
 from tests.analyses.lens_builders import CAPTIONS, PIECES, LensModelSpec, lens_samples, write_lens
 from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, texts, words
@@ -63,7 +64,7 @@ def test_all_curves_are_labelled_and_nothing_overlaps(tmp_path: Path, stores: in
     for draw in (draw_curves, draw_trajectory):
         figure = draw(results, curves)
         assert_nothing_is_cut_or_overlaps(figure)
-        assert (figure.get_figwidth() == COLUMN_INCHES) == (stores == 1)
+        assert figure.get_figheight() <= (4.5 if stores == 1 else 2.4 * stores)
 
 
 def test_what_cannot_depend_on_the_prompt_is_drawn_once_and_said_so(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_what_cannot_depend_on_the_prompt_is_drawn_once_and_said_so(tmp_path: Pa
     assert "by construction" not in words(each)
     trajectory = draw_trajectory(*free)
     assert [len(ax.lines) for ax in trajectory.axes] == [1, 4, 1, 4]  # the last text token sees every prompt
-    assert [len(ax.collections) for ax in trajectory.axes] == [1, 0, 1, 0]
+    assert [len(ax.collections) for ax in trajectory.axes] == [2, 4, 2, 4]  # one curve has a band of deviations too
     assert trajectory.axes[0].get_ylim() == trajectory.axes[1].get_ylim()
     assert ALL_PROMPTS in words(trajectory)
     assert "by construction" in words(trajectory)
@@ -94,7 +95,7 @@ def test_a_legend_of_two_rows_reads_row_by_row() -> None:
     places = {text.get_text(): text.get_window_extent() for text in legend.get_texts()}
     middle = (legend.get_window_extent().y0 + legend.get_window_extent().y1) / 2
     lower = {name: places[name].y0 < middle for name in names}
-    assert [*lower.values()] == [False, False, False, False, True]
+    assert [*lower.values()] == [False, False, False, True, True]
     assert sorted(names, key=lambda name: (lower[name], places[name].x0)) == names
 
 
@@ -107,6 +108,37 @@ def test_one_prompt_group_has_neither_a_note_of_identity_nor_a_name_for_its_curv
             named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
             assert named == (["unique", "token", "prefix"] if captions and draw is draw_curves else [])
             assert_nothing_is_cut_or_overlaps(figure)
+
+
+def test_the_dark_band_is_the_bootstrap_interval_and_the_pale_one_the_deviation(tmp_path: Path) -> None:
+    results, curves = results_of(tmp_path, depends=False)
+    mean, std, low, high = curves[0][0].statistics[:, 0]
+    pale, dark = draw_curves(results, curves).axes[0].collections
+    for band, (bottom, top) in {
+        pale: (np.maximum(mean - std, 0), np.minimum(mean + std, 1)),
+        dark: (low, high),
+    }.items():
+        edges = band.get_paths()[0].vertices
+        at_layer = [edges[edges[:, 0] == layer, 1] for layer in range(len(mean))]
+        np.testing.assert_allclose([own.min() for own in at_layer], bottom)
+        np.testing.assert_allclose([own.max() for own in at_layer], top)
+    assert (low >= mean - std).all()
+
+
+def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
+    """Each next curve is thinner or has gaps, through which those beneath it show; few layers are marked."""
+    results, curves = results_of(tmp_path, depends=True)
+    for figure in (draw_curves(results, curves), draw_trajectory(results, curves)):
+        lines = figure.axes[0].lines
+        widths, sizes = ([getattr(line, f"get_{name}")() for line in lines] for name in ("linewidth", "markersize"))
+        assert widths == sorted(set(widths), reverse=True)
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert [line.get_zorder() for line in lines] == sorted({line.get_zorder() for line in lines})
+        assert all(line.get_marker() == "o" for line in lines)
+        solid = [line.get_linestyle() == "-" for line in lines]
+        assert solid == [True, False, False, False]
+        (legend,) = figure.legends
+        assert [line.get_linestyle() == "-" for line in legend.get_lines()].count(True) == 1
 
 
 @pytest.mark.parametrize("depends", [False, True])
@@ -178,7 +210,7 @@ def some_patches(shape: tuple[int, int], layers: int, text: tuple[str, ...]) -> 
     row, col = np.divmod(np.arange(count), shape[1])
     rng = np.random.default_rng(0)
     return ImagePieces(
-        image_id="$\x00{_",
+        image_id="COCO_val2014_$\x00{_000000391895",
         caption="a caption with $ and \n and 草, which is much longer than any line of a figure may ever be",
         layers=tuple(range(layers)),
         shape=shape,
@@ -197,32 +229,59 @@ def test_pieces_of_any_vocabulary_are_drawn_inside_their_cells(
     tmp_path: Path, shape: tuple[int, int], layers: int
 ) -> None:
     results, _ = results_of(tmp_path, depends=True)
-    figure = draw_patches(results, [some_patches(shape, layers, HOSTILE)])
-    write_figure(tmp_path, "x", figure)
-    assert_nothing_is_cut_or_overlaps(figure)
-    drawn = texts(figure)
-    for ax in figure.axes:
-        cell = ax.get_window_extent().width / shape[1]
-        for text in (text for text in drawn if text.axes is ax and text not in (ax.title, ax._left_title)):
-            assert text.get_window_extent().width <= cell, text.get_text()
+    image = some_patches(shape, layers, HOSTILE)
+    figures = draw_patches(results, [image])
+    write_figures(tmp_path, "x", figures)
+    drawn: list[Text] = []
+    for figure in figures:
+        assert_nothing_is_cut_or_overlaps(figure)
+        assert figure.get_figheight() <= 4.5
+        drawn += [text for text in texts(figure) if text.axes is not None and text is not text.axes._left_title]
+    for text in drawn:
+        assert text.axes is not None
+        box, ax = text.get_window_extent(), text.axes
+        middle = ax.transData.transform(text.get_position())
+        width, height = np.abs(ax.transData.transform((1, 1)) - ax.transData.transform((0, 0)))
+        assert box.width <= width, text.get_text()
+        assert abs(box.x0 + box.x1 - 2 * middle[0]) <= width - box.width + 2
+        assert box.height <= height, text.get_text()
+    shown = [text for text in image.text.ravel() if drawable(text).strip()]
+    assert len(drawn) == len(shown), "every patch of every layer is on one of the pages"
+
+
+def test_pages_of_an_earlier_figure_do_not_stay(tmp_path: Path) -> None:
+    results, _ = results_of(tmp_path / "s", depends=True)
+    pages = draw_patches(results, [some_patches((24, 24), 2, ("dog",))])
+    assert len(pages) == 4
+    written = [path.name for path in write_figures(tmp_path, "x", pages)]
+    assert written == [f"x{page}{suffix}" for page in ("", "-2", "-3", "-4") for suffix in (".png", ".svg")]
+    (tmp_path / "x-words.png").touch()
+    (tmp_path / "x-9.parquet").touch()
+    assert [path.name for path in write_figures(tmp_path, "x", pages[:2])] == written[:4]
+    assert {path.name for path in tmp_path.glob("x*")} == {*written[:4], "x-words.png", "x-9.parquet"}
+    assert [words(page).count("columns 1–12 of 24") for page in pages] == [1, 0, 1, 0]
+    assert "(3 of 4)" in words(pages[2])
 
 
 def test_a_picture_lies_beneath_the_words(tmp_path: Path) -> None:
     results, _ = results_of(tmp_path, depends=True)
     picture = np.zeros((30, 40, 3), np.uint8)
-    figure = draw_patches(results, [some_patches((4, 4), 2, ("red",))._replace(picture=picture)])
-    assert all(len(ax.images) == 1 for ax in figure.axes)
-    figure.draw_without_rendering()
-    for ax in figure.axes:
-        assert ax.get_window_extent().width / ax.get_window_extent().height == pytest.approx(40 / 30, rel=0.02)
+    pages = draw_patches(results, [some_patches((4, 24), 2, ("red",))._replace(picture=picture)])
+    axes = [ax for page in pages for ax in page.axes]
+    assert [ax.get_xlim() for ax in axes] == [(0, 12), (12, 24)] * 2
+    for ax in axes:
+        (beneath,) = ax.images
+        assert beneath.get_extent() == [0, 24, 4, 0]  # of the whole grid, of which the strip is a part
+    assert all("The picture beneath" in words(page) for page in pages)
 
 
 def test_stores_that_hold_the_image_are_drawn_below_each_other(tmp_path: Path) -> None:
     results, _ = results_of(tmp_path, depends=True, stores=3)
     image = some_patches((2, 2), 2, ("red", "circle"))
-    figure: Figure = draw_patches(results, [image, None, image])
-    assert len(figure.axes) == 4
-    assert_nothing_is_cut_or_overlaps(figure)
+    pages = draw_patches(results, [image, None, image])
+    assert sum(len(page.axes) for page in pages) == 4
+    for page in pages:
+        assert_nothing_is_cut_or_overlaps(page)
 
 
 def test_texts_are_cut_and_cleaned() -> None:

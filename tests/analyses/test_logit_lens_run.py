@@ -1,5 +1,6 @@
 """What `run` writes, what it refuses, and how it stands beside the other analyses."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,23 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analyses.lens_layers import choose_layers, spread_layers
+from analyses.logit_lens_notes import certified_percent
 from analyses.logit_lens_words_table import WORDS
 from analyses.memory import PROCESS_BYTES
 from analyses.registry import ANALYSES, options_of, run
 from engine.errors import StrataError, UsageError
 from tests.analyses.attention_builders import Spec
-from tests.analyses.lens_builders import CAPTIONS, PIECES, WORD_NAMES, LensModelSpec, analyse, lens_samples, write_lens
+from tests.analyses.lens_builders import (
+    CAPTIONS,
+    PIECES,
+    SHARE,
+    WORD_NAMES,
+    LensModelSpec,
+    analyse,
+    lens_samples,
+    without_share,
+    write_lens,
+)
 from tests.engine.store.builders import TinyStore, tiny_store
 
 WrittenStore = Callable[..., TinyStore]
@@ -65,7 +77,7 @@ def test_without_captions_words_stay_and_scores_are_left_out(tmp_path: Path) -> 
     notes: list[str] = []
     store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), captions={"a": CAPTIONS["a"]})
     assert lens(store, tmp_path / "r", notify=notes.append) == NAMES
-    assert notes == ["s, normal: 1 of 2 samples have no captions, so no precision and no recall"]
+    assert without_share(notes) == ["s, normal: 1 of 2 samples have no captions, so no precision and no recall"]
     table = pd.read_parquet(tmp_path / "r" / "logit-lens.parquet")
     missing = table["image_id"] == "b"
     for name in ("precision", "recall", "decoded", "correct", "recalled", "references"):
@@ -73,9 +85,40 @@ def test_without_captions_words_stay_and_scores_are_left_out(tmp_path: Path) -> 
     assert not table["agreement"].isna().any()
     words = pd.read_parquet(tmp_path / "r" / "logit-lens-words.parquet")
     assert words.groupby("sample_id", observed=True).size().nunique() == 1
-    assert xr.open_zarr(tmp_path / "r" / "logit-lens.zarr")["curve_images"].values.tolist() == [1, 1]
+    images = {name: [1, 1] for name in ("precision", "recall")} | {"agreement": [2, 1]}
+    assert images_of(tmp_path / "r") == images
     none = write_lens(tmp_path / "n", SPECS, lens_samples(SPECS), captions={})
     assert lens(none, tmp_path / "q") == NAMES
+    assert images_of(tmp_path / "q") == {"precision": [0, 0], "recall": [0, 0], "agreement": [2, 1]}
+    means = xr.open_zarr(tmp_path / "q" / "logit-lens.zarr")
+    assert means["precision_mean"].isnull().all()
+    assert means["agreement_mean"].notnull().all()
+
+
+def images_of(results: Path) -> dict[str, list[int]]:
+    dataset = xr.open_zarr(results / "logit-lens.zarr")
+    return {name: dataset[f"{name}_images"].values.tolist() for name in ("precision", "recall", "agreement")}
+
+
+def test_how_many_tokens_the_screen_decided_is_told_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyses.lens_unembedding.fast_int8_products", lambda: None)
+    samples = lens_samples(SPECS)
+    samples["b/normal-1"].states[1, 2:6] = 0  # of zeros all logits are equal, which takes no product to know
+    notes: list[str] = []
+    plain = write_lens(tmp_path / "s", SPECS, samples)
+    stored = write_lens(tmp_path / "t", SPECS, samples, stored_pieces=2)
+    run("logit-lens", [str(plain), str(stored)], tmp_path / "r", **USE, topk=2, notify=notes.append)
+    assert [note for note in notes if SHARE in note] == [
+        "s: certified: the screen decided 8.3 % of image tokens and layers, the others took the exact path; the pieces "
+        "are the same"
+    ]
+    attributes = xr.open_zarr(tmp_path / "r" / "logit-lens.zarr").attrs
+    assert json.loads(attributes["certified_share"]) == {"s": pytest.approx(4 / (3 * 4 * 4)), "t": None}
+
+
+@pytest.mark.parametrize(("share", "shown"), [(1.0, "100 %"), (0.99999, "99.9 %"), (0.5, "50 %"), (0.0, "0 %")])
+def test_a_share_below_one_is_never_shown_as_all(share: float, shown: str) -> None:
+    assert certified_percent(share) == shown
 
 
 def test_a_store_without_what_it_needs_is_refused_and_all_leaves_it_out(tmp_path: Path) -> None:
@@ -138,8 +181,27 @@ def test_a_state_that_is_not_finite_is_named(tmp_path: Path) -> None:
     samples = lens_samples(SPECS)
     samples["b/normal-1"].states[2, 4, 3] = np.nan
     store = write_lens(tmp_path / "s", SPECS, samples)
-    with pytest.raises(StrataError, match=r"sample b/normal-1, layer 2, position 4 is not finite.*strata verify"):
+    with pytest.raises(StrataError, match=r"b/normal-1, layer 2, position 4 is not finite, it holds nan.*verify"):
         lens(store, tmp_path / "r")
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_a_state_too_large_for_the_norm_is_named_with_its_norm_and_not_decoded_as_zeros(
+    tmp_path: Path, kind: str
+) -> None:
+    samples = lens_samples(SPECS)
+    samples["b/normal-1"].states[2, 4, :2] = (1.9e19, -1e19)
+    store = write_lens(tmp_path / "s", SPECS, samples, LensModelSpec(kind))
+    place = r"sample b/normal-1, layer 2, position 4 is too large for the final norm: its norm is 2\.147e\+19, "
+    with pytest.raises(StrataError, match=place + r"float32 takes 1\.84e\+19 at most.*`strata verify`"):
+        lens(store, tmp_path / "r")
+    samples["b/normal-1"].states[2, 4, :2] = (1.8e19, 0)
+    lens(write_lens(tmp_path / "t", SPECS, samples, LensModelSpec(kind)), tmp_path / "q")
+    words = pd.read_parquet(tmp_path / "q" / "logit-lens-words.parquet")
+    own = words[(words["sample_id"] == "b/normal-1") & (words["layer"] == 2) & (words["position"] == 4)]
+    ids, logits = LensModelSpec(kind).best(samples["b/normal-1"].states[2, 4], len(own))
+    assert own["token_id"].tolist() == ids.tolist()
+    np.testing.assert_allclose(own["logit"], logits, rtol=1e-4)
 
 
 def test_words_may_be_limited_or_left_out(tmp_path: Path) -> None:
@@ -191,13 +253,13 @@ def test_a_store_of_too_few_pieces_says_what_to_ask_for(tmp_path: Path) -> None:
     store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), stored_pieces=2)
     notes: list[str] = []
     lens(store, tmp_path / "r", topk=3, notify=notes.append)
-    assert [note for note in notes if "pieces" in note] == [
+    assert [note for note in without_share(notes) if "pieces" in note] == [
         "s: its stored pieces are too few (2 pieces per token where --topk 3 are asked for), so pieces are decoded "
         "from hidden states; --topk 2 takes the stored ones"
     ]
     notes.clear()
     lens(store, tmp_path / "r", topk=3, source="hidden_states", notify=notes.append)
-    assert not [note for note in notes if "pieces" in note]
+    assert not [note for note in without_share(notes) if "pieces" in note]
 
 
 def test_pieces_that_were_not_stored_for_image_tokens_are_refused(tmp_path: Path) -> None:
@@ -212,7 +274,7 @@ def test_samples_without_image_tokens_decode_nothing_and_are_counted(tmp_path: P
     table, words, *_ = analyse(
         write_lens(tmp_path / "s", specs, lens_samples(specs)), tmp_path / "r", notify=notes.append
     )
-    assert notes == [
+    assert without_share(notes) == [
         "s: 1 of 4 samples have no image token and decode nothing",
         "s, normal: at 1 of 4 layers some samples decode no word, most at layer 1 (1 of 3 samples); their precision "
         "counts as 0 there",

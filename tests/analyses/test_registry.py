@@ -42,9 +42,10 @@ def test_all_analyses_write_all_files_of_all_stores(written_store: WrittenStore,
     written = run(
         ALL, stores, tmp_path / "r", progress=lambda *n: counts.append(n), bootstraps=20, self_pairs=True, **USE
     )
-    assert {path.name for path in written} == NAMES | PHASES | COMPARISON | LENS
+    second = {"logit-lens-patches-2.png", "logit-lens-patches-2.svg"}  # patches of the other store
+    assert {path.name for path in written} == NAMES | PHASES | COMPARISON | LENS | second
     assert (
-        set(os.listdir(tmp_path / "r")) == NAMES | PHASES | COMPARISON | LENS
+        set(os.listdir(tmp_path / "r")) == NAMES | PHASES | COMPARISON | LENS | second
     )  # kept parts are gone, nothing else is there
     assert counts == [(0, 2), (1, 2), (2, 2)] * 4  # of two analyses: phases reads what contextualization wrote
     for name in ("contextualization", "phases", "phases-images", "logit-lens", "logit-lens-words"):

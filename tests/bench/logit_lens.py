@@ -15,6 +15,7 @@ from analyses.lens_top import LensTop, top_pieces
 from analyses.lens_unembedding import Unembedding
 from tests.bench.lens_data import gaussian_states, realistic_states, unembedding_weights
 from tests.bench.rows import NO_GOAL, Row, at_least, at_most
+from tests.bench.stores import write_store
 from tests.bench.timing import Times, take_turns
 
 __all__ = ["run"]
@@ -22,7 +23,7 @@ __all__ = ["run"]
 THREADS = 2
 K = 10
 GIB, MIB = 2**30, 2**20
-TIMES_AS_MANY = 8
+PARTS, TIMES_AS_MANY = 4, 8
 
 
 def run(folder: Path, *, quick: bool) -> Iterator[Row]:
@@ -31,6 +32,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     torch.set_num_threads(THREADS)
     yield from _speed_rows(tokens, dim, vocab, rounds=2 if quick else 7)
     yield from _memory_rows(tokens, dim, vocab)
+    yield _command_row(folder, quick)
 
 
 def _speed_rows(tokens: int, dim: int, vocab: int, rounds: int) -> Iterator[Row]:
@@ -116,6 +118,39 @@ def _memory_rows(tokens: int, dim: int, vocab: int) -> Iterator[Row]:
         f"peak of the whole process over {tokens} tokens, {one['peak'] / MIB:.0f} MiB",
         at_most(1.1),
     )
+
+
+def _command_row(folder: Path, quick: bool) -> Row:
+    """Compare the command over a store with itself over one of as many times as many parts, files and figures included.
+
+    Pieces of all layers and the words of all tokens are tables that grow with the store: they must not stay in memory.
+    """
+    shape = {"samples_per_part": 2, "dtype": "float16"}
+    shape |= (
+        {"layers": 2, "image_tokens": 64, "dim": 64, "vocab": 300}
+        if quick
+        else {"layers": 9, "image_tokens": 576, "dim": 1024, "vocab": 4000}
+    )
+    stores = {
+        times: write_store(folder / f"parts-{times}", parts=PARTS * times, **shape) for times in (1, TIMES_AS_MANY)
+    }
+    peaks = {times: _command_peak(store, folder / f"results-{times}") for times, store in stores.items()}
+    table = (folder / f"results-{TIMES_AS_MANY}" / "logit-lens-words.parquet").stat().st_size
+    states = sum(file.stat().st_size for file in stores[TIMES_AS_MANY].rglob("*") if file.is_file())
+    return Row(
+        f"peak memory of strata analyze logit-lens over a store {TIMES_AS_MANY} times as large",
+        peaks[TIMES_AS_MANY] / peaks[1],
+        f"peak of the whole process over {PARTS} parts, {peaks[1] / MIB:.0f} MiB; over {PARTS * TIMES_AS_MANY} parts "
+        f"({states / MIB:.0f} MiB on disk, its table of words {table / MIB:.0f} MiB) {peaks[TIMES_AS_MANY] / MIB:.0f} "
+        "MiB",
+        at_most(1.1),
+    )
+
+
+def _command_peak(store: Path, results: Path) -> int:
+    command = ["analyze", "logit-lens", store, "--out", results, "--workers", THREADS, "--bootstraps", 50]
+    arguments = [sys.executable, "-m", "tests.bench.memory_of_command", *map(str, command)]
+    return int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def _child(*arguments: int) -> dict[str, int]:

@@ -15,6 +15,7 @@ from engine.capture.probe import Probe
 from engine.models.final_norm import normed_states
 from engine.models.load import LanguageModel, LoadedModel, find_language_model
 from engine.models.vocabulary import TokenizerVocabulary
+from engine.store import LARGEST_NORM
 from engine.vocabulary import ROLE_CODES
 from tests import tiny_gemma_llava
 from tests.engine.capture.lens_oracle import all_logits, allowed_ids, check_pieces
@@ -232,6 +233,43 @@ def test_logits_that_are_not_finite_are_named_and_spare_the_other_samples() -> N
     check_capture(captured, loaded)
     without = capture(loaded, items, PROBE._replace(lens_layers=()))
     assert without.problems == (None, None, None)
+
+
+@pytest.mark.parametrize("lens_layers", [(0, 2), ()])
+def test_a_finite_state_too_large_for_the_norm_is_named_and_spares_the_other_samples(
+    lens_layers: tuple[int, ...],
+) -> None:
+    """Its square sum overflows within the norm, which would give zeros; with lens or without, as stores have norms."""
+    loaded = loaded_model()
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[500] = LARGEST_NORM / SHAPE.dim**0.5
+    items = one_image(4, 7, 5)
+    items[0].layout.token_id[20] = 500
+    probe = PROBE._replace(layers=(0, 2), residual=bool(lens_layers), pooled=True, lens_layers=lens_layers)
+    at_the_limit = capture(loaded, items, probe)
+    assert "layer 0" not in (at_the_limit.problems[0] or ""), "a norm of this size still goes through"
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[500] *= 1.001
+    captured = capture(loaded, items, probe)
+    assert captured.problems == (
+        "layer 0, position 20 holds Inf, or values too large: their norm exceeds 1.84e+19, whose square float32 cannot "
+        "hold",
+        None,
+        None,
+    )
+    assert captured.pooled is not None
+    assert np.isfinite(captured.pooled.unit_mean[:, captured.pooled.token_count > 0]).all()
+    if lens_layers:
+        check_capture(captured, loaded)
+
+
+@torch.inference_mode()
+def test_the_lens_decodes_no_state_of_zeros_in_place_of_one_that_overflows() -> None:
+    torch.manual_seed(0)
+    states = torch.randn(3, 8)
+    states[1, 2] = 1.9e19
+    found = plain_lens(torch.randn(20, 8), 4).top(states)
+    assert found.logit.isnan().any(dim=1).tolist() == [False, True, False]
 
 
 def test_a_prefix_whose_logits_are_not_finite_spoils_all_samples_of_its_image() -> None:
