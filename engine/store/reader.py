@@ -7,7 +7,6 @@ import bisect
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +19,7 @@ from engine.errors import StrataError, UsageError
 from engine.store.alike import check_alike
 from engine.store.arrays import JoinedArrays
 from engine.store.choices import kept_roles, layer_places, lens_layers, query_code, state_layers
+from engine.store.each_part import read_each_part
 from engine.store.joined import on_blocks, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
 from engine.store.limits import RECORD_BYTES
@@ -166,9 +166,7 @@ class Store(JoinedArrays):
         """All committed samples in part order: the columns of ``Part.samples``, ``part``, and ``store`` (its URL)."""
         if not self.parts:
             raise self._no_part()
-        with ThreadPoolExecutor() as pool:
-            tables = list(pool.map(_table_of, self.parts))
-        return pa.concat_tables(tables, promote_options="default").to_pandas()
+        return pa.concat_tables(read_each_part(_table_of, self.parts), promote_options="default").to_pandas()
 
     @cached_property
     def plan(self) -> pd.DataFrame:
