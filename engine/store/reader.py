@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import xarray as xr
 
+from engine.cores import usable_cores
 from engine.errors import StrataError, UsageError
 from engine.store.alike import check_alike
 from engine.store.arrays import JoinedArrays
@@ -166,7 +167,8 @@ class Store(JoinedArrays):
         """All committed samples in part order: the columns of ``Part.samples``, ``part``, and ``store`` (its URL)."""
         if not self.parts:
             raise self._no_part()
-        return pa.concat_tables(read_each_part(_table_of, self.parts), promote_options="default").to_pandas()
+        tables = read_each_part(_table_of, self.parts, here=usable_cores())
+        return pa.concat_tables(tables, promote_options="default").to_pandas()
 
     @cached_property
     def plan(self) -> pd.DataFrame:
