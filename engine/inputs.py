@@ -138,6 +138,45 @@ class InputFile:
                 raise self.error(f"has no '{key}' {where}")
         return value
 
+    def column(self, rows: Sequence[object], section: str, key: str) -> list[object]:
+        """Take one key's value of each row of a list: far quicker than row by row, where there are very many.
+
+        Raises
+        ------
+        StrataError
+            If a row is no object, or lacks the key.
+        """
+        values = [row[key] for row in rows if isinstance(row, dict) and key in row]
+        if len(values) == len(rows):
+            return values
+        return [row[key] for _, row in self.objects(rows, section, (key,))]
+
+    def identifiers(self, rows: Sequence[object], section: str, key: str) -> list[str]:
+        """Turn the ids of a column into text, as `identifier` does.
+
+        Raises
+        ------
+        StrataError
+            As of `column` and `identifier`.
+        """
+        values = self.column(rows, section, key)
+        if set(map(type, values)) <= {int}:
+            return list(map(str, values))
+        return [self.identifier(f"at {section}[{index}]", key, value) for index, value in enumerate(values)]
+
+    def texts(self, rows: Sequence[object], section: str, key: str) -> list[str]:
+        """Take the values of a column as text, as `text` does.
+
+        Raises
+        ------
+        StrataError
+            As of `column` and `text`.
+        """
+        values = self.column(rows, section, key)
+        if all(map(is_text, values)):
+            return [str(value).strip() for value in values]
+        return [self.text(f"at {section}[{index}]", key, value) for index, value in enumerate(values)]
+
     def identifier(self, where: str, key: str, value: object) -> str:
         """Turn an id into text; a number and the string that spells it are one id.
 

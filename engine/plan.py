@@ -5,12 +5,13 @@ identity of a store: the same command gives the same plan on every machine, and 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from engine.errors import UsageError
@@ -179,16 +180,16 @@ class Plan:
 
     def table(self) -> pa.Table:
         """``plan.parquet``: one row per planned sample."""
-        rows = [
-            (f"{image.image_id}/{prompt.prompt_id}", image.image_id, prompt.prompt_id, index // self.images_per_part)
-            for index, image in enumerate(self.images)
-            for prompt in self.prompts
-        ]
-        columns = zip(*rows, strict=True) if rows else ([] for _ in PLAN_SCHEMA)
-        return pa.table(
-            {field.name: pa.array(values, field.type) for field, values in zip(PLAN_SCHEMA, columns, strict=True)},
-            schema=PLAN_SCHEMA,
-        )
+        repeats, count = len(self.prompts), len(self.images)
+        image_ids = [image.image_id for image in self.images for _ in range(repeats)]
+        prompt_ids = [prompt.prompt_id for prompt in self.prompts] * count
+        columns = {
+            "sample_id": list(map("/".join, zip(image_ids, prompt_ids, strict=True))),
+            "image_id": image_ids,
+            "prompt_id": prompt_ids,
+            "part": np.repeat(np.arange(count, dtype=np.int32) // self.images_per_part, repeats),
+        }
+        return pa.table(columns, schema=PLAN_SCHEMA)
 
 
 def make_plan(
@@ -229,11 +230,16 @@ def make_plan(
 
 
 def _images_sha256(images: Sequence[ImageRecord]) -> str:
-    """Hash of what is planned of the images: ids, relative paths, captions and items, in plan order."""
+    """Hash of what is planned of the images: ids, relative paths, captions and items, in plan order.
+
+    A line is JSON; ``json.dumps`` builds an encoder for each, which takes longer than the text.
+    """
     listing = hashlib.sha256()
     for image in images:
-        row = [image.image_id, image.uri, list(image.references), image.item_id or image.image_id]
-        listing.update(json.dumps(row).encode() + b"\n")
+        names = image.image_id, image.uri, image.item_id or image.image_id
+        image_id, uri, item = map(encode_basestring_ascii, names)
+        references = ", ".join(map(encode_basestring_ascii, image.references))
+        listing.update(f"[{image_id}, {uri}, [{references}], {item}]\n".encode())
     return listing.hexdigest()
 
 

@@ -229,8 +229,7 @@ def _resume(command: Callable[[Path], Result], store: Path, whole: Path) -> list
     found, expected = _contents(store), _contents(whole)
     wrong += [f"{name} is another" for name, content in expected.items() if found.get(name) != content]
     wrong += [f"{name} is left" for name in found.keys() - expected.keys()]
-    # What has not got its name yet is empty, and goes an hour later.
-    wrong += [f"{left} is left" for left in (store / ".staging").iterdir() if not left.name.startswith("new-")]
+    wrong += [f"{left} is left" for left in (store / ".staging").iterdir()]
     return wrong
 
 

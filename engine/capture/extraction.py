@@ -8,6 +8,7 @@ is skipped, which is the whole of resuming.
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -212,7 +213,8 @@ def _extract(
         model.run(sources, progress)
     with _timed(progress, "copies"):
         copies.wait()
-    return collector.finish({**extraction.run, "largest_batch": model.largest}), model.nbytes
+    run = {**extraction.run, "prefix_pass": model.prefix_pass, "largest_batch": model.largest}
+    return collector.finish(run), model.nbytes
 
 
 @contextmanager
@@ -233,6 +235,7 @@ class _Model:
         self._copies = copies
         self._roles = roles
         self._largest = (0, 0)
+        self._images: Counter[str] = Counter()
         self.once = extraction.prefix_pass == ONCE
         self.nbytes = 0
 
@@ -245,14 +248,18 @@ class _Model:
         """Run the model over samples: a batch of them, or all of some images whose prefixes are run first."""
         extraction, probe = self._extraction, self._extraction.probe
         items = [batch_item(source, self._roles) for source in sources]
+        images = len({item.image for item in items})
+        trying = f"what the prompts of {images} images share"
         try:
             with _timed(progress, "model"):
                 pad_id = extraction.checkpoint.pad_id
                 prefixes = capture_prefixes(extraction.loaded, items, probe, pad_id=pad_id) if self.once else None
+            self._images["once" if prefixes is not None else "in full"] += images
             if prefixes is not None:
                 self._note(len(prefixes.runs), [run.length for run in prefixes.runs])
             for start in range(0, len(items), extraction.batch_size):
                 batch = slice(start, start + extraction.batch_size)
+                trying = f"a batch of {len(items[batch])} samples"
                 with _timed(progress, "model"):
                     captured = self._capture(items[batch], probe, prefixes)
                 self._collector.add_batch(sources[batch], items[batch], captured)
@@ -261,10 +268,18 @@ class _Model:
         except torch.OutOfMemoryError as error:
             longest = max(len(item.layout) for item in items)
             raise StrataError(
-                f"a batch of {min(len(items), extraction.batch_size)} samples of up to {longest} tokens does not fit "
-                f"{extraction.loaded.device}: run the same command again with a smaller --batch-size; finished parts "
-                "are kept."
+                f"{trying} of up to {longest} tokens does not fit {extraction.loaded.device}: run the same command "
+                "again with a smaller --batch-size; finished parts are kept."
             ) from error
+
+    @property
+    def prefix_pass(self) -> str:
+        """How the prefixes of this part's images were run."""
+        once, full = self._images["once"], self._images["in full"]
+        if not self.once or not full:
+            return self._extraction.prefix_pass
+        why = "with every prompt: the image is not all of what its prompts share"
+        return why if not once else f"{ONCE}, of {full} of {once + full} images {why}"
 
     def _capture(self, items: Sequence[BatchItem], probe: Probe, prefixes: Prefixes | None) -> BatchCapture:
         extraction = self._extraction

@@ -62,7 +62,12 @@ def command(**values: Any) -> None:
     exists = is_same_store(store, planned.plan.record)
     remove_leftovers(store)
     lacking = missing_files(store) if exists else ()
-    done = committed_parts(store, planned.plan.sha256)
+    try:
+        done = committed_parts(store, planned.plan.sha256)
+    except StrataError:
+        if not exists:
+            _prepare(planned, options, store, rank, complete=False)  # repair, which comes next, needs store.json
+        raise
     parts = planned.plan.parts
     owned = set(rank.owned([part.number for part in parts]))
     todo = [part for part in parts if part.number in owned - done.keys()]

@@ -10,6 +10,7 @@ from rich.table import Table
 from engine.cli.console import printable, stdout_console
 from engine.cli.rank_table import make_rank_table
 from engine.cli.sizes import format_bytes, format_dims
+from engine.errors import UsageError
 from engine.store import (
     ArraySummary,
     Store,
@@ -18,10 +19,14 @@ from engine.store import (
     rank_progress,
     read_filling,
     recorded_world_size,
+    recorded_world_sizes,
     summarise,
 )
 
 __all__ = ["command"]
+
+
+_RECORDED = 0  # ranks: as many as manifests say
 
 
 @click.command(name="inspect")
@@ -29,9 +34,11 @@ __all__ = ["command"]
 @click.option("--bad", is_flag=True, help="List every sample that could not be stored, with its reason.")
 @click.option(
     "--ranks",
-    type=click.IntRange(min=1),
-    help="Say how far each of so many ranks is; by default those that wrote most of the parts, where there are several "
-    "or parts are missing.",
+    type=click.IntRange(min=0),
+    is_flag=False,
+    flag_value=_RECORDED,
+    help="Say how far each of so many ranks is; without a number (after STORE) those that the parts say. By default "
+    "those that wrote most of the parts, where there are several or parts are missing.",
 )
 def command(store: str, bad: bool, ranks: int | None) -> None:
     """Say what is inside a store and how complete it is; reads records, no arrays.
@@ -56,8 +63,12 @@ def command(store: str, bad: bool, ranks: int | None) -> None:
 def _tell_progress(store: Store, summary: StoreSummary, ranks: int | None) -> None:
     """Print a line per rank, where there is something to tell."""
     filling = read_filling(store)
-    world_size = ranks or recorded_world_size(list(filling.manifests.values()))
-    if ranks or world_size > 1 or summary.committed_parts < summary.planned_parts:
+    manifests = list(filling.manifests.values())
+    if ranks == _RECORDED and len(sizes := recorded_world_sizes(manifests)) != 1:
+        found = f"runs of {' and '.join(map(str, sizes))} ranks wrote parts" if sizes else "no part is committed"
+        raise UsageError(f"--ranks without a number: {found} of {store.url}; say how many, such as --ranks 4.")
+    world_size = ranks or recorded_world_size(manifests)
+    if ranks is not None or world_size > 1 or summary.committed_parts < summary.planned_parts:
         stdout_console().print(make_rank_table(rank_progress(filling, world_size)))
 
 

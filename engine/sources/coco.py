@@ -7,8 +7,8 @@ strings), whatever their order in the file. An image without captions is kept, a
 
 import hashlib
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.errors import StrataError
 from engine.inputs import InputFile, name_few
@@ -20,14 +20,6 @@ from engine.sources.records import ImageRecord, Source, relative_uri
 __all__ = ["read_coco"]
 
 FORMAT = "the official COCO captions format {images: [{id, file_name}], annotations: [{id, image_id, caption}]}"
-
-
-class Caption(NamedTuple):
-    """One caption with what orders it: the annotation id as number and text, then the caption itself."""
-
-    number: float
-    name: str
-    text: str
 
 
 def read_coco(annotations: Path | None, images: Path | None, split: str | None) -> Source:
@@ -57,10 +49,7 @@ def read_coco(annotations: Path | None, images: Path | None, split: str | None) 
     image_rows, annotation_rows = _sections(file, file.parse(data))
     uris = _uris(file, image_rows)
     captions, blank = _captions(file, annotation_rows, uris)
-    records = tuple(
-        ImageRecord(image_id, uri, tuple(caption.text for caption in sorted(captions[image_id])))
-        for image_id, uri in uris.items()
-    )
+    records = tuple(ImageRecord(image_id, uri, tuple(captions[image_id])) for image_id, uri in uris.items())
     check_images(root, records)
     notes = caption_notes(records, blank=blank, path=path)
     return Source("coco", ImageFolder(root), records, hashlib.sha256(data).hexdigest(), notes)
@@ -83,32 +72,32 @@ def _sections(file: InputFile, document: object) -> tuple[list[object], list[obj
 
 def _uris(file: InputFile, rows: list[object]) -> dict[str, str]:
     """Map image id to path below the root, in the order of the file."""
+    names = file.column(rows, "images", "file_name")
     uris: dict[str, str] = {}
-    for where, row in file.objects(rows, "images", ("id", "file_name")):
-        image_id = file.identifier(where, "id", row["id"])
+    for index, image_id in enumerate(file.identifiers(rows, "images", "id")):
         if image_id in uris:
-            raise file.error(f"lists the image id {image_id} twice (again {where})")
+            raise file.error(f"lists the image id {image_id} twice (again at images[{index}])")
         try:
-            uris[image_id] = relative_uri(row["file_name"])
+            uris[image_id] = relative_uri(names[index])
         except ValueError as error:
-            raise file.error(f"is refused, because 'file_name' {where} {error}") from error
+            raise file.error(f"is refused, because 'file_name' at images[{index}] {error}") from error
     return uris
 
 
-def _captions(file: InputFile, rows: list[object], uris: Mapping[str, str]) -> tuple[dict[str, list[Caption]], int]:
-    """Collect the captions of each image, and count the blank ones."""
-    captions: dict[str, list[Caption]] = {image_id: [] for image_id in uris}
+def _captions(file: InputFile, rows: list[object], uris: Mapping[str, str]) -> tuple[dict[str, list[str]], int]:
+    """Collect the captions of each image, in order, and count the blank ones."""
+    captions: dict[str, list[str]] = {image_id: [] for image_id in uris}
     strangers: dict[str, None] = {}
     blank = 0
-    for where, row in file.objects(rows, "annotations", ("id", "image_id", "caption")):
-        image_id = file.identifier(where, "image_id", row["image_id"])
-        name = file.identifier(where, "id", row["id"])
-        text = file.text(where, "caption", row["caption"])
+    image_ids = file.identifiers(rows, "annotations", "image_id")
+    names = file.identifiers(rows, "annotations", "id")
+    numbers = [value if isinstance(value, int) else inf for value in file.column(rows, "annotations", "id")]
+    texts = file.texts(rows, "annotations", "caption")
+    for _, _, text, image_id in sorted(zip(numbers, names, texts, image_ids, strict=True)):
         if image_id not in captions:
             strangers[image_id] = None
         elif text:
-            number = row["id"] if isinstance(row["id"], int) else float("inf")
-            captions[image_id].append(Caption(number, name, text))
+            captions[image_id].append(text)
         else:
             blank += 1
     if strangers:

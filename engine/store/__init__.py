@@ -35,7 +35,14 @@ from engine.store.manifest import canonical_json
 from engine.store.model_tables import MODEL_ATTRIBUTES, ModelMatrix
 from engine.store.model_view import ModelTables
 from engine.store.part import Part, open_part
-from engine.store.progress import Filling, RankProgress, rank_progress, read_filling, recorded_world_size
+from engine.store.progress import (
+    Filling,
+    RankProgress,
+    rank_progress,
+    read_filling,
+    recorded_world_size,
+    recorded_world_sizes,
+)
 from engine.store.reader import Store, open_store
 from engine.store.record import committed_parts, create_store, is_same_store, missing_files
 from engine.store.repair import Removal, Repair, repair
@@ -101,6 +108,7 @@ __all__ = [
     "rank_progress",
     "read_filling",
     "recorded_world_size",
+    "recorded_world_sizes",
     "remove_leftovers",
     "repair",
     "role_coordinate",

@@ -7,6 +7,7 @@ wins, and later writers compare. Requires a file system with atomic rename and h
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import time
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +71,7 @@ def staging_folder(store: Path, name: str, *, alone: bool) -> Iterator[Path]:
     staging = store / STAGING_FOLDER
     folder = staging / f"{name}-{uuid.uuid4().hex}"
     # Locked before it has a name that others look for: unlocked, they would take it for left by a crash.
-    unnamed = staging / f"new-{folder.name}"
+    unnamed = staging / f"new-{_machine()}.{os.getpid()}-{folder.name}"
     unnamed.mkdir(parents=True)
     handle = os.open(unnamed, os.O_RDONLY)
     try:
@@ -114,14 +116,44 @@ def remove_leftovers(store: Path) -> None:
         finished = name == "store" or (store / PARTS_FOLDER / f"{name}.json").exists()
         if finished and writer == "none":
             shutil.rmtree(store / STAGING_FOLDER / piece, ignore_errors=True)
+    if not (store / STAGING_FOLDER).is_symlink():
+        _remove_abandoned(store / STAGING_FOLDER)
 
 
 def _remove_abandoned(staging: Path) -> None:
-    """Remove empty folders of processes that died before they named them, long after any living one would have."""
+    """Remove empty folders of processes that died before they named them.
+
+    Where that cannot be told (of another machine's, or a number that another process has by now), long after any living
+    one would have.
+    """
     for folder in staging.glob("new-*"):
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+            if _is_of_the_dead(folder.name) or time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
                 folder.rmdir()
+
+
+def _is_of_the_dead(name: str) -> bool:
+    """Whether no process of the number that an unnamed folder's name has is left on this machine."""
+    machine, _, process = name.removeprefix("new-").partition("-")[0].partition(".")
+    if not machine or machine != _machine() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@cache
+def _machine() -> str:
+    """Short name of where numbers of processes mean the same: this start of this machine, this container."""
+    try:
+        place = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
 
 
 def _lock(handle: int) -> Literal["ours", "another's", "unsupported"]:

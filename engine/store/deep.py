@@ -14,6 +14,7 @@ import pandas as pd
 from engine.errors import StrataError
 from engine.store.deep_axes import Axes, check_axes, read_axes
 from engine.store.deep_nodes import check_nodes, check_numbers
+from engine.store.deep_pooled import find_pooled_runs
 from engine.store.deep_store import check_common, check_contents
 from engine.store.deep_values import check_values, value_tasks
 from engine.store.inventory import Problem
@@ -61,7 +62,8 @@ def check_deeply(path: Path, progress: Callable[[int, int], None] | None = None)
             except StrataError as error:
                 yield _unreadable(part, error)
                 continue
-            results = pool.map(partial(check_values, axes=axes, kinds=kinds), tasks)
+            pooled = find_pooled_runs(part, axes)
+            results = pool.map(partial(check_values, axes=axes, kinds=kinds, pooled=pooled), tasks)
             for task, problems in zip(tasks, results, strict=True):
                 yield from problems
                 done += _bytes(part, task.file.removeprefix(f"{PARTS_FOLDER}/"))

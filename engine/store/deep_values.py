@@ -11,6 +11,8 @@ import numpy as np
 
 from engine.errors import StrataError
 from engine.store.deep_axes import Axes
+from engine.store.deep_pooled import STATES, PooledCheck, PooledRuns
+from engine.store.deep_rows import MASS, ROWS, RowSums, sum_error
 from engine.store.inventory import Problem
 from engine.store.layout import LEADING_DIMS, PARTS_FOLDER
 from engine.store.part import Part
@@ -18,9 +20,6 @@ from engine.store.stream import Chunk, shard_count, stream_chunks
 from engine.vocabulary import ROLE_CODES
 
 __all__ = ["Task", "check_values", "value_tasks"]
-
-_SUM_ERROR = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 4e-2}
-"""How far a softmax row's sum may be from 1, by the dtype that its weights were held in."""
 
 _NEVER_NEGATIVE = ("key/attention", "key/attention_norm", "token/value_norm", "token/attention_mass")
 _UNIT_LENGTH = 1 + 1e-3
@@ -53,6 +52,8 @@ class _Array(NamedTuple):
         Layer or block numbers along its leading axis, where it has one; else empty.
     kept
         ``kept(chunk)`` is where a chunk must hold values, broadcastable to it; None where nothing is known of it.
+    sum_error
+        How far a sum along the last axis may be off, where it is known.
     """
 
     file: str
@@ -61,6 +62,7 @@ class _Array(NamedTuple):
     axes: Axes
     lead: np.ndarray
     kept: Callable[[Chunk], np.ndarray] | None
+    sum_error: float
 
 
 def value_tasks(part: Part) -> list[Task]:
@@ -76,7 +78,7 @@ def value_tasks(part: Part) -> list[Task]:
     return [Task(part, path, shard) for path in data for shard in range(shard_count(part, path))]
 
 
-def check_values(task: Task, axes: Axes, kinds: np.ndarray) -> list[Problem]:
+def check_values(task: Task, axes: Axes, kinds: np.ndarray, pooled: PooledRuns | None = None) -> list[Problem]:
     """Look at every value of one shard.
 
     Parameters
@@ -87,6 +89,8 @@ def check_values(task: Task, axes: Axes, kinds: np.ndarray) -> list[Problem]:
         The part's axes.
     kinds
         (vocab) text: kind of each vocabulary piece.
+    pooled
+        Which hidden states the part's pooled states are means of; None where it has not both.
 
     Returns
     -------
@@ -95,19 +99,26 @@ def check_values(task: Task, axes: Axes, kinds: np.ndarray) -> list[Problem]:
     """
     array = _describe(task, axes)
     found: dict[str, Problem] = {}
-    sums = _Sums(array) if task.path == "key/attention" else None
+    sums = _sums_of(task, axes, pooled)
     try:
         for chunk in stream_chunks(task.part, task.path, task.shard):
             for what, wrong in _wrong_values(array, chunk, kinds):
                 for problem in _name(array, chunk, what, wrong):
                     found.setdefault(problem.message.split(":")[0], problem)
             if sums is not None:
-                sums.add(chunk)
+                found |= {problem.message: problem for problem in sums.add(chunk)}
     except StrataError as error:
         return [*found.values(), Problem(task.file, f"cannot be decoded: {error}")]
     if sums is not None:
-        found |= {message: Problem(task.file, message) for message in sums.problems()}
+        found |= {problem.message: problem for problem in sums.finish()}
     return list(found.values())
+
+
+def _sums_of(task: Task, axes: Axes, pooled: PooledRuns | None) -> PooledCheck | RowSums | None:
+    """Make what adds values up, of an array whose sums are known."""
+    if task.path == STATES and pooled is not None:
+        return PooledCheck(task.part, axes, pooled)
+    return RowSums(task.part, axes, task.file) if task.path == ROWS else None
 
 
 def _describe(task: Task, axes: Axes) -> _Array:
@@ -117,7 +128,7 @@ def _describe(task: Task, axes: Axes) -> _Array:
     lead = axes.coordinates.get(f"{group}/{entry['dims'][0]}", np.zeros(0)) if leads else np.zeros(0)
     kept = {"token": _kept_tokens, "key": _kept_keys, "sample": _kept_samples}.get(group)
     rule = None if kept is None or name == "token_count" else kept(entry, axes, lead)
-    return _Array(task.file, task.path, entry, axes, lead, rule)
+    return _Array(task.file, task.path, entry, axes, lead, rule, sum_error(task.part, task.path))
 
 
 def _kept_tokens(entry: dict[str, Any], axes: Axes, lead: np.ndarray) -> Callable[[Chunk], np.ndarray]:
@@ -185,6 +196,9 @@ def _wrong_values(array: _Array, chunk: Chunk, kinds: np.ndarray) -> Iterator[tu
     if array.path in ("sample/unit_mean", "sample/normed_unit_mean"):
         lengths = np.linalg.norm(values.astype(np.float64), axis=-1, keepdims=True)
         yield "a mean of unit vectors that is longer than one", np.broadcast_to(lengths > _UNIT_LENGTH, values.shape)
+    if array.path == MASS:
+        wrong = np.abs(values.sum(axis=-1, keepdims=True, dtype=np.float64) - 1) > array.sum_error
+        yield "masses that do not add up to 1", np.broadcast_to(wrong, values.shape)
     if array.path == "sample/token_count":
         yield "a negative count", values < 0
 
@@ -207,39 +221,3 @@ def _name(array: _Array, chunk: Chunk, what: str, wrong: np.ndarray) -> Iterator
             array.file,
             f"{array.path} {lead}holds {what}: sample {axes.name(sample)}, {named}",
         )
-
-
-class _Sums:
-    """Sums of attention rows over each sample's keys, added up chunk by chunk."""
-
-    def __init__(self, array: _Array) -> None:
-        self._array = array
-        self._axes = array.axes
-        self._of_lead: dict[int, np.ndarray] = {}
-        attributes = array.entry["attributes"]
-        rounding = attributes.get("rounding_max_absolute_error", 0.0) * array.entry["shape"][-1]
-        self._error = _SUM_ERROR[attributes.get("captured_dtype", "float32")] + rounding
-
-    def add(self, chunk: Chunk) -> None:
-        """Add a chunk (block, query, head, key)."""
-        owner = self._axes.key_sample[chunk.start : chunk.stop]
-        starts = np.flatnonzero(np.diff(owner, prepend=-2))
-        for index, rows in enumerate(chunk.values):
-            totals = self._of_lead.setdefault(
-                chunk.first + index, np.zeros((*rows.shape[:2], len(self._axes.samples)), np.float64)
-            )
-            added = np.add.reduceat(rows, starts, axis=-1, dtype=np.float64)
-            owned = owner[starts] >= 0
-            totals[..., owner[starts][owned]] += added[..., owned]
-
-    def problems(self) -> Iterator[str]:
-        """Name each block with a row that does not sum to 1."""
-        for lead, totals in self._of_lead.items():
-            wrong = np.argwhere(np.abs(totals - 1) > self._error)  # a query that a sample lacks is NaN
-            if len(wrong):
-                query, head, sample = (int(at) for at in wrong[0])
-                yield (
-                    f"{self._array.path} block {self._array.lead[lead]} has a row that sums to "
-                    f"{totals[query, head, sample]:.4f}: sample {self._axes.name(sample)}, query {query}, head {head}, "
-                    f"and {len(wrong) - 1} more there"
-                )

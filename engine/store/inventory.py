@@ -74,7 +74,9 @@ def take_inventory(store: Path) -> Inventory:
         major format.
     """
     if (store / STORE_FILE).is_symlink() or not (store / STORE_FILE).is_file():
-        raise StrataError(f"{store} has no {STORE_FILE}: it is not a strata store")
+        lost = any((store / PARTS_FOLDER).glob("*.json"))
+        advice = "; it has parts: the strata extract that made them writes it again" if lost else ""
+        raise StrataError(f"{store} has no {STORE_FILE}: it is not a strata store{advice}")
     content = Location(str(store)).read(STORE_FILE, RECORD_BYTES)
     record = parse_record(content, str(store))
     problems: list[Problem] = []

@@ -5,7 +5,6 @@ is not stored), ``sample``, the row of ``Store.samples``, and ``position`` in th
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.array as da
@@ -13,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from engine.store.coordinates import read_coordinates
+from engine.store.each_part import read_each_part
 from engine.store.layout import KEY_COORDINATES
 from engine.store.part import Part
 
@@ -61,8 +61,7 @@ def _along(parts: Sequence[Part], axis: str) -> dict[str, xr.Variable]:
     entries = [part.manifest["arrays"] for part in parts]
     # Parts of an earlier format may lack one.
     paths = [path for path in parts[0].coordinates(axis) if all(path in own for own in entries)]
-    with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda part: read_coordinates(part, paths), parts))
+    read = read_each_part(lambda part: read_coordinates(part, paths), parts)
     joined = {path: np.concatenate([own[path] for own in read]) for path in paths}
     return {
         path.split("/")[1]: xr.Variable((axis,), values, entries[0][path]["attributes"])
@@ -75,8 +74,7 @@ def _key_places(parts: Sequence[Part], holding: Sequence[Part], token: xr.Variab
     first_token = dict(zip(parts, np.cumsum([0, *(part.tokens for part in parts)])[:-1], strict=True))
     first_row = dict(zip(parts, np.cumsum([0, *(part.manifest["samples"] for part in parts)])[:-1], strict=True))
     offsets = np.repeat([first_token[part] for part in holding], [part.keys for part in holding])
-    with ThreadPoolExecutor() as pool:
-        lengths = list(pool.map(_keys_of_samples, holding))
+    lengths = read_each_part(_keys_of_samples, holding)
     rows = [
         np.arange(len(own), dtype=np.int32) + np.int32(first_row[part])
         for own, part in zip(lengths, holding, strict=True)

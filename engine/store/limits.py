@@ -53,8 +53,8 @@ def is_shape(value: object) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
         and len(value) <= _DIMS
-        and all(isinstance(length, int) and not isinstance(length, bool) for length in value)
-        and all(0 <= length <= _MOST_LENGTH for length in value)
+        and set(map(type, value)) <= {int}
+        and 0 <= min(value, default=0) <= max(value, default=0) <= _MOST_LENGTH
         and math.prod(value) <= _MOST_BYTES
     )
 

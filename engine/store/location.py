@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import fsspec
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import FsspecStore, LocalStore
 
 from engine.errors import StrataError
+from engine.store.local_files import local_root, open_local, read_local
 
 __all__ = ["Location"]
 
@@ -37,6 +36,11 @@ class Location:
         text = os.fspath(url)
         return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the store lies on this machine, or where its file system is mounted."""
+        return local_root(self.url) is not None
+
     def read(self, relative: str, limit: int) -> bytes:
         """Read one file whole.
 
@@ -52,13 +56,18 @@ class Location:
         StrataError
             When it is not there, is longer, or is a link.
         """
-        filesystem, root = fsspec.url_to_fs(self.url)
+        root = local_root(self.url)
+        if root is not None:
+            return self._read_local(root, relative, limit)
+        filesystem, top = fsspec.url_to_fs(self.url)
         with self._naming(relative):
-            self._check_local(filesystem, root, relative)
-            path, end = f"{root}/{relative}", limit + 1
-            if isinstance(filesystem, LocalFileSystem):
-                end = min(end, filesystem.size(path) + 1)  # Python makes room for as many bytes as a read asks for
-            content = bytes(filesystem.cat_file(path, end=end))
+            content = bytes(filesystem.cat_file(f"{top}/{relative}", end=limit + 1))
+        self._check_length(relative, len(content), limit)
+        return content
+
+    def _read_local(self, root: str, relative: str, limit: int) -> bytes:
+        with self._naming(relative):
+            content = read_local(root, relative, limit)
         self._check_length(relative, len(content), limit)
         return content
 
@@ -71,10 +80,13 @@ class Location:
         StrataError
             When it is not there, or is a link.
         """
-        filesystem, root = fsspec.url_to_fs(self.url)
+        root = local_root(self.url)
         with self._naming(relative):
-            self._check_local(filesystem, root, relative)
-            file = filesystem.open(f"{root}/{relative}", "rb")
+            if root is not None:
+                file: BufferedIOBase = open_local(root, relative)
+            else:
+                filesystem, top = fsspec.url_to_fs(self.url)
+                file = filesystem.open(f"{top}/{relative}", "rb")
         with file:
             yield file
 
@@ -93,18 +105,6 @@ class Location:
                 "made to do harm"
             )
 
-    def _check_local(self, filesystem: AbstractFileSystem, root: str, relative: str) -> None:
-        """Refuse what is not a file of the store itself: links lead out of it, and a pipe is waited for without end."""
-        if not isinstance(filesystem, LocalFileSystem):
-            return
-        path = Path(root)
-        for name in PurePosixPath(relative).parts:
-            path /= name
-            if path.is_symlink():
-                raise StrataError(f"{path} is a symbolic link: a store holds its own bytes, see strata verify")
-        if path.exists() and not path.is_file():
-            raise IsADirectoryError(path)
-
     def read_all(self, folder: str, suffix: str, limit: int) -> dict[str, bytes]:
         """Read all files of one folder whose names end in ``suffix``, by name, in name order.
 
@@ -113,30 +113,31 @@ class Location:
         StrataError
             When one has more than ``limit`` bytes, or is a link.
         """
-        filesystem, root = fsspec.url_to_fs(self.url)
-        filesystem.invalidate_cache(f"{root}/{folder}")  # parts are added while a store is open elsewhere
+        root = local_root(self.url)
+        if root is not None:
+            names = sorted(name for name in _names_in(f"{root}/{folder}") if name.endswith(suffix))
+            return {name: self._read_local(root, f"{folder}/{name}", limit) for name in names}
+        filesystem, top = fsspec.url_to_fs(self.url)
+        filesystem.invalidate_cache(f"{top}/{folder}")  # parts are added while a store is open elsewhere
         try:
-            listed = filesystem.ls(f"{root}/{folder}", detail=True)
+            listed = filesystem.ls(f"{top}/{folder}", detail=True)
         except FileNotFoundError:
             return {}
-        entries = {entry["name"]: entry for entry in listed if entry["name"].endswith(suffix)}
-        paths = sorted(entries)
-        for path in paths:
-            relative = f"{folder}/{path.rsplit('/', 1)[-1]}"
-            with self._naming(relative):
-                self._check_local(filesystem, root, relative)
-            self._check_length(relative, entries[path]["size"], limit)
-        if not paths:
+        sizes = {entry["name"]: entry["size"] for entry in listed if entry["name"].endswith(suffix)}
+        for path, size in sizes.items():
+            self._check_length(f"{folder}/{path.rsplit('/', 1)[-1]}", size, limit)
+        if not sizes:
             return {}
+        paths = sorted(sizes)
         contents = filesystem.cat(paths)
         found = contents if isinstance(contents, dict) else {paths[0]: contents}
-        return {path.rsplit("/", 1)[-1]: bytes(found[path]) for path in sorted(found)}
+        return {path.rsplit("/", 1)[-1]: bytes(found[path]) for path in paths}
 
     def sizes(self, folder: str) -> dict[str, int | None]:
         """Bytes of every file below a folder, by path relative to it; None for what is no file, such as a link."""
-        filesystem, root = fsspec.url_to_fs(self.url)
-        top = f"{root}/{folder}"
-        if isinstance(filesystem, LocalFileSystem):
+        root = local_root(self.url)
+        if root is not None:
+            top = f"{root}/{folder}"
             paths = [Path(base, name) for base, folders, names in os.walk(top) for name in (*folders, *names)]
             found = {path.relative_to(top).as_posix(): path.lstat() for path in paths}
             return {
@@ -144,13 +145,22 @@ class Location:
                 for name, status in found.items()
                 if not stat.S_ISDIR(status.st_mode)
             }
+        filesystem, root = fsspec.url_to_fs(self.url)
+        top = f"{root}/{folder}"
         listed = filesystem.find(top, detail=True)
         start = len(filesystem._strip_protocol(top)) + 1
         return {name[start:]: entry["size"] for name, entry in listed.items()}
 
     def zarr_store(self, relative: str) -> ZarrStore:
         """Open a Zarr store for reading."""
-        filesystem, root = fsspec.url_to_fs(self.url)
-        if isinstance(filesystem, LocalFileSystem):
+        root = local_root(self.url)
+        if root is not None:
             return LocalStore(f"{root}/{relative}", read_only=True)
         return FsspecStore.from_url(f"{self.url}/{relative}", read_only=True)
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

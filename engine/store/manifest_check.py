@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from engine.store.limits import MAX_EXPANSION, STORED_DTYPES, is_shape
@@ -13,6 +12,7 @@ __all__ = ["are_file_hashes", "check_manifest", "is_count", "is_inside"]
 _NEEDED = ("part", "plan_sha256", "samples", "tokens", "arrays", "files", "bad_samples", "seconds", "sha256")
 _COUNTS = ("part", "samples", "tokens", "keys")
 _AXES = ("token", "key", "sample")
+_CHOICES = {"roles": str, "layers": int, "blocks": int}
 _CAPTURED = [*STORED_DTYPES, "bfloat16"]
 _NAME_BYTES, _PATH_BYTES = 255, 1024  # more than any file of a store has, less than any file system refuses
 
@@ -83,14 +83,12 @@ def are_file_hashes(value: object) -> bool:
 
 def is_inside(name: str) -> bool:
     """Whether a path stays below the folder that it is relative to, whatever lies there, and can be a file's at all."""
-    parts = name.split("/")
-    named = name.isprintable() and all(len(part.encode()) <= _NAME_BYTES for part in parts)
-    return (
-        named
-        and len(name.encode()) <= _PATH_BYTES
-        and not PurePosixPath(name).is_absolute()
-        and not {"", ".", ".."} & set(parts)
-    )
+    if not name.isprintable():
+        return False
+    encoded = name.encode()
+    parts = encoded.split(b"/")
+    # An absolute path's first part is empty.
+    return len(encoded) <= _PATH_BYTES and max(map(len, parts)) <= _NAME_BYTES and not {b"", b".", b".."} & set(parts)
 
 
 def _are_bad_samples(value: object) -> bool:
@@ -112,11 +110,8 @@ def _stored_bytes(files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
 
 def _are_choices(attributes: Mapping[str, Any]) -> bool:
     """Whether what says of which roles, layers and blocks values are kept has that form, where it is there."""
-    kinds = {"roles": str, "layers": int, "blocks": int}
-    return all(
-        isinstance(attributes.get(name, []), list) and all(isinstance(one, kind) for one in attributes.get(name, []))
-        for name, kind in kinds.items()
-    )
+    chosen = ((attributes[name], kind) for name, kind in _CHOICES.items() if name in attributes)
+    return all(isinstance(values, list) and all(isinstance(one, kind) for one in values) for values, kind in chosen)
 
 
 def _check_entry(path: str, entry: object, counts: Mapping[str, int], stored: int) -> None:

@@ -18,10 +18,16 @@ _HEADER_BYTES = 2**16
 _PAGES = 100_000
 _PER_VALUE = 16  # an offset or a number, and what a level becomes
 _DICTIONARY_PAGE = 2
+_SMALL = 2**20  # bytes of a column that nobody needs to know more exactly
 # A value of any other encoding can repeat what went before it.
 _ENCODINGS = {0: "plain", 2: "dictionary", 3: "run lengths", 8: "dictionary"}
 _TYPE, _UNCOMPRESSED, _COMPRESSED, _DATA, _DICTIONARY, _DATA_V2 = 1, 2, 3, 5, 7, 8
 _NUM_VALUES, _ENCODING, _ENCODING_V2 = 1, 2, 4
+
+
+# Types of the compact protocol.
+_TRUE, _FALSE, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, (4, 5, 6), 7, 8, 12
+_DEEPEST = 8
 
 
 class MalformedPageError(ValueError):
@@ -65,7 +71,9 @@ def decoded_bytes(column: pq.ColumnChunkMetaData, file: BufferedIOBase, limit: i
         if total > limit:
             break
         if page.dictionary and column.physical_type == "BYTE_ARRAY":
-            longest = max(longest, _longest_value(column, file, page))
+            # No text of a dictionary is longer than the dictionary: often that is enough to know.
+            few = column.num_values * page.uncompressed <= _SMALL
+            longest = max(longest, page.uncompressed if few else _longest_value(column, file, page))
         if total + values * (_PER_VALUE + longest) > limit:
             break
     return total + values * (_PER_VALUE + longest)
@@ -82,7 +90,7 @@ def _pages(column: pq.ColumnChunkMetaData, file: BufferedIOBase) -> Iterator[_Pa
         if place >= stop:
             return
         file.seek(place)
-        fields, length = _Compact(file.read(_HEADER_BYTES)).header()
+        fields, length = _read_header(file.read(_HEADER_BYTES))
         page = _page(fields, place + length)
         yield page
         place = page.start + page.compressed
@@ -90,16 +98,17 @@ def _pages(column: pq.ColumnChunkMetaData, file: BufferedIOBase) -> Iterator[_Pa
 
 
 def _page(fields: dict[int, Any], start: int) -> _Page:
-    sizes = fields.get(_COMPRESSED), fields.get(_UNCOMPRESSED)
+    compressed, uncompressed = fields.get(_COMPRESSED, -1), fields.get(_UNCOMPRESSED, -1)
     dictionary = fields.get(_TYPE) == _DICTIONARY_PAGE
     details = fields.get(_DICTIONARY if dictionary else _DATA, fields.get(_DATA_V2))
-    if not all(isinstance(size, int) and size >= 0 for size in sizes) or not isinstance(details, dict):
+    are_sizes = isinstance(compressed, int) and isinstance(uncompressed, int) and min(compressed, uncompressed) >= 0
+    if not are_sizes or not isinstance(details, dict):
         raise MalformedPageError("has a page without sizes")
     values = details.get(_NUM_VALUES)
     encoding = details.get(_ENCODING_V2 if _DATA_V2 in fields else _ENCODING)
     if not isinstance(values, int) or values < 0 or encoding not in _ENCODINGS:
         raise MalformedPageError("has a page of another encoding")
-    return _Page(start, int(sizes[0] or 0), int(sizes[1] or 0), values, dictionary)
+    return _Page(start, compressed, uncompressed, values, dictionary)
 
 
 def _longest_value(column: pq.ColumnChunkMetaData, file: BufferedIOBase, page: _Page) -> int:
@@ -122,61 +131,71 @@ def _longest_value(column: pq.ColumnChunkMetaData, file: BufferedIOBase, page: _
     return longest
 
 
-class _Compact:
-    """Reads one struct of Thrift's compact protocol: integers, and structs of them; all else is passed over."""
+def _read_header(content: bytes) -> tuple[dict[int, Any], int]:
+    """Read one struct of Thrift's compact protocol: integers, and structs of them; all else is passed over.
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._place = 0
+    Returns
+    -------
+    dict, int
+        The struct's fields by number, and how many bytes it took.
+    """
+    try:
+        return _read_struct(content, 0, 0)
+    except IndexError as error:
+        raise MalformedPageError("has a page without an end to its header") from error
 
-    def header(self) -> tuple[dict[int, Any], int]:
-        """Return the struct's fields by number, and how many bytes it took."""
-        try:
-            return self._struct(0), self._place
-        except IndexError as error:
-            raise MalformedPageError("has a page without an end to its header") from error
 
-    def _struct(self, depth: int) -> dict[int, Any]:
-        if depth > 8:
-            raise MalformedPageError("has a page whose header is nested too deeply")
-        fields: dict[int, Any] = {}
-        number = 0
-        while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._zigzag()
-            fields[number] = self._value(head & 15, depth)
-        return fields
+def _read_struct(content: bytes, place: int, depth: int) -> tuple[dict[int, Any], int]:
+    """Read the struct that begins at a place, and find where it ends.
 
-    def _value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):
-            return kind == 1
-        if kind == 3:
-            return self._byte()
-        if kind in (4, 5, 6):
-            return self._zigzag()
-        if kind in (7, 8):
-            length = 8 if kind == 7 else self._varint()
-            self._place += length
-            return None
-        if kind == 12:
-            return self._struct(depth + 1)
-        raise MalformedPageError("has a page whose header holds what none has")
+    A store of many parts has some 50 headers in each of its tables, hence one function, with the integers of one byte
+    in it.
+    """
+    if depth > _DEEPEST:
+        raise MalformedPageError("has a page whose header is nested too deeply")
+    fields: dict[int, Any] = {}
+    number = 0
+    value: Any
+    while head := content[place]:
+        place += 1
+        kind = head & 15
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, place = _read_integer(content, place)
+        if kind in _INTEGERS:
+            byte = content[place]
+            value, place = ((byte >> 1) ^ -(byte & 1), place + 1) if byte < 128 else _read_integer(content, place)
+        elif kind == _STRUCT:
+            value, place = _read_struct(content, place, depth + 1)
+        elif kind in (_TRUE, _FALSE):
+            value = kind == _TRUE
+        elif kind == _BYTE:
+            value, place = content[place], place + 1
+        elif kind == _DOUBLE:
+            value, place = None, place + 8
+        elif kind == _BINARY:
+            length, place = _read_varint(content, place)
+            value, place = None, place + length
+        else:
+            raise MalformedPageError("has a page whose header holds what none has")
+        fields[number] = value
+    return fields, place + 1
 
-    def _byte(self) -> int:
-        value = self._content[self._place]
-        self._place += 1
-        return value
 
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-            if shift > 63:
-                raise MalformedPageError("has a page whose header holds a number without end")
+def _read_integer(content: bytes, place: int) -> tuple[int, int]:
+    value, place = _read_varint(content, place)
+    return (value >> 1) ^ -(value & 1), place
 
-    def _zigzag(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)
+
+def _read_varint(content: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[place]
+        place += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, place
+        if shift > 63:
+            raise MalformedPageError("has a page whose header holds a number without end")

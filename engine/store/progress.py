@@ -15,7 +15,7 @@ from engine.store.commit import Writer, staged_pieces
 from engine.store.layout import PARTS_FOLDER, part_name
 from engine.store.reader import Store
 
-__all__ = ["Filling", "RankProgress", "rank_progress", "read_filling", "recorded_world_size"]
+__all__ = ["Filling", "RankProgress", "rank_progress", "read_filling", "recorded_world_size", "recorded_world_sizes"]
 
 
 class Filling(NamedTuple):
@@ -84,6 +84,11 @@ def recorded_world_size(manifests: Sequence[Mapping[str, Any]]) -> int:
     """Return by how many ranks most of the parts were written, the larger number of a draw; 1 where none says so."""
     sizes = Counter(_writer(manifest)[1] for manifest in manifests)
     return max(sizes, key=lambda size: (sizes[size], size), default=1)
+
+
+def recorded_world_sizes(manifests: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return by how many ranks parts were written: each number once, ascending."""
+    return sorted({_writer(manifest)[1] for manifest in manifests})
 
 
 def rank_progress(filling: Filling, world_size: int) -> list[RankProgress]:

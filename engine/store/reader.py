@@ -7,7 +7,6 @@ import bisect
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import xarray as xr
 
+from engine.cores import usable_cores
 from engine.errors import StrataError, UsageError
 from engine.store.alike import check_alike
 from engine.store.arrays import JoinedArrays
 from engine.store.choices import kept_roles, layer_places, lens_layers, query_code, state_layers
+from engine.store.each_part import read_each_part
 from engine.store.joined import on_blocks, open_keys
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STORE_FILE
 from engine.store.limits import RECORD_BYTES
@@ -166,8 +167,7 @@ class Store(JoinedArrays):
         """All committed samples in part order: the columns of ``Part.samples``, ``part``, and ``store`` (its URL)."""
         if not self.parts:
             raise self._no_part()
-        with ThreadPoolExecutor() as pool:
-            tables = list(pool.map(_table_of, self.parts))
+        tables = read_each_part(_table_of, self.parts, here=usable_cores())
         return pa.concat_tables(tables, promote_options="default").to_pandas()
 
     @cached_property

@@ -27,7 +27,7 @@ from engine.store.layout import (
     STORE_FILE,
     VOCABULARY_FILE,
 )
-from engine.store.manifest import hash_file, parse_json, seal_json
+from engine.store.manifest import has_true_sha256, hash_file, parse_json, seal_json
 from engine.store.manifest_check import are_file_hashes, is_count, is_inside
 from engine.store.model_tables import ModelMatrix, write_model_group
 from engine.store.part import parse_manifest
@@ -162,7 +162,11 @@ def is_same_store(store: Path, record: Mapping[str, Any]) -> bool:
         raise UsageError(
             f"{store} is not empty and not a strata store (it holds {foreign[0]}): choose a new folder for --out"
         )
-    committed_parts(store, record["plan_sha256"])  # parts whose store.json is lost must be of the same plan
+    # Parts whose store.json is lost must be of the same plan. A damaged manifest says nothing of that; once there is a
+    # store.json again, repair removes its part.
+    for path in (store / PARTS_FOLDER).glob("*.json"):
+        if has_true_sha256(content := path.read_bytes()):
+            parse_manifest(content, str(path), record["plan_sha256"])
     return False
 
 

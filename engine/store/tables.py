@@ -19,6 +19,8 @@ from engine.store.parquet_pages import MalformedPageError, decoded_bytes
 
 __all__ = ["StoredTable", "open_table", "read_table"]
 
+_SMALL_BYTES = 2**20
+
 
 class StoredTable(NamedTuple):
     """An opened table.
@@ -83,13 +85,14 @@ def open_table(
         When it is no such table.
     """
     origin = f"{location.url}/{relative}"
-    with location.opened(relative) as file:
+    with location.opened(relative) as opened:
+        file = _at_hand(opened)
         with _naming(origin):
             parquet = pq.ParquetFile(file)
             stored = parquet.schema_arrow
         known = {field.name: field.type for field in schema}
         for field in stored:
-            if field.name in known and not _plain(field.type).equals(_plain(known[field.name])):
+            if field.name in known and not _are_alike(field.type, known[field.name]):
                 raise StrataError(
                     f"{origin} has {field.type} in the column {field.name}, not {known[field.name]}: it is damaged or "
                     "was made to do harm"
@@ -97,6 +100,17 @@ def open_table(
         if rows not in (None, parquet.metadata.num_rows):
             raise StrataError(f"{origin} has {parquet.metadata.num_rows} rows, {rows} are recorded: it is damaged")
         yield StoredTable(parquet, file, origin, tuple(name for name in stored.names if name in known))
+
+
+def _at_hand(file: BufferedIOBase) -> BufferedIOBase:
+    """Read a small file whole: then Arrow does not come back to Python for each of its columns."""
+    length = file.seek(0, 2)
+    file.seek(0)
+    return pa.BufferReader(file.read()) if length <= _SMALL_BYTES else file
+
+
+def _are_alike(stored: pa.DataType, known: pa.DataType) -> bool:
+    return bool(stored.equals(known) or _plain(stored).equals(_plain(known)))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

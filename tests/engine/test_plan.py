@@ -1,5 +1,7 @@
 """The plan: who is in which part, what its hash depends on, and how layers and names are read."""
 
+import hashlib
+import json
 import re
 from dataclasses import replace
 from itertools import product
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import plan as plan_module
 from engine.errors import UsageError
 from engine.plan import (
     CAPTURES,
@@ -117,6 +120,14 @@ CHANGED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changed", CHANGED.values(), ids=CHANGED)
 def test_every_setting_of_a_run_enters_the_hash(changed: dict[str, Any]) -> None:
     assert make_plan(**SETTINGS).sha256 != make_plan(**{**SETTINGS, **changed}).sha256
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.lists(st.text(), max_size=3), st.none() | st.text(min_size=1))))
+def test_the_hash_of_images_is_that_of_lines_of_json(images: list[tuple[str, str, list[str], str | None]]) -> None:
+    rows = [[image_id, uri, references, item or image_id] for image_id, uri, references, item in images]
+    expected = hashlib.sha256("".join(json.dumps(row) + "\n" for row in rows).encode()).hexdigest()
+    records = [ImageRecord(image_id, uri, tuple(references), item) for image_id, uri, references, item in images]
+    assert plan_module._images_sha256(records) == expected
 
 
 def test_equal_settings_give_the_same_plan_whatever_containers_hold_them() -> None:

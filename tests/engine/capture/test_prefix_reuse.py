@@ -12,6 +12,7 @@ from engine.capture.grouping import batches_of
 from engine.capture.part import SampleSource
 from engine.capture.prefix_cache import _Behind, why_no_cache
 from engine.capture.prefix_reuse import ONCE
+from engine.capture.prefixes import capture_prefixes
 from engine.plan import CAPTURES
 from engine.store import Store
 from tests import tiny_gemma_llava
@@ -81,6 +82,36 @@ def test_one_prompt_runs_in_full(extract: Extract) -> None:
     run = extract("--prompts", "empty", "--limit", "1")
     assert prefix_passes(run) == {"with every prompt"}
     assert "note: the prefix" not in run.output
+
+
+def test_a_part_says_how_many_of_its_images_ran_in_full(extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(9))
+
+    def not_the_second(*arguments: Any, **keywords: Any) -> object:
+        return None if next(calls) == 1 else capture_prefixes(*arguments, **keywords)
+
+    monkeypatch.setattr("engine.capture.extraction.capture_prefixes", not_the_second)
+    run = extract(*EVERYTHING, "--limit", "3", "--batch-size", "1")
+    assert run.exit_code == 0, run.output
+    assert prefix_passes(run) == {
+        f"{ONCE}, of 1 of 3 images with every prompt: the image is not all of what its prompts share"
+    }
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [("capture_prefixes", "what the prompts of 2 images share of up to"), ("capture_batch", "a batch of 3 samples of")],
+)
+def test_what_does_not_fit_is_counted_in_its_own_unit(
+    extract: Extract, monkeypatch: pytest.MonkeyPatch, step: str, what: str
+) -> None:
+    def full(*_arguments: object, **_keywords: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(f"engine.capture.extraction.{step}", full)
+    run = extract(*EVERYTHING, "--limit", "2", "--batch-size", "3")
+    assert run.exit_code == 1
+    assert what in run.output
 
 
 def test_a_sliding_window_forgets_the_prefix(extract: Extract, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from click.testing import Result
 
 from tests.engine.cli.conftest import Dataset
-from tests.engine.store.forge import change_array
+from tests.engine.store.forge import change_array, change_record
 
 Strata = Callable[..., Result]
 
@@ -79,3 +79,16 @@ def test_verify_deep_names_the_sample(strata: Strata, dataset: Dataset, tmp_path
     deep = strata("verify", "--deep", out)
     assert deep.exit_code == 1
     assert "token/hidden_states layer 1 holds NaN or infinity where a value is kept: sample " in deep.stdout
+
+
+def test_ranks_without_a_number_are_those_that_wrote(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    for rank in (0, 1):
+        shared = ("--out", out, "--samples-per-part", 2, "--rank", rank, "--world-size", 2)
+        run = strata("extract", *dataset.arguments(*shared))
+        assert run.exit_code == 0, run.output
+    assert strata("inspect", out, "--ranks").output == strata("inspect", out, "--ranks", 2).output
+    change_record(out / "parts/00000000.json", lambda record: record["run"].update(rank=0, world_size=4))
+    told = strata("inspect", out, "--ranks")
+    assert told.exit_code == 2
+    assert "--ranks without a number: runs of 2 and 4 ranks wrote parts" in told.output

@@ -94,3 +94,23 @@ def test_what_it_must_leave_fails(strata: Strata, out: Path, tmp_path: Path) -> 
     assert "left parts: is a symbolic link" in result.stdout
     assert verify(out).problems[0].file == "parts"
     assert len(list((tmp_path / "parts").glob("*.json"))) == 3
+
+
+def test_a_lost_record_beside_a_damaged_manifest(strata: Strata, dataset: Dataset, out: Path, tmp_path: Path) -> None:
+    good = Path(shutil.copytree(out, tmp_path / "good"))
+    (out / "store.json").unlink()
+    flip(out / "parts/00000001.json")
+    lost = strata("repair", out)
+    assert lost.exit_code == 1
+    assert "it has parts: the strata extract that made them writes it again" in lost.output
+    refused = extract(strata, dataset, out)
+    assert refused.exit_code == 1
+    assert "00000001.json is damaged or was edited" in refused.output
+    assert (out / "store.json").read_bytes() == (good / "store.json").read_bytes()
+    repaired = strata("repair", out)
+    assert repaired.exit_code == 0, repaired.output
+    assert "the same strata extract does part 1 again" in repaired.stdout
+    again = extract(strata, dataset, out)
+    assert again.exit_code == 0, again.output
+    assert verify(out).problems == ()
+    assert (out / "parts/00000001.parquet").read_bytes() == (good / "parts/00000001.parquet").read_bytes()

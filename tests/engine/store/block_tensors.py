@@ -102,6 +102,9 @@ def tiny_blocks(
         "attention_output": rng.standard_normal((blocks, length, dim)),
         "mlp_output": rng.standard_normal((blocks, length, dim)),
     }
+    for query, position in enumerate(positions):
+        if position >= 0:
+            values["attention_mass"][:, :, position] = attention[:, query] @ (roles[:, None] == np.arange(len(ROLES)))
     for name, array in values.items():
         if prefix is not None:
             axis = TOKEN_DIMS[name].index("token")

@@ -17,7 +17,16 @@ import zarr
 from zarr.errors import ZarrUserWarning
 
 from engine.errors import StrataError
-from engine.store import Coordinate, PartArray, committed_parts, open_store, verify, write_part
+from engine.store import (
+    Coordinate,
+    PartArray,
+    commit,
+    committed_parts,
+    open_store,
+    remove_leftovers,
+    verify,
+    write_part,
+)
 from engine.store import shards as shards_module
 from engine.store.commit import staging_folder
 from engine.store.manifest import has_true_sha256, seal_json
@@ -271,3 +280,18 @@ def test_an_empty_folder_of_a_dead_process_goes_after_an_hour(tmp_path: Path) ->
     with staging_folder(tmp_path, "00000000", alone=True):
         assert young.exists()
         assert not old.exists()
+
+
+def test_an_empty_folder_of_a_process_that_is_provably_dead_goes_at_once(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    here = commit._machine()
+    dead, alive, elsewhere = (
+        tmp_path / ".staging" / f"new-{owner}-00000000-x"
+        for owner in (f"{here}.{child.pid}", f"{here}.{os.getpid()}", f"0123456789ab.{child.pid}")
+    )
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    assert here
+    assert (dead.exists(), alive.exists(), elsewhere.exists()) == (False, True, True)
