@@ -21,6 +21,7 @@ __all__ = [
     "widen_bfloat16",
 ]
 
+
 BFLOAT16_BITS = np.dtype(np.uint16)
 """What bfloat16 is held in, which NumPy does not have; nothing else is of this dtype here."""
 
