@@ -137,11 +137,16 @@ def test_damaged_contextualization_is_computed_again(
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "phases.parquet"), whole)
 
 
+def _but_the_certified_share(notes: list[str]) -> list[str]:
+    """Leave out what depends on the processor: how many tokens its int8 screen decided."""
+    return [note for note in notes if ": certified: " not in note]
+
+
 def test_a_store_that_is_not_complete_is_analysed_and_said_to_be(tmp_path: Path) -> None:
     path = str(tiny_store(tmp_path / "store", layers=9, parts=3, written=[0]).path)
     notes: list[str] = []
     run(ALL, [path], tmp_path / "r", notify=notes.append, bootstraps=5, **USE)
-    assert notes == [
+    assert _but_the_certified_share(notes) == [
         f"norm-attention is left out: {path} holds no key/attention and no key/attention_norm",
         f"{path} holds 1 of 3 parts, 2 of 6 samples; 4 planned samples are missing (strata inspect {path})",
         f"store: {FEW_PIECES}",
@@ -325,6 +330,7 @@ def test_a_store_without_text_says_so_and_draws_no_empty_figure(tmp_path: Path) 
     notes: list[str] = []
     options = {"workers": 1, "memory": 2**31, "notify": notes.append}
     written = run("all", [str(path)], tmp_path / "r", **options, text_roles=("generated",), bootstraps=5)
+    notes = _but_the_certified_share(notes)
     assert len(notes) == 5
     assert "norm-attention is left out" in notes[0]
     assert "store holds no generated token" in notes[1]
