@@ -15,6 +15,7 @@ from analyses.contextualization_results import StoreResult
 from analyses.curves import band, image_curves
 from analyses.figure_style import (
     ADJUSTMENT_NOTES,
+    BAND_NOTE,
     COSINE_NAMES,
     NOTE,
     PAIR_COLOURS,
@@ -34,7 +35,6 @@ IDENTITY_NOTE = (
     "Image states that do not see the prompt give one image–image curve\n"
     "for all prompts by construction: it is drawn once."
 )
-_BAND_NOTE = "Line and band: mean and standard deviation over images."
 _MOST_IN_A_COLUMN = 2
 # Letters of a store's label and of a group's title, by columns.
 _LETTERS = {1: (LONGEST, LONGEST), 2: (25, 14)}
@@ -60,7 +60,7 @@ def draw_contextualization(results: Sequence[StoreResult]) -> Figure:
     as many blocks, else depths.
     """
     jobs = [panel for item in results for panel in _panels(item)]
-    notes = [_BAND_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
+    notes = [BAND_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
     notes += [IDENTITY_NOTE] if any(job.without for job in jobs) else []
     lines = wrap_notes(notes)
     labels = store_labels([item.identity for item in results])

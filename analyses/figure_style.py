@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "ADJUSTMENT_NOTES",
+    "BAND_NOTE",
     "COLUMN_INCHES",
     "COSINE_NAMES",
     "NOTE",
@@ -43,6 +44,8 @@ COSINE_NAMES = {
     "anisotropy": "cosine similarity above that of unrelated tokens",
     "mean-centred": "mean cosine similarity of centred states",
 }
+BAND_NOTE = "Line and band: mean and standard deviation over images."
+
 ADJUSTMENT_NOTES = {
     "anisotropy": "Subtracted: mean cosine of tokens of different images.",
     "mean-centred": "States less the layer's mean state.",

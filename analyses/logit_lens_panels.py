@@ -19,7 +19,6 @@ from analyses.prompt_groups import prompt_groups
 
 __all__ = [
     "ALL_PROMPTS",
-    "BAND_NOTE",
     "IDENTITY_NOTE",
     "INTERVAL_NOTE",
     "PLAIN_NOTE",
@@ -33,7 +32,6 @@ __all__ = [
 ]
 
 ALL_PROMPTS = "all prompts"
-BAND_NOTE = "Line and band: mean and standard deviation over images."
 IDENTITY_NOTE = (
     "Image states do not see the prompt, so they are decoded once:\none curve stands for all prompts, by construction."
 )

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis, panel_grid, wrap_notes
+from analyses.figure_style import BAND_NOTE, NOTE, STYLE, LayerAxis, common_axis, panel_grid, wrap_notes
 from analyses.norm_attention import MEASURES
 from analyses.norm_attention_panels import IDENTITY_NOTE, panels
 from analyses.norm_attention_results import GroupCurves, StoreAttention, group_curves
@@ -29,7 +29,6 @@ _COLUMNS = {
     "attention_share": ("by weight α", "sink_share"),
 }
 _SINKS: Any = {"color": "black", "linestyle": (0, (3, 2)), "linewidth": 0.9, "label": "position 0 and BOS"}
-_BAND_NOTE = "Line and band: mean and standard deviation over images."
 _SINKS_NOTES = (
     "Dashed: the part that position 0 and BOS (sinks) take, whatever their role.",
     "Shares are of keys other than position 0 and BOS (sinks); dashed: the share that sinks take of all keys.",
@@ -44,7 +43,7 @@ def draw_shares(results: Sequence[StoreAttention]) -> Figure:
     Blocks are the models' own numbers where all models have as many, else depths.
     """
     jobs, left_out = panels(results)
-    notes = [_BAND_NOTE, _SINKS_NOTES[results[0].result.without_sinks], *([IDENTITY_NOTE] if left_out else [])]
+    notes = [BAND_NOTE, _SINKS_NOTES[results[0].result.without_sinks], *([IDENTITY_NOTE] if left_out else [])]
     lines = wrap_notes(notes)
     height = 0.7 + 0.1 * (len(results) > 1)
     figure, axes = panel_grid(2 * len(jobs), 2, height, extra=0.85 + 0.1 * lines.count("\n"))

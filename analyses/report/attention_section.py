@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analyses.figure_style import LayerAxis
-from analyses.logit_lens_panels import BAND_NOTE
+from analyses.figure_style import BAND_NOTE, LayerAxis
 from analyses.norm_attention_figure import ROLE_COLOURS
 from analyses.norm_attention_panels import IDENTITY_NOTE
 from analyses.report.attention_rows import SINKS, mean_rows, place_rows, role_rows, segment_rows

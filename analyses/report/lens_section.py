@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from analyses.figure_style import LayerAxis
-from analyses.logit_lens_panels import ALL_PROMPTS, BAND_NOTE, IDENTITY_NOTE
+from analyses.figure_style import BAND_NOTE, LayerAxis
+from analyses.logit_lens_panels import ALL_PROMPTS, IDENTITY_NOTE
 from analyses.report.chart_style import BAND, TEXT, chart, choice, looks, switches, x_axis
 from analyses.report.packing import Rows, number
 from analyses.report.results import Results, groups_of, stores_of

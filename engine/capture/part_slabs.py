@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from engine.store import BFLOAT16_BITS, BFLOAT16_NAN
+from engine.store import BFLOAT16_NAN, held_dtype
 
 __all__ = ["STORED_DTYPES", "slabs"]
 
@@ -44,7 +44,7 @@ def slabs(
         (row,) places along the part's axis that the pieces are for, ascending; all where None. Others are NaN or -1.
     """
     # One is compressed while the other is filled.
-    buffers = np.empty((2, *shape), dtype=BFLOAT16_BITS if dtype == "bfloat16" else dtype)
+    buffers = np.empty((2, *shape), dtype=held_dtype(dtype))
     kept = range(len(pieces)) if places is None else places
 
     def laid_out(index: int) -> np.ndarray:

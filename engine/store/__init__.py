@@ -17,7 +17,7 @@ from engine.store.content import (
     role_coordinate,
     source_role_coordinate,
 )
-from engine.store.dtypes import BFLOAT16_BITS, BFLOAT16_NAN, LARGEST_NORM, round_mantissa, widen_bfloat16
+from engine.store.dtypes import BFLOAT16_NAN, LARGEST_NORM, held_dtype, round_mantissa, widen_bfloat16
 from engine.store.layout import (
     KEY_COORDINATES,
     TENSOR_ARRAYS,
@@ -55,7 +55,6 @@ from engine.store.verify import Problem, Verification, verify
 from engine.store.writer import write_part
 
 __all__ = [
-    "BFLOAT16_BITS",
     "BFLOAT16_NAN",
     "KEY_COORDINATES",
     "LARGEST_NORM",
@@ -93,6 +92,7 @@ __all__ = [
     "committed_parts",
     "compression_bytes",
     "create_store",
+    "held_dtype",
     "in_dtypes",
     "is_same_store",
     "layer_coordinate",

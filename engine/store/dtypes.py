@@ -16,6 +16,7 @@ __all__ = [
     "BFLOAT16_NAN",
     "LARGEST_NORM",
     "Rounding",
+    "held_dtype",
     "round_mantissa",
     "round_to_dtype",
     "widen_bfloat16",
@@ -33,6 +34,11 @@ LARGEST_NORM = 1.84e19
 
 Norms within the models, the final one too, compute that sum in float32, and where it overflows they give zeros.
 """
+
+
+def held_dtype(name: str) -> np.dtype:
+    """Return what values of a captured dtype are held in: of bfloat16 its bit patterns."""
+    return BFLOAT16_BITS if name == "bfloat16" else np.dtype(name)
 
 
 def widen_bfloat16(raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

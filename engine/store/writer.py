@@ -28,7 +28,7 @@ from engine.store.commit import (
 from engine.store.consolidate import consolidate
 from engine.store.content import Coordinate, PartArray, PartContent
 from engine.store.disk import describe_failure
-from engine.store.dtypes import BFLOAT16_BITS, Rounding, round_mantissa, round_to_dtype, widen_bfloat16
+from engine.store.dtypes import BFLOAT16_BITS, Rounding, held_dtype, round_mantissa, round_to_dtype, widen_bfloat16
 from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
 from engine.store.memory import keep_freed_chunks
@@ -159,8 +159,7 @@ class _Slabs:
         array = self._array
         slab = array.slab(index)
         dtype = array.slab_dtype or array.dtype
-        held = BFLOAT16_BITS if dtype == "bfloat16" else np.dtype(dtype)
-        if slab.shape != array.shape[1:] or slab.dtype != held:
+        if slab.shape != array.shape[1:] or slab.dtype != held_dtype(dtype):
             raise ValueError(
                 f"{array.path}[{index}] is {slab.dtype}{slab.shape}, announced was {dtype}{array.shape[1:]}"
             )

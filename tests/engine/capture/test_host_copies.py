@@ -31,7 +31,10 @@ def test_rows_are_packed_without_overlap(monkeypatch: pytest.MonkeyPatch, dtype:
     assert len({place.untyped_storage().data_ptr() for place in places}) < len(places)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU copies here; where rows are packed is tested without")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs a CUDA device to copy from; where rows are packed is tested without one",
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_copies_are_packed_and_equal(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 2**16)

@@ -112,7 +112,9 @@ def test_captions_file_missing_or_empty(tmp_path: Path) -> None:
     assert "is a directory" in refusal(root, root)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems accept no such file name")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux has file names that are not UTF-8; elsewhere none can be made"
+)
 def test_name_that_is_not_utf8(tmp_path: Path) -> None:
     write_folder(tmp_path, ["a.png"])
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
