@@ -5,6 +5,7 @@ Padding is dropped as soon as a layer's states leave the hook, so it never reach
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from inspect import signature
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class PassRows:
         inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, loaded.dtype))
-        cached = {} if cache is None else {"past_key_values": cache}
+        cached = {} if cache is None else {_cache_argument(loaded): cache}
         with (
             residual_hooks(self._language.blocks, self._probe.layers, self._receive),
             nullcontext() if self.blocks is None else self.blocks.listening(),
@@ -115,6 +116,11 @@ class PassRows:
         self._norms.append(norms)
         if self.sums is not None:
             self.sums.add(wide, norms, last_of=self._language if layer == self._probe.block_count else None)
+
+
+def _cache_argument(loaded: LoadedModel) -> str:
+    """Tell what the model calls its cache: transformers renamed it in release 5.24, class by class."""
+    return "cache" if "cache" in signature(loaded.model.forward).parameters else "past_key_values"
 
 
 def holds_states(probe: Probe, role: np.ndarray) -> np.ndarray:

@@ -129,8 +129,8 @@ def test_a_model_that_gives_other_states_behind_a_prefix_runs_in_full(
 ) -> None:
     update = _Behind.update
 
-    def reversed_keys(self: _Behind, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = update(self, *arguments)
+    def reversed_keys(self: _Behind, *arguments: Any, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = update(self, *arguments, **keywords)
         return keys.flip(2), values
 
     apart = extract("--share-prefix", "off", *EVERYTHING, "--limit", "2", out=tmp_path / "apart")
