@@ -65,7 +65,6 @@ STYLE: Any = {
     "lines.linewidth": 1.2,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.formatter.use_mathtext": True,
     "hatch.linewidth": 0.4,
     "hatch.color": "0.75",
 }

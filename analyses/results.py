@@ -23,6 +23,7 @@ from engine.errors import StrataError
 __all__ = ["open_dataset", "write_dataset", "write_figure", "write_figures", "write_page", "write_table"]
 
 _FIGURE_SUFFIXES = (".png", ".svg")
+_DPI = 300
 
 
 def write_dataset(folder: Path, name: str, dataset: xr.Dataset) -> Path:
@@ -61,12 +62,18 @@ def write_table(folder: Path, name: str, pieces: Iterable[pa.Table], schema: pa.
 
 
 def write_figure(folder: Path, name: str, figure: Figure) -> list[Path]:
-    """Write ``NAME.png`` (300 dpi) and ``NAME.svg``, without dates, so that the same results give the same bytes."""
+    """Write ``NAME.png`` (300 dpi) and ``NAME.svg``, without dates, so that the same results give the same bytes.
+
+    The figure is laid out for good: matplotlib would do so twice for each file.
+    """
+    figure.set_dpi(_DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
     def write(path: Path) -> None:
         with mpl.rc_context({"svg.hashsalt": name}):
             undated = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(path, dpi=300, metadata=undated)
+            figure.savefig(path, dpi=_DPI, metadata=undated)
 
     return [_replace(folder, f"{name}{suffix}", write) for suffix in _FIGURE_SUFFIXES]
 
