@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 
 from engine.store.array_metadata import StoredLayout
+from engine.store.box import read_box
 from engine.store.checked_array import open_checked_array
 from engine.store.location import Location
 
@@ -76,10 +77,14 @@ class StoredArray:
     def __getitem__(self, selection: tuple[Any, ...] | EllipsisType) -> np.ndarray:
         """Read a selection of one index per dimension, or everything."""
         array = _open(self.location, self.folder, self.path, self.version, self.expected)
-        if self.origin is None:
-            return np.asarray(array[selection])
         indices = (slice(None),) * self.ndim if isinstance(selection, EllipsisType) else selection
-        moved = zip(indices, self.origin, self.shape, strict=True)
+        origin = self.origin or (0,) * self.ndim
+        if array.shards is not None and self.location.is_local and all(map(_is_run, indices)):
+            runs = [index.indices(length)[:2] for index, length in zip(indices, self.shape, strict=True)]
+            starts = [first + start for (first, _), start in zip(runs, origin, strict=True)]
+            stops = [max(run) + start for run, start in zip(runs, origin, strict=True)]
+            return read_box(self.location, f"{self.folder}/{self.path}", array, starts, stops)
+        moved = zip(indices, origin, self.shape, strict=True)
         return np.asarray(array[tuple(_move(index, start, length) for index, start, length in moved)])
 
     def dask(self, chunks: Sequence[int]) -> da.Array:
@@ -111,6 +116,11 @@ def plan_reading(shape: Sequence[int], itemsize: int, shard: Sequence[int]) -> t
 def _open(location: Location, folder: str, path: str, _version: str, expected: StoredLayout | None) -> zarr.Array:
     """Open an array once per process; the version is only there to tell a rewritten store apart."""
     return open_checked_array(location, folder, path, expected)
+
+
+def _is_run(index: Any) -> bool:
+    """Whether it selects values that follow each other."""
+    return isinstance(index, slice) and index.step in (None, 1)
 
 
 def _move(index: Any, start: int, length: int) -> Any:

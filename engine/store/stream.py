@@ -7,23 +7,20 @@ and checksums are those of Zarr's ``sharding_indexed`` layout; an array of anoth
 
 import math
 from collections.abc import Iterator
-from io import BufferedIOBase
 from typing import NamedTuple
 
 import numpy as np
 import zarr
-from numcodecs import blosc
 
 from engine.errors import StrataError
 from engine.store.blosc_frame import BLOCK_BYTES
-from engine.store.codecs import CHECKSUM_BYTES, checksum, states_sizes
 from engine.store.layout import PART_DIMS, PARTS_FOLDER
 from engine.store.part import Part
+from engine.store.shard_file import ShardFile, most_encoded_bytes
 
 __all__ = ["Chunk", "shard_count", "stream_bytes", "stream_chunks"]
 
 _BLOSC_BLOCKS = 3  # that it shuffles and decompresses through
-_ENTRY_BYTES = 16  # of a shard's index: offset and length of one chunk
 
 
 class Chunk(NamedTuple):
@@ -75,19 +72,23 @@ def stream_chunks(part: Part, path: str, only: int | None = None) -> Iterator[Ch
     axis = next(number for number, dim in enumerate(part.manifest["arrays"][path]["dims"]) if dim in PART_DIMS)
     grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
     decoded = np.empty(array.chunks, array.dtype)
-    encoded = np.empty(_most_encoded(decoded.nbytes), np.uint8)
+    encoded = np.empty(most_encoded_bytes(decoded.nbytes), np.uint8)
     for shard in np.ndindex(*(-(-long // step) for long, step in zip(array.shape, array.shards, strict=True))):
         if only not in (None, shard[0]):
             continue
-        file = _Shard(part, f"{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}", math.prod(grid))
+        name = f"{PARTS_FOLDER}/{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}"
         corner = [at * long for at, long in zip(shard, array.shards, strict=True)]
-        for number in file.decode_each(encoded, decoded):
-            inside = np.unravel_index(number, grid)
-            place = [at + int(by) * step for at, by, step in zip(corner, inside, array.chunks, strict=True)]
-            lengths = [min(step, long - at) for step, long, at in zip(array.chunks, array.shape, place, strict=True)]
-            if min(lengths) > 0:  # zarr rounds shards up to whole chunks
-                values = decoded[tuple(slice(0, length) for length in lengths)]
-                yield Chunk(place[0], place[axis], place[axis] + lengths[axis], values)
+        with part.location.opened(name) as opened:
+            file = ShardFile(opened, f"{part.url}/{name}", math.prod(grid))
+            for number, inside in enumerate(np.ndindex(*grid)):
+                file.decode(number, encoded, decoded)
+                place = [at + by * step for at, by, step in zip(corner, inside, array.chunks, strict=True)]
+                lengths = [
+                    min(step, long - at) for step, long, at in zip(array.chunks, array.shape, place, strict=True)
+                ]
+                if min(lengths) > 0:  # zarr rounds shards up to whole chunks
+                    values = decoded[tuple(slice(0, length) for length in lengths)]
+                    yield Chunk(place[0], place[axis], place[axis] + lengths[axis], values)
 
 
 def stream_bytes(part: Part, path: str) -> int:
@@ -97,11 +98,7 @@ def stream_bytes(part: Part, path: str) -> int:
     """
     array = _open(part, path)
     decoded = math.prod(array.chunks) * array.dtype.itemsize
-    return 2 * decoded + _most_encoded(decoded) + _BLOSC_BLOCKS * min(BLOCK_BYTES, decoded)
-
-
-def _most_encoded(decoded: int) -> int:
-    return decoded + blosc.MAX_OVERHEAD + CHECKSUM_BYTES
+    return 2 * decoded + most_encoded_bytes(decoded) + _BLOSC_BLOCKS * min(BLOCK_BYTES, decoded)
 
 
 def _open(part: Part, path: str) -> zarr.Array:
@@ -109,55 +106,3 @@ def _open(part: Part, path: str) -> zarr.Array:
     if array.shards is None:
         raise StrataError(f"{path} of part {part.name} of {part.url} is not sharded, as every array but coordinates is")
     return array
-
-
-class _Shard:
-    """One file of so many chunks, each followed by its checksum, and the index at its end."""
-
-    def __init__(self, part: Part, name: str, count: int) -> None:
-        self._part = part
-        self._name = name
-        self._count = count
-        self._bytes = int(part.manifest["files"].get(name, {"bytes": 0})["bytes"])
-
-    def decode_each(self, encoded: np.ndarray, decoded: np.ndarray) -> Iterator[int]:
-        """Read one chunk after the other into ``encoded``, decode it into ``decoded`` and yield its number."""
-        with self._part.location.opened(f"{PARTS_FOLDER}/{self._name}") as file:
-            for number, (start, length) in enumerate(self._index(file)):
-                if length > len(encoded):
-                    raise self._damaged("has a chunk of another size")
-                self._decode(self._read(file, start, encoded[:length]), decoded)
-                yield number
-
-    def _index(self, file: BufferedIOBase) -> list[list[int]]:
-        """Where each chunk starts in the file, and its length."""
-        end = self._bytes - self._count * _ENTRY_BYTES - CHECKSUM_BYTES
-        if end < 0:
-            raise self._damaged("is not listed with its size in the manifest")
-        index = self._read(file, end, np.empty(self._bytes - end, np.uint8)).view("<u8").reshape(self._count, 2)
-        if (index > end).any() or (index.sum(axis=1) > end).any():
-            raise self._damaged("lacks a chunk")
-        entries: list[list[int]] = index.tolist()
-        return entries
-
-    def _read(self, file: BufferedIOBase, start: int, into: np.ndarray) -> np.ndarray:
-        """Fill ``into`` from ``start`` on; return it without the checksum at its end, which must be right."""
-        file.seek(start)
-        if file.readinto(into.data) != len(into):
-            raise self._damaged("is cut short")
-        into.flags.writeable = False  # the checksum is only taken of what cannot change
-        content, stored = into[:-CHECKSUM_BYTES], into[-CHECKSUM_BYTES:]
-        if checksum(content) != stored.tobytes():
-            raise self._damaged("has a wrong checksum")
-        return content
-
-    def _decode(self, content: np.ndarray, decoded: np.ndarray) -> None:
-        if not states_sizes(content, decoded.nbytes):
-            raise self._damaged("has a chunk of another size")
-        blosc.decompress(content, decoded)
-
-    def _damaged(self, what: str) -> StrataError:
-        return StrataError(
-            f"{self._part.url}/{PARTS_FOLDER}/{self._name} {what}: `strata verify` says what is damaged; extract the "
-            "part again"
-        )
