@@ -92,10 +92,15 @@ def read_box(
     """
     assert array.shards is not None
     grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
-    values = np.empty([stop - start for start, stop in zip(starts, stops, strict=True)], array.dtype)
+    # Where the array ends within a chunk, that chunk is decoded whole: there is room for it behind the box.
+    ends = [
+        -(-stop // step) * step if stop == length else stop
+        for stop, length, step in zip(stops, array.shape, array.chunks, strict=True)
+    ]
+    values = np.empty([end - start for start, end in zip(starts, ends, strict=True)], array.dtype)
     chunk = np.empty(array.chunks, array.dtype)
     encoded = np.empty(most_encoded_bytes(chunk.nbytes), np.uint8)
-    for shard, pieces in groupby(plan_pieces(starts, stops, array.chunks, grid), key=lambda piece: piece.shard):
+    for shard, pieces in groupby(plan_pieces(starts, ends, array.chunks, grid), key=lambda piece: piece.shard):
         name = f"{folder}/c/{'/'.join(map(str, shard))}"
         with location.opened(name) as opened:
             file = ShardFile(opened, f"{location.url}/{name}", math.prod(grid))
@@ -106,4 +111,4 @@ def read_box(
                 else:
                     file.decode(piece.number, encoded, chunk)
                     target[...] = chunk[piece.source]
-    return values
+    return values[tuple(slice(stop - start) for start, stop in zip(starts, stops, strict=True))]

@@ -43,8 +43,11 @@ def join_parts(parts: Sequence[Part], axis: str, name: str) -> xr.DataArray | No
     first = holding[0].variable(path)
     dims = [str(dim) for dim in first.dims]
     array = da.concatenate([part.variable(path).data for part in holding], axis=dims.index(axis))
+    arrays = holding[0].manifest["arrays"]
+    own = {f"{axis}/{dim}": dim for dim in dims if f"{axis}/{dim}" in arrays}
     coordinates: dict[str, Any] = {
-        dim: holding[0].variable(f"{axis}/{dim}") for dim in dims if f"{axis}/{dim}" in holding[0].manifest["arrays"]
+        own[path]: xr.Variable((own[path],), values, arrays[path]["attributes"])
+        for path, values in read_coordinates(holding[0], list(own)).items()
     }
     if "head" in dims:
         coordinates["head"] = np.arange(array.shape[dims.index("head")], dtype=np.int32)

@@ -21,7 +21,7 @@ WORKERS = 2
 
 def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure float16 states as large as LLaVA-1.5-7B's; files lie in the page cache."""
-    layers, dim, samples = (9, 512, 2) if quick else (33, 4096, 8)
+    layers, dim, samples = (9, 512, 2) if quick else (33, 4096, 16)
     path = write_store(
         folder / "store",
         dtype="float16",

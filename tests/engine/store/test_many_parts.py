@@ -94,9 +94,10 @@ def test_the_first_batch_of_tokens_opens_one_part(path: Path, read: Counter[str]
 
 def test_joining_states_reads_coordinates_and_no_array(path: Path, read: Counter[str]) -> None:
     states = open_store(path).hidden_states
-    assert read[".zarr/token/layer/zarr.json"] == 1, "of the first part"
-    assert read[".zarr/token/hidden_states/zarr.json"] == 0
-    assert read[".zarr/zarr.json"] == read[".zarr/token/role/c/0"] == PARTS
+    assert read[".zarr/token/layer/c/0"] == 1, "of the first part"
+    assert read[".zarr/token/layer/zarr.json"] == read[".zarr/token/hidden_states/zarr.json"] == 0
+    assert read[".zarr/zarr.json"] == PARTS + 1
+    assert read[".zarr/token/role/c/0"] == PARTS
     assert (states.role.to_numpy() == np.tile(states.role.to_numpy()[:5], len(states.part) // 5)).all()
 
 
