@@ -8,6 +8,7 @@ from engine.capture.prefix_cache import why_no_cache
 from engine.cli.capturing import choose_capture
 from engine.cli.options import RunOptions
 from engine.errors import UsageError
+from engine.garbage import uncollected
 from engine.models.checkpoint import Checkpoint, open_checkpoint, template_notes
 from engine.models.prepare import PreparedImage, Preparer
 from engine.models.vocabulary import TokenizerVocabulary
@@ -89,6 +90,7 @@ class _Counts(NamedTuple):
     samples: int
 
 
+@uncollected()
 def plan_run(options: RunOptions, *, revision: Callable[[Checkpoint], str]) -> Planned:
     """Plan an extraction.
 

@@ -17,6 +17,7 @@ import xarray as xr
 
 from engine.cores import usable_cores
 from engine.errors import StrataError, UsageError
+from engine.garbage import uncollected
 from engine.store.alike import check_alike
 from engine.store.arrays import JoinedArrays
 from engine.store.choices import kept_roles, layer_places, lens_layers, query_code, state_layers
@@ -63,6 +64,7 @@ def open_store(url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     return Store(locations, records)
 
 
+@uncollected()
 def _parts(location: Location, plan_sha256: str) -> list[Part]:
     manifests = location.read_all(PARTS_FOLDER, ".json", RECORD_BYTES)
     return [
@@ -163,6 +165,7 @@ class Store(JoinedArrays):
         return int(self.record["model"]["blocks"])
 
     @cached_property
+    @uncollected()
     def samples(self) -> pd.DataFrame:
         """All committed samples in part order: the columns of ``Part.samples``, ``part``, and ``store`` (its URL)."""
         if not self.parts:
