@@ -1,6 +1,6 @@
 """The section of norm-based attention: shares of roles, and the map of block and position linked to the picture.
 
-Norms stand on the left and weights on the right, as in the figures; a choice made in one chart holds in all of them.
+Norms stand on the left and weights on the right, as in the figures, and follow the same controls.
 """
 
 from typing import Any
@@ -12,16 +12,17 @@ from analyses.norm_attention_figure import ROLE_COLOURS
 from analyses.norm_attention_panels import IDENTITY_NOTE
 from analyses.report.attention_rows import SINKS, mean_rows, place_rows, role_rows, segment_rows
 from analyses.report.attention_tables import largest_table, query_names, role_table
-from analyses.report.chart_style import BAND, TEXT, chart, choice, x_axis
+from analyses.report.chart_style import BAND, TEXT, bound, chart, follow, x_axis
 from analyses.report.explorer import NO_PICTURES
 from analyses.report.packing import Rows
 from analyses.report.results import Results
-from analyses.report.section import Chart, Figure, Section
+from analyses.report.section import Chart, Choice, Control, Figure, Panel, Section, Slider
 
 __all__ = ["attention_section"]
 
 _SIDES = {"norm": "By norm ‖Σ α f‖", "weight": "By weight α"}
-_SHOWN = "datum.s === store && datum.g === prompt && datum.q === query"
+_ROLES, _MAPS = "attention-roles", "attention-maps"
+_SHOWN = "datum.s == store && datum.g == prompt && datum.q == query"
 _DECADES = 4
 _FEW = 0.02
 _SQUARE = 320  # pixels of a picture; two fit beside each other, one fits a phone
@@ -65,12 +66,12 @@ def attention_section(results: Results, pictures: Rows, of_images: Rows) -> tupl
     return Section("attention", "Norm-based attention", tuple(figures), tuple(missing)), rows
 
 
-def _choices(results: Results, *, asks: bool = True) -> list[dict[str, Any]]:
-    return [
-        choice("store", "Store", results.labels, asks=asks),
-        choice("prompt", "Prompt", results.titles, asks=asks),
-        choice("query", "From", query_names(results), asks=asks),
-    ]
+def _choices(results: Results) -> tuple[Choice, ...]:
+    return (
+        Choice("store", "Store", results.labels),
+        Choice("prompt", "Prompt", results.titles),
+        Choice("query", "From", query_names(results)),
+    )
 
 
 def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
@@ -80,7 +81,7 @@ def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
     legend = {"title": None, "columns": 2}
     color = {"field": "role", "type": "nominal", "scale": scale, "legend": legend}
     dash = {"condition": {"test": f"datum.role === '{SINKS}'", "value": [5, 3]}, "value": [1, 0]}
-    charts = []
+    controls, charts = _choices(results), []
     for side, title in _SIDES.items():
         shown = {"field": side, "type": "quantitative", "title": "share of the row", "scale": {"domain": [0, 1]}}
         tooltip: list[dict[str, Any]] = [{"field": "role"}, {"field": "block", "type": "quantitative"}]
@@ -88,7 +89,7 @@ def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
         spec = chart(
             f"{title}: share of each role against {axis.label}, a line per role; dashed the share of {SINKS}",
             height=220,
-            params=_choices(results, asks=side == "norm"),
+            params=follow(_ROLES, controls),
             data={"name": "roles"},
             transform=[{"filter": _SHOWN}],
             encoding={"x": x_axis(axis), "y": shown, "color": color},
@@ -108,32 +109,29 @@ def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
                 },
             ],
         )
-        charts.append(Chart(f"attention-roles-{side}", title, spec, ("store", "prompt", "query")))
+        charts.append(Chart(f"attention-roles-{side}", title, spec))
     notes = [
         _MEASURES_NOTE,
         f"{BAND_NOTE} Dashed: what position 0 and BOS (sinks) take, whatever their role.",
     ]
     if any(identity.image_states_depend_on_prompt is False for identity in results.identities):
         notes.append(IDENTITY_NOTE.replace(": drawn once", ""))
-    return Figure(
-        "attention-roles", "Shares of roles", tuple(charts), tuple(notes), (role_table(results, rows),), ("roles",)
-    )
+    panel, table = Panel(controls, tuple(charts)), role_table(results, rows)
+    return Figure(_ROLES, "Shares of roles", (panel,), tuple(notes), (table,), ("roles",))
 
 
 def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
     blocks = sorted({row["block"] for row in rows["places"]})
     of_places = _domain([row[side] for row in rows["places"] for side in _SIDES])
     of_patches = _domain([value for row in rows["patches"] for side in _SIDES for value in row[side]])
-    at = {
-        "name": "at",
-        "select": {"type": "point", "fields": ["block"], "on": "click", "toggle": False, "clear": False},
-        "bind": {"block": {"input": "range", "min": blocks[0], "max": blocks[-1], "step": 1, "name": "Block"}},
-        "value": [{"block": blocks[len(blocks) // 2]}],
-    }
     there = {row["p"] for row in rows["patches"]}
     names = ["mean over samples", *dict.fromkeys(row["name"] for row in pictures if row["p"] in there)]
-    charts = [_places(results, side, of_places, at if side == "norm" else _follow(at), blocks) for side in _SIDES]
-    charts += [_patches(results, side, of_patches, _follow(at), names) for side in _SIDES]
+    choices, picture = _choices(results), Choice("picture", "Picture", names, min(1, len(names) - 1))
+    block = Slider(_BLOCK, "Block", blocks[0], blocks[-1], blocks[len(blocks) // 2])
+    panels = (
+        Panel(choices, tuple(_places(side, of_places, choices, block, blocks) for side in _SIDES)),
+        Panel((block, picture), tuple(_patches(side, of_patches, (*choices, block, picture)) for side in _SIDES)),
+    )
     notes = [
         "Colours are shares of the row, logarithmic, on one scale for both sides; grey: 0, as after the query. "
         "Click a block, or move the slider, to see it on the patches. Text before and after the image, and the "
@@ -141,26 +139,21 @@ def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
     ]
     if len(names) > 1:
         notes.append(
-            "A picture shows one sample, with its first prompt of the chosen kind; the map of positions is the mean "
-            "over samples."
+            "A picture shows one sample, with its first prompt of the "
+            "chosen kind; the map of positions is the mean over samples."
         )
         if len(names) - 1 < len({row["name"] for row in pictures}):
             notes.append(f"The page has room for the attention of {len(names) - 1} of the images that it shows.")
         if all(row["href"] is None for row in pictures):
             notes.append(NO_PICTURES)
     return Figure(
-        "attention-maps",
+        _MAPS,
         "Blocks and positions, and the same on the picture",
-        tuple(charts),
+        panels,
         tuple(notes),
         (largest_table(results, rows["places"]),),
         ("places",),
     )
-
-
-def _follow(at: dict[str, Any]) -> dict[str, Any]:
-    """Make the parameter that holds the chosen block in a chart that does not ask for it."""
-    return {"name": _BLOCK, "value": at["value"][0]["block"]}
 
 
 def _domain(shares: list[float | None]) -> list[float]:
@@ -177,8 +170,13 @@ def _colour(side: str, domain: list[float]) -> dict[str, Any]:
     return {"field": side, "type": "quantitative", "scale": scale, "legend": look}
 
 
-def _places(results: Results, side: str, domain: list[float], at: dict[str, Any], blocks: list[int]) -> Chart:
-    asks = "select" in at
+def _places(side: str, domain: list[float], choices: tuple[Choice, ...], block: Slider, blocks: list[int]) -> Chart:
+    at = {
+        "name": "at",
+        "select": {"type": "point", "fields": ["block"], "on": "click", "toggle": False, "clear": False},
+        "bind": {"block": bound(_MAPS, block)},
+        "value": [{"block": block.chosen}],
+    }
     ticks = {"values": blocks[:: -(-len(blocks) // 10)], "grid": False}
     # Scales that are given: one that were read from the rows of all layers would draw them all again with each block.
     y = {"field": "block", "type": "ordinal", "title": "block", "scale": {"domain": blocks}, "axis": ticks}
@@ -190,13 +188,13 @@ def _places(results: Results, side: str, domain: list[float], at: dict[str, Any]
     spec = chart(
         f"{_SIDES[side]}: share of the row, blocks against positions, mean over samples",
         height=max(180, min(420, 18 * len(blocks))),
-        params=[*_choices(results, asks=asks), *([] if asks else [at])],
+        params=follow(_MAPS, choices),
         data={"name": "places"},
         transform=[{"filter": _SHOWN}],
         encoding={"y": y},
         layer=[
             {
-                "params": [at] if asks else [],
+                "params": [at],
                 "mark": {"type": "rect", "aria": False, "cursor": "pointer"},
                 "encoding": {
                     "x": x,
@@ -208,14 +206,14 @@ def _places(results: Results, side: str, domain: list[float], at: dict[str, Any]
             {
                 "data": {"name": "segments"},  # which are few: this follows a slider
                 "transform": [
-                    {"filter": "datum.s === store && datum.g === prompt"},
+                    {"filter": "datum.s == store && datum.g == prompt"},
                     {
                         "aggregate": [
                             {"op": "min", "field": "left", "as": "start"},
                             {"op": "max", "field": "right", "as": "end"},
                         ],
                     },
-                    {"calculate": _BLOCK, "as": "block"},
+                    {"calculate": f"toNumber({_BLOCK})", "as": "block"},
                 ],
                 "mark": {"type": "rect", "fillOpacity": 0, "stroke": TEXT, "strokeWidth": 1.5, "aria": False},
                 "encoding": {"x": {**x, "field": "start"}, "x2": {"field": "end"}},
@@ -223,9 +221,7 @@ def _places(results: Results, side: str, domain: list[float], at: dict[str, Any]
             *_segments(x),
         ],
     )
-    return Chart(
-        f"attention-places-{side}", f"{_SIDES[side]}: blocks × positions", spec, ("store", "prompt", "query", _BLOCK)
-    )
+    return Chart(f"attention-places-{side}", f"{_SIDES[side]}: blocks × positions", spec)
 
 
 def _segments(x: dict[str, Any]) -> list[dict[str, Any]]:
@@ -233,7 +229,7 @@ def _segments(x: dict[str, Any]) -> list[dict[str, Any]]:
     own = {
         "data": {"name": "segments"},
         "transform": [
-            {"filter": "datum.s === store && datum.g === prompt"},
+            {"filter": "datum.s == store && datum.g == prompt"},
             {"calculate": f"{_SEGMENT_NAMES}[datum.segment]", "as": "name"},
         ],
     }
@@ -245,11 +241,10 @@ def _segments(x: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _patches(results: Results, side: str, domain: list[float], at: dict[str, Any], names: list[str]) -> Chart:
-    asks = side == "norm"
+def _patches(side: str, domain: list[float], controls: tuple[Control, ...]) -> Chart:
     unit = {"type": "quantitative", "scale": {"domain": [0, 1], "nice": False}, "axis": None}
-    shown = "datum.s === store && datum.q === query && datum.p === picture && datum.block === at_block"
-    shown += " && (datum.g === null || datum.g === prompt)"
+    shown = "datum.s == store && datum.q == query && datum.p == picture && datum.block == at_block"
+    shown += " && (datum.g === null || datum.g == prompt)"
     cells = [
         {"filter": shown},
         {"flatten": [side]},
@@ -271,15 +266,12 @@ def _patches(results: Results, side: str, domain: list[float], at: dict[str, Any
         width=_SQUARE,
         height=_SQUARE,
         autosize="pad",
-        params=[
-            *_choices(results, asks=False),
-            at,
-            choice("picture", "Picture", names, asks=asks, chosen=min(1, len(names) - 1)),
-        ],
+        params=follow(_MAPS, controls),
+        title={"text": {"expr": f"'block ' + {_BLOCK}"}},
         layer=[
             {
                 "data": {"name": "pictures"},
-                "transform": [{"filter": "datum.s === store && datum.p === picture && isValid(datum.href)"}],
+                "transform": [{"filter": "datum.s == store && datum.p == picture && isValid(datum.href)"}],
                 "mark": {"type": "image", "width": _SQUARE, "height": _SQUARE, "aspect": True, "aria": False},
                 "encoding": {
                     "url": {"field": "href"},
@@ -306,9 +298,4 @@ def _patches(results: Results, side: str, domain: list[float], at: dict[str, Any
             },
         ],
     )
-    return Chart(
-        f"attention-patches-{side}",
-        f"{_SIDES[side]}: on the picture, chosen block",
-        spec,
-        ("store", "prompt", "query", _BLOCK, "picture"),
-    )
+    return Chart(f"attention-patches-{side}", f"{_SIDES[side]}: on the picture", spec)

@@ -1,4 +1,4 @@
-"""How charts of a page look and are switched.
+"""How charts of a page look, and how they follow its controls.
 
 They take the colour of text from the page, so one drawing serves light and dark; a saved drawing, which has no page
 around it, is black on nothing.
@@ -11,8 +11,9 @@ from typing import Any
 from analyses.figure_style import LayerAxis
 from analyses.prompt_colours import prompt_colours
 from analyses.report.results import Results
+from analyses.report.section import Choice, Control, Slider
 
-__all__ = ["BAND", "TEXT", "chart", "choice", "looks", "switches", "x_axis"]
+__all__ = ["BAND", "TEXT", "bound", "chart", "follow", "looks", "subset", "x_axis"]
 
 TEXT = "currentColor"
 BAND = {"opacity": 0.18, "aria": False}
@@ -49,12 +50,12 @@ _CONFIG: Mapping[str, Any] = {
         "orient": "top",
     },
     "text": {"color": TEXT, "fontSize": 12},
+    "title": {"color": TEXT, "fontSize": 12, "fontWeight": "normal", "anchor": "start", "frame": "group"},
     "rule": {"color": TEXT},
     "line": {"strokeWidth": 2},
 }
 _STORES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#999999")
 _DASHES = ([1, 0], [6, 3], [1.5, 2.5], [8, 3, 2, 3])
-_MOST_BUTTONS = 5
 
 
 def chart(description: str, **parts: Any) -> dict[str, Any]:
@@ -70,46 +71,39 @@ def chart(description: str, **parts: Any) -> dict[str, Any]:
     }
 
 
-def choice(name: str, label: str, options: Sequence[str], *, asks: bool = True, chosen: int = 0) -> dict[str, Any]:
-    """Make a parameter that is the place of one of the options.
+def follow(figure: str, controls: Sequence[Control]) -> list[dict[str, Any]]:
+    """Make the parameters of a chart that follow controls of its figure; values are texts of digits, so compare by ==.
 
     Parameters
     ----------
-    name : str
-    label : str
-        What is chosen.
-    options : sequence of str
-        One alone is nothing to choose.
-    asks : bool
-        Whether this chart brings the choice; the others follow.
-    chosen : int
-        At first.
+    figure : str
+        Its name.
+    controls : sequence of Control
     """
-    parameter: dict[str, Any] = {"name": name, "value": chosen}
-    if asks and len(options) > 1:
-        kind = "radio" if len(options) <= _MOST_BUTTONS else "select"
-        places = list(range(len(options)))
-        parameter["bind"] = {"input": kind, "options": places, "labels": list(options), "name": label}
-    return parameter
+    return [
+        {"name": control.name, "value": control.chosen}
+        | ({"bind": bound(figure, control)} if isinstance(control, Slider) or len(control.options) > 1 else {})
+        for control in controls
+    ]
 
 
-def switches(name: str, options: Sequence[str], *, asks: bool = True) -> tuple[list[dict[str, Any]], str]:
-    """Make a box to tick per option; all are ticked.
+def bound(figure: str, control: Control) -> dict[str, str]:
+    """Name the element of the page that a parameter follows, as ``page.html`` names it."""
+    return {"element": f"#{figure}-{control.name}"}
+
+
+def subset(name: str, label: str, options: Sequence[str]) -> tuple[Choice, str]:
+    """Make a choice of one of the options or of all, and the filter of rows whose field ``NAME`` is an option's place.
 
     Returns
     -------
-    list of dict
-        Parameters ``NAME_0``, ``NAME_1``, …
+    Choice
+        Of ``only_NAME``.
     str
-        Whether the option whose place is the field ``NAME`` of a row is ticked, for a filter.
     """
-    parameters = [
-        {"name": f"{name}_{number}", "value": True}
-        | ({"bind": {"input": "checkbox", "name": option}} if asks and len(options) > 1 else {})
-        for number, option in enumerate(options)
-    ]
-    ticked = ", ".join(f"{name}_{number}" for number in range(len(options)))
-    return parameters, f"[{ticked}][datum.{name}]"
+    signal = f"only_{name}"
+    choice = Choice(signal, label, ("all", *options) if len(options) > 1 else ("all",))
+    return choice, f"({signal} == 0 || datum.{name} == {signal} - 1)"
 
 
 def x_axis(axis: LayerAxis) -> dict[str, Any]:

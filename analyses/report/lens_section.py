@@ -1,16 +1,18 @@
 """The section of LogitLens: precision, recall and agreement against depth, and the explorer of patches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from analyses.figure_style import BAND_NOTE, LayerAxis
 from analyses.logit_lens_panels import ALL_PROMPTS, IDENTITY_NOTE
-from analyses.report.chart_style import BAND, TEXT, chart, choice, looks, switches, x_axis
+from analyses.report.chart_style import BAND, TEXT, chart, follow, looks, subset, x_axis
 from analyses.report.packing import Rows, number
 from analyses.report.results import Results, groups_of, stores_of
-from analyses.report.section import Chart, Figure, Section, Table
+from analyses.report.section import Chart, Choice, Control, Figure, Panel, Section, Table
 
 __all__ = ["lens_rows", "lens_section"]
 
+_FIGURE = "lens-curves"
 _MEASURES = {"precision": "Precision", "recall": "Recall", "agreement": "Agreement with the last layer"}
 _MEASURES_NOTE = (
     "At each layer the hidden state of every image token goes through the model's final norm and unembedding; its best "
@@ -36,13 +38,20 @@ def lens_section(results: Results) -> tuple[Section, dict[str, Rows]]:
         *([IDENTITY_NOTE.replace("\n", " ")] if once else []),
     )
     measures = [name for name in _MEASURES if any(row[name] is not None for row in rows)]
+    variants = [_VARIANT_WORDS[str(name)] for name in results.datasets["logit-lens"]["variant"].values]
+    prompts, prompt_shown = subset("g", "Prompt", results.titles[:1] if once else results.titles)
+    stores, store_shown = subset("s", "Store", results.labels)
+    controls = (Choice("variant", "Words", variants), prompts, stores)
+    shown = f"datum.v == variant && {prompt_shown} && {store_shown}"
     charts = tuple(
-        _chart(results, axis, name, _highest(rows, name), asks=name == measures[0], once=once) for name in measures
+        _chart(results, axis, name, _highest(rows, name), controls=controls, shown=shown, once=once)
+        for name in measures
     )
     missing = (
         () if "precision" in measures else ("The source has no captions, so there is nothing to score words with.",)
     )
-    figure = Figure("lens-curves", "Words against captions", charts, notes, (_table(rows, measures),), ("lens",))
+    panel, table = Panel(controls, charts), _table(rows, measures)
+    figure = Figure(_FIGURE, "Words against captions", (panel,), notes, (table,), ("lens",))
     return Section("logit-lens", "LogitLens", (figure,), missing), {"lens": rows}
 
 
@@ -116,38 +125,44 @@ def _highest(rows: Rows, measure: str) -> float:
     return min(1.0, 1.04 * max(ends, default=1.0))
 
 
-def _chart(results: Results, axis: LayerAxis, measure: str, highest: float, *, asks: bool, once: bool) -> Chart:
-    variants = [_VARIANT_WORDS[str(name)] for name in results.datasets["logit-lens"]["variant"].values]
-    prompts, prompt_shown = switches("g", results.titles, asks=asks and not once)
-    stores, store_shown = switches("s", results.labels, asks=asks)
+def _chart(
+    results: Results,
+    axis: LayerAxis,
+    measure: str,
+    highest: float,
+    *,
+    controls: Sequence[Control],
+    shown: str,
+    once: bool,
+) -> Chart:
     encoding = looks(results)
     if once:  # of one store there is nothing to tell apart then
         encoding = {"color": encoding["color"] if len(results.labels) > 1 else {"value": TEXT}}
-    shown: dict[str, Any] = {"field": measure, "type": "quantitative", "title": None}
-    shown["scale"] = {"domain": [0, highest], "nice": False}
+    y: dict[str, Any] = {"field": measure, "type": "quantitative", "title": None}
+    y["scale"] = {"domain": [0, highest], "nice": False}
     tooltip = [{"field": name} for name in ("store", "prompt", "variant")]
     tooltip += [{"field": name, "type": "quantitative"} for name in ("layer", measure)]
     words = "agreement does not depend on how words count" if measure == "agreement" else "choose how words count"
     spec = chart(
         f"{_MEASURES[measure]} against {axis.label}, a line per store and prompt kind; {words}",
         height=220,
-        params=[choice("variant", "Words", variants, asks=asks), *prompts, *stores],
+        params=follow(_FIGURE, controls),
         data={"name": "lens"},
         transform=[
-            {"filter": f"datum.v === variant && {prompt_shown} && {store_shown}"},
+            {"filter": shown},
             {"calculate": f"max(0, datum.{measure} - datum.{measure}_std)", "as": "below"},
             {"calculate": f"min(1, datum.{measure} + datum.{measure}_std)", "as": "above"},
         ],
         encoding={
             "x": x_axis(axis),
-            "y": shown,
+            "y": y,
             **encoding,
             "detail": [{"field": "s"}, {"field": "g"}],
         },
         layer=[
             {
                 "mark": {"type": "area", "clip": True, **BAND},
-                "encoding": {"y": {**shown, "field": "below"}, "y2": {"field": "above"}},
+                "encoding": {"y": {**y, "field": "below"}, "y2": {"field": "above"}},
             },
             {"mark": {"type": "line", "aria": False}},
             {
@@ -156,5 +171,4 @@ def _chart(results: Results, axis: LayerAxis, measure: str, highest: float, *, a
             },
         ],
     )
-    shared = ("variant", *(parameter["name"] for parameter in (*prompts, *stores)))
-    return Chart(f"lens-{measure}", _MEASURES[measure], spec, shared)
+    return Chart(f"lens-{measure}", _MEASURES[measure], spec)

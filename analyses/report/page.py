@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import vl_convert
@@ -20,13 +20,15 @@ from analyses.report.downloads import Download
 from analyses.report.explorer import Explorer
 from analyses.report.packing import Rows, pack
 from analyses.report.provenance import StoreProvenance
-from analyses.report.section import Chart, Section
+from analyses.report.section import Section
 from engine.errors import StrataError
 
 __all__ = ["Page", "render"]
 
 _VEGA_LITE = "6.4"
 _OWN = files("analyses.report")
+_EMBED = {"renderer": "svg", "ast": True, "actions": False, "tooltip": {"theme": "custom"}}
+"""What Vega-Embed reads of a specification: SVG, no text is evaluated, no menu, tooltips as the page has them."""
 
 
 class Page(NamedTuple):
@@ -72,12 +74,13 @@ class Page(NamedTuple):
 
 def render(page: Page) -> str:
     """Write the page."""
-    scripts = [_library(), _text("charts.js"), *([_text("explorer.js")] if page.explorer is not None else [])]
+    scripts = [_library(), _text("loader.js"), *([_text("explorer.js")] if page.explorer is not None else [])]
     charts = [
-        {"name": chart.name, "shared": chart.shared, "spec": _embedded(chart)}
+        {"name": chart.name, "spec": {**chart.spec, "usermeta": {"embedOptions": _EMBED}}}
         for section in page.sections
         for figure in section.figures
-        for chart in figure.charts
+        for panel in figure.panels
+        for chart in panel.charts
     ]
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
@@ -96,15 +99,6 @@ def render(page: Page) -> str:
         vega=f"Vega {vl_convert.get_vega_version()}, Vega-Lite {_VEGA_LITE}, "
         f"Vega-Embed {vl_convert.get_vega_embed_version()}",
     )
-
-
-def _embedded(chart: Chart) -> dict[str, Any]:
-    """Add what Vega-Embed reads of a specification: its look, no menu, and the form of the chart's own choices.
-
-    Buttons of one name belong together within a form, and Vega empties the element that it puts inputs into.
-    """
-    options = {"renderer": "svg", "ast": True, "actions": False, "tooltip": {"theme": "custom"}}
-    return {**chart.spec, "usermeta": {"embedOptions": {**options, "bind": f"#choices-{chart.name}"}}}
 
 
 @cache

@@ -4,16 +4,16 @@ from typing import Any
 
 from analyses.contextualization_figure import IDENTITY_NOTE
 from analyses.figure_style import ADJUSTMENT_NOTES, COSINE_NAMES, PAIR_COLOURS, PAIR_NAMES, LayerAxis
-from analyses.report.chart_style import BAND, TEXT, chart, choice, looks, switches, x_axis
+from analyses.report.chart_style import BAND, TEXT, chart, follow, looks, subset, x_axis
 from analyses.report.packing import Rows
 from analyses.report.phase_rows import curve_rows, layer_rows, normed_rows, phase_rows
 from analyses.report.results import Results
-from analyses.report.section import Chart, Figure, Section, Table
+from analyses.report.section import Chart, Choice, Figure, Panel, Section, Table
 
 __all__ = ["phase_section"]
 
 _BANDS = ("standard deviation over images", "95 % interval of the mean")
-_SHOWN = "datum.s === store && datum.g === prompt"
+_SHOWN = "datum.s == store && datum.g == prompt"
 _PAIRS = list(PAIR_NAMES.values())
 _GREY = "#808080"
 _PAIRS_NOTE = "image–text: inter-modal; image–image and text–text: intra-modal."
@@ -52,6 +52,11 @@ def _domain(rows: Rows) -> list[float]:
 
 
 def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure:
+    controls = (
+        Choice("store", "Store", results.labels),
+        Choice("prompt", "Prompt", results.titles),
+        Choice("band", "Band", _BANDS),
+    )
     x = x_axis(axis)
     scale = {"domain": _domain(rows["curves"]), "zero": False, "nice": False}
     y = {"field": "mean", "type": "quantitative", "title": _cosine(results), "scale": scale}
@@ -60,19 +65,15 @@ def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure
     curve: dict[str, Any] = {"data": {"name": "curves"}, "transform": [{"filter": _SHOWN}]}
     band = [
         {"filter": _SHOWN},
-        {"calculate": "band === 0 ? datum.mean - datum.std : datum.low", "as": "below"},
-        {"calculate": "band === 0 ? datum.mean + datum.std : datum.high", "as": "above"},
+        {"calculate": "band == 0 ? datum.mean - datum.std : datum.low", "as": "below"},
+        {"calculate": "band == 0 ? datum.mean + datum.std : datum.high", "as": "above"},
     ]
     tooltip = [{"field": "layer", "type": "quantitative"}]
     tooltip += [{"field": pair, "type": "nominal"} for pair in _PAIRS]
     spec = chart(
         f"{_cosine(results)} against {axis.label}, with the phases of the image–text curve; numbers in the table below",
         height=320,
-        params=[
-            choice("store", "Store", results.labels),
-            choice("prompt", "Prompt", results.titles),
-            choice("band", "Band", _BANDS),
-        ],
+        params=follow("phase-diagram", controls),
         layer=[
             *_phase_layers(x),
             {
@@ -114,7 +115,7 @@ def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure
     return Figure(
         "phase-diagram",
         "Curves and phases",
-        (Chart("phase-diagram", "", spec),),
+        (Panel(controls, (Chart("phase-diagram", "", spec),)),),
         tuple(filter(None, notes)),
         (*([_table(rows["phases"])] if rows["phases"] else []), _curve_table(results, rows["layers"])),
         ("curves", "phases") if rows["phases"] else ("curves",),
@@ -230,14 +231,16 @@ def _signed(value: float | None) -> str:
 
 
 def _comparison(results: Results, axis: LayerAxis, curves: Rows) -> Figure:
-    stores, store_shown = switches("s", results.labels)
-    prompts, prompt_shown = switches("g", results.titles)
+    pairs = Choice("pair", "Pair", _PAIRS)
+    stores, store_shown = subset("s", "Store", results.labels)
+    prompts, prompt_shown = subset("g", "Prompt", results.titles)
+    controls = (pairs, prompts, stores)
     domains = {pair: _domain([row for row in curves if row["pair"] == pair]) for pair in _PAIRS}
     tooltip = [{"field": name} for name in ("store", "prompt", "pair")]
     tooltip += [{"field": name, "type": "quantitative"} for name in ("layer", "mean", "std", "images")]
     spec = chart(
         f"{_cosine(results)} of one pair of token sets against {axis.label}, a line per store and prompt kind",
-        params=[choice("pair", "Pair", _PAIRS), *prompts, *stores],
+        params=follow("phase-comparison", controls),
         data={"name": "curves"},
         transform=[{"filter": f"{_PAIRS}[pair] === datum.pair && {prompt_shown} && {store_shown}"}],
         encoding={
@@ -260,5 +263,5 @@ def _comparison(results: Results, axis: LayerAxis, curves: Rows) -> Figure:
         ],
     )
     notes = (_counted(curves), "One curve alone, with its band, stands in the figure above.")
-    charts = (Chart("phase-comparison", "", spec),)
-    return Figure("phase-comparison", "All curves of one pair", charts, notes, data=("curves",))
+    panel = Panel(controls, (Chart("phase-comparison", "", spec),))
+    return Figure("phase-comparison", "All curves of one pair", (panel,), notes, data=("curves",))

@@ -1,9 +1,42 @@
-"""What a page is made of: sections with figures, each with its charts, its numbers and the command that makes it."""
+"""What a page is made of: sections with figures, each with its controls, charts, numbers and the command behind it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["Chart", "Figure", "Section", "Table"]
+__all__ = ["Chart", "Choice", "Control", "Figure", "Panel", "Section", "Slider", "Table"]
+
+
+class Choice(NamedTuple):
+    """A list to choose one of.
+
+    Attributes
+    ----------
+    name : str
+        Of the signal of charts that is the place of what is chosen; one name per figure.
+    label : str
+    options : sequence of str
+        One alone is nothing to choose: the page shows no list then.
+    chosen : int
+        At first.
+    """
+
+    name: str
+    label: str
+    options: Sequence[str]
+    chosen: int = 0
+
+
+class Slider(NamedTuple):
+    """Whole numbers to slide over, from ``first`` to ``last``; ``name`` is that of the signal that is the number."""
+
+    name: str
+    label: str
+    first: int
+    last: int
+    chosen: int
+
+
+Control: TypeAlias = Choice | Slider
 
 
 class Chart(NamedTuple):
@@ -17,14 +50,24 @@ class Chart(NamedTuple):
         Short; empty where the figure has but one.
     spec : mapping
         For Vega-Lite; its data are named.
-    shared : tuple of str
-        Signals that follow those of the same name in other charts of the page.
     """
 
     name: str
     title: str
     spec: Mapping[str, Any]
-    shared: tuple[str, ...] = ()
+
+
+class Panel(NamedTuple):
+    """Charts side by side where there is room, and the controls right above them, which all charts of a figure follow.
+
+    Attributes
+    ----------
+    controls : tuple of Control
+    charts : tuple of Chart
+    """
+
+    controls: tuple[Control, ...]
+    charts: tuple[Chart, ...]
 
 
 class Table(NamedTuple):
@@ -43,8 +86,7 @@ class Figure(NamedTuple):
     ----------
     name : str
     title : str
-    charts : tuple of Chart
-        Side by side where there is room; the first one brings the choices.
+    panels : tuple of Panel
     notes : tuple of str
         What whoever reads the figure should know.
     tables : tuple of Table
@@ -56,7 +98,7 @@ class Figure(NamedTuple):
 
     name: str
     title: str
-    charts: tuple[Chart, ...]
+    panels: tuple[Panel, ...]
     notes: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     data: tuple[str, ...] = ()

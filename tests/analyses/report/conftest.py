@@ -13,6 +13,19 @@ from tests.analyses.report.builders import HOSTILE, analyse, write_store
 IMAGES = (HOSTILE[0], "plain", HOSTILE[1], HOSTILE[4])
 Open = Callable[..., Any]
 _READY = "html[data-ready]"
+# Gives tests what the page keeps to itself: its drawings by name, as `views`.
+_WATCH = """
+window.views = {};
+let embed;
+Object.defineProperty(window, "vegaEmbed", {
+  set: (value) => (embed = value),
+  get: () => async (place, spec) => {
+    const made = await embed(place, spec);
+    views[place.replace("#plot-", "")] = made.view;
+    return made;
+  },
+});
+"""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -97,6 +110,7 @@ def opened(chromium: Any) -> Iterator[Open]:
         context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
+        page.add_init_script(_WATCH)
         page.set_default_timeout(60_000)  # a busy machine is no failure
         page.said, page.asked = [], []
         page.on("console", lambda message: page.said.append(message.text))

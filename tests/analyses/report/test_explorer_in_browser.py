@@ -156,6 +156,6 @@ def test_pages_of_llavas_shape_show_every_patch_and_layer(large: Analysed, large
         logits = [logit for _, logit in expected[layer, 2 + 24 * 24 - 1]]
         assert [logit for _, logit in words] == pytest.approx(logits, abs=0.006)
     assert page.evaluate("views['attention-patches-norm'].data('patches')[0].norm.length") == 24 * 24
-    page.locator("#figure-attention-maps input[type=range]").focus()
+    page.focus("#attention-maps-at_block")
     page.keyboard.press("End")
-    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 32")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') == 32")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.report.packing import pack
 from engine.store import open_store
 from tests.analyses.report.builders import HOSTILE
 from tests.analyses.report.conftest import Analysed, Open, show
@@ -101,20 +102,25 @@ def redraw(page: Any, chart: str) -> None:
     page.evaluate(f"views['{chart}'].runAsync().then(() => null)")
 
 
+def choose_by_keyboard(page: Any, control: str, key: str) -> None:
+    page.focus(f"#{control}")
+    page.keyboard.press(key)
+
+
 def test_prompts_are_switched_by_keyboard(hostile_page: Path, opened: Open) -> None:
     page = opened(hostile_page)
     normal = lines(page, "phase-diagram")
     assert len([path for path in normal if path]) >= 3
-    page.locator("#figure-phase-diagram .choices input[name=prompt]").first.focus()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_function("views['phase-diagram'].signal('prompt') === 1")
+    choose_by_keyboard(page, "phase-diagram-prompt", "ArrowDown")
+    page.wait_for_function("views['phase-diagram'].signal('prompt') == 1")
     redraw(page, "phase-diagram")
     assert lines(page, "phase-diagram") != normal
-    both = len(lines(page, "phase-comparison"))
-    page.locator("#figure-phase-comparison input[type=checkbox]").first.focus()
-    page.keyboard.press("Space")
+    both = lines(page, "phase-comparison")
+    choose_by_keyboard(page, "phase-comparison-only_g", "End")
+    page.wait_for_function("views['phase-comparison'].signal('only_g') == 2")
     redraw(page, "phase-comparison")
-    assert (both, len(lines(page, "phase-comparison"))) == (2, 1)
+    assert lines(page, "phase-comparison") == both[1:]
+    assert len(both) == 2
 
 
 def test_values_appear_under_the_pointer(hostile: Analysed, hostile_page: Path, opened: Open) -> None:
@@ -138,14 +144,14 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
         return [page.locator(f"#plot-{name} .mark-rect path[fill]").evaluate_all(cells) for name in charts[2:]]
 
     def blocks() -> list[int]:
-        return page.evaluate("(names) => names.map((name) => views[name].signal('at_block'))", charts)
+        return page.evaluate("(names) => names.map((name) => Number(views[name].signal('at_block')))", charts)
 
     before = fills()
     assert all(len(own) >= 4 for own in before)
-    page.locator("#figure-attention-maps input[type=range]").focus()
-    page.keyboard.press("End")
-    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 6")
+    choose_by_keyboard(page, "attention-maps-at_block", "End")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') == 6")
     assert blocks() == [6] * 4
+    assert page.locator("#plot-attention-patches-weight .role-title").text_content() == "block 6"
     after = fills()
     assert all(one != other for one, other in zip(before, after, strict=True))
     rows = page.locator("#plot-attention-places-weight .role-axis-label text")
@@ -153,12 +159,14 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
     page.mouse.click(
         page.locator("#plot-attention-places-norm .mark-rect path").nth(40).bounding_box()["x"] + 1, box["y"] + 5
     )
-    page.wait_for_function("views['attention-patches-weight'].signal('at_block') === 1")
+    page.wait_for_function("views['attention-patches-weight'].signal('at_block') == 1")
     assert blocks() == [1] * 4
+    assert page.locator("#attention-maps-at_block").input_value() == "1"
     shown = page.locator("#plot-attention-patches-norm image")
     assert shown.get_attribute("href").startswith("data:image/jpeg;base64,")
-    page.locator("#figure-attention-maps input[name=picture]").first.check()
-    page.wait_for_function("views['attention-patches-weight'].signal('picture') === 0")
+    page.select_option("#attention-maps-picture", index=0)
+    page.wait_for_function("views['attention-patches-weight'].signal('picture') == 0")
+    redraw(page, "attention-patches-norm")
     assert shown.count() == 0
 
 
@@ -171,7 +179,7 @@ def test_the_picture_shows_the_sample_of_the_chosen_prompt(hostile: Analysed, ho
         return page.evaluate(
             """async () => (await views['attention-patches-norm'].runAsync()).data('patches')
                .filter((row) => row.p === 1 && row.s === 0 && row.q === 0 && row.block === 3)
-               .filter((row) => row.g === views['attention-patches-norm'].signal('prompt')).map((row) => row.norm)"""
+               .filter((row) => row.g == views['attention-patches-norm'].signal('prompt')).map((row) => row.norm)"""
         )[0]
 
     def cells() -> list[str]:
@@ -180,8 +188,8 @@ def test_the_picture_shows_the_sample_of_the_chosen_prompt(hostile: Analysed, ho
 
     seen = []
     for number, prompt in enumerate(("normal-1", "noisy-1")):
-        page.locator("#figure-attention-maps input[name=prompt]").nth(number).check()
-        page.wait_for_function(f"views['attention-patches-norm'].signal('prompt') === {number}")
+        page.select_option("#attention-maps-prompt", index=number)
+        page.wait_for_function(f"views['attention-patches-norm'].signal('prompt') == {number}")
         keys = store.sample(f"{name}/{prompt}")["attention_norm"].values[2, 0]
         assert shown() == pytest.approx(keys[2:6] / keys[np.isfinite(keys)].sum(), rel=6e-3)
         seen.append(cells())
@@ -189,15 +197,34 @@ def test_the_picture_shows_the_sample_of_the_chosen_prompt(hostile: Analysed, ho
     assert seen[0] != seen[1]
 
 
+def save_by_keyboard(page: Any, chart: str, path: Path) -> bytes:
+    page.focus(f"#save-{chart}")
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename == f"{chart}.svg"
+    download.value.save_as(path)
+    return path.read_bytes()
+
+
+def test_a_saved_drawing_shows_what_is_chosen(hostile_page: Path, opened: Open, tmp_path: Path) -> None:
+    page = opened(hostile_page)
+    first = save_by_keyboard(page, "attention-roles-weight", tmp_path / "first.svg")
+    choose_by_keyboard(page, "attention-roles-query", "ArrowDown")
+    page.wait_for_function("views['attention-roles-weight'].signal('query') == 1")
+    redraw(page, "attention-roles-weight")
+    assert save_by_keyboard(page, "attention-roles-weight", tmp_path / "second.svg") != first
+
+
+def test_packed_values_are_unpacked_as_they_were(hostile_page: Path, opened: Open) -> None:
+    value = {"texts": [*HOSTILE, "é 猫 🙂"], "numbers": [0, -1.5, 1e-300, 2**53], "nothing": None, "empty": []}
+    assert opened(hostile_page).evaluate("text => unpack(text)", pack(value)) == value
+
+
 def test_drawings_and_numbers_are_saved_by_keyboard(
     hostile: Analysed, hostile_page: Path, opened: Open, tmp_path: Path
 ) -> None:
     page = opened(hostile_page)
-    page.focus("#save-phase-diagram")
-    with page.expect_download() as download:
-        page.keyboard.press("Enter")
-    download.value.save_as(tmp_path / "figure.svg")
-    drawing = ET.parse(tmp_path / "figure.svg").getroot()
+    drawing = ET.fromstring(save_by_keyboard(page, "phase-diagram", tmp_path / "figure.svg"))
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
     assert "script" not in {node.tag.rsplit("}", 1)[-1] for node in drawing.iter()}
     page.get_by_text("curves.csv").first.focus()
@@ -249,7 +276,7 @@ def test_stores_of_different_depth_share_an_axis_of_depth(
     assert all(x == pytest.approx(layer / blocks[s], rel=1e-3) for s, layer, x in ends)
     assert {(s, layer) for s, layer, x in ends if x == 1} == {(0, 6), (1, 9)}
     first = lines(page, "phase-diagram")
-    page.locator("#figure-phase-diagram input[name=store]").nth(1).check()
+    page.select_option("#phase-diagram-store", index=1)
     redraw(page, "phase-diagram")
     assert lines(page, "phase-diagram") != first
 
@@ -257,7 +284,7 @@ def test_stores_of_different_depth_share_an_axis_of_depth(
 def test_print_says_what_is_chosen_and_cuts_no_table(hostile_page: Path, opened: Open) -> None:
     page = opened(hostile_page, width=700)
     page.emulate_media(media="print")
-    assert page.locator("#figure-attention-maps input[name=prompt]").first.is_visible()
+    assert page.locator("#attention-maps-prompt").is_visible()
     assert not page.locator("nav").is_visible()
     table = page.locator("#figure-phase-diagram table").first
     assert table.bounding_box()["width"] <= page.locator("#figure-phase-diagram").bounding_box()["width"]
