@@ -139,7 +139,7 @@ def _maps(results: Results, pictures: Rows, rows: dict[str, Rows]) -> Figure:
     ]
     if len(names) > 1:
         notes.append(
-            "A picture shows one sample, with its first prompt of the "
+            "A picture, chosen here and not in the explorer above, shows one sample, with its first prompt of the "
             "chosen kind; the map of positions is the mean over samples."
         )
         if len(names) - 1 < len({row["name"] for row in pictures}):
