@@ -215,6 +215,19 @@ def test_a_saved_drawing_shows_what_is_chosen(hostile_page: Path, opened: Open, 
     assert save_by_keyboard(page, "attention-roles-weight", tmp_path / "second.svg") != first
 
 
+def test_a_phone_shows_the_slider_with_each_picture_that_it_changes(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page, width=360)
+    page.set_viewport_size({"width": 360, "height": 740})
+    for side in ("norm", "weight"):
+        page.locator(f"#plot-attention-patches-{side} svg").evaluate("node => node.scrollIntoView({ block: 'end' })")
+        slider, picture = (
+            page.locator(name).bounding_box()
+            for name in ("#attention-maps-at_block", f"#plot-attention-patches-{side} svg")
+        )
+        assert 0 <= slider["y"] < slider["y"] + slider["height"] <= picture["y"]
+        assert picture["y"] + picture["height"] <= 741
+
+
 def test_packed_values_are_unpacked_as_they_were(hostile_page: Path, opened: Open) -> None:
     value = {"texts": [*HOSTILE, "é 猫 🙂"], "numbers": [0, -1.5, 1e-300, 2**53], "nothing": None, "empty": []}
     assert opened(hostile_page).evaluate("text => unpack(text)", pack(value)) == value
