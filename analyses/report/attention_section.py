@@ -77,10 +77,10 @@ def _choices(results: Results) -> tuple[Choice, ...]:
 def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
     there = {row["role"] for row in rows}
     colours = {role: colour for role, colour in {**ROLE_COLOURS, SINKS: TEXT}.items() if role in there}
-    scale = {"domain": list(colours), "range": list(colours.values())}
-    legend = {"title": None, "columns": 2}
-    color = {"field": "role", "type": "nominal", "scale": scale, "legend": legend}
-    dash = {"condition": {"test": f"datum.role === '{SINKS}'", "value": [5, 3]}, "value": [1, 0]}
+    role = {"field": "role", "type": "nominal", "legend": {"title": None, "columns": 2}}
+    dashes = [[5, 3] if name == SINKS else [1, 0] for name in colours]
+    color = role | {"scale": {"domain": list(colours), "range": list(colours.values())}}
+    dash = role | {"scale": {"domain": list(colours), "range": dashes}}
     controls, charts = _choices(results), []
     for side, title in _SIDES.items():
         shown = {"field": side, "type": "quantitative", "title": "share of the row", "scale": {"domain": [0, 1]}}

@@ -46,7 +46,7 @@ _CONFIG: Mapping[str, Any] = {
         "symbolType": "stroke",
         "symbolOpacity": 1,
         "symbolStrokeWidth": 2.5,
-        "symbolSize": 250,
+        "symbolSize": 400,
         "orient": "top",
     },
     "text": {"color": TEXT, "fontSize": 12},

@@ -215,6 +215,19 @@ def test_a_saved_drawing_shows_what_is_chosen(hostile_page: Path, opened: Open, 
     assert save_by_keyboard(page, "attention-roles-weight", tmp_path / "second.svg") != first
 
 
+def test_the_legend_shows_dashes_where_lines_are_dashed(hostile_page: Path, opened: Open) -> None:
+    page = opened(hostile_page)
+    drawn = page.locator("#plot-attention-roles-norm .mark-line path").evaluate_all(
+        "nodes => nodes.map((node) => node.getAttribute('stroke-dasharray'))"
+    )
+    legend = page.locator("#plot-attention-roles-norm .role-legend-symbol path").evaluate_all(
+        "nodes => nodes.map((node) => node.getAttribute('stroke-dasharray'))"
+    )
+    names = page.locator("#plot-attention-roles-norm .role-legend-label text").all_text_contents()
+    assert [name for name, dash in zip(names, legend, strict=True) if dash == "5,3"] == ["position 0 and BOS"]
+    assert sorted(map(str, legend)) == sorted(map(str, drawn))
+
+
 def test_a_phone_shows_the_slider_with_each_picture_that_it_changes(hostile_page: Path, opened: Open) -> None:
     page = opened(hostile_page, width=360)
     page.set_viewport_size({"width": 360, "height": 740})
