@@ -206,6 +206,18 @@ def save_by_keyboard(page: Any, chart: str, path: Path) -> bytes:
     return path.read_bytes()
 
 
+def test_a_drawing_that_is_saved_on_a_dark_page_is_that_of_a_light_one(
+    hostile_page: Path, opened: Open, tmp_path: Path
+) -> None:
+    saved = [
+        save_by_keyboard(opened(hostile_page, scheme=scheme), "attention-roles-norm", tmp_path / f"{scheme}.svg")
+        for scheme in ("light", "dark")
+    ]
+    assert saved[0] == saved[1]
+    assert b'stroke="#0072B2"' in saved[0]  # as the figures of a paper have it, no brighter
+    assert b"filter" not in saved[0]
+
+
 def test_a_saved_drawing_shows_what_is_chosen(hostile_page: Path, opened: Open, tmp_path: Path) -> None:
     page = opened(hostile_page)
     first = save_by_keyboard(page, "attention-roles-weight", tmp_path / "first.svg")
