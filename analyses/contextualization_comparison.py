@@ -1,14 +1,14 @@
 """Figure that compares stores: a panel per pair, the mean curves of all stores and prompt groups on shared axes.
 
 Colours tell stores and line styles prompt groups, so that the legend has a line for each of these and not for each
-curve. More stores than colours are cut into rows by source. Bands stand in the figure of each store: on shared axes
-they would hide the curves.
+curve. Marks tell stores too, each at layers of its own: of curves that coincide only one line is seen, but the marks of
+all. More stores than colours are cut into rows by source. Bands stand in the figure of each store: on shared axes they
+would hide the curves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -17,16 +17,16 @@ from matplotlib.lines import Line2D
 from analyses.contextualization_figure import has_one_image_curve
 from analyses.contextualization_results import StoreResult
 from analyses.curves import image_curves
+from analyses.figure_pages import draw_pages
 from analyses.figure_style import (
     ADJUSTMENT_NOTES,
     COLUMN_INCHES,
     COSINE_NAMES,
     NOTE,
     PAIR_NAMES,
-    STYLE,
     LayerAxis,
     common_axis,
-    wrap_notes,
+    share_vertical,
 )
 from analyses.labels import short_label, store_labels
 from analyses.part_task import PAIRS, PairRow
@@ -36,8 +36,10 @@ __all__ = ["draw_comparison"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)), (0, (8, 4)), (0, (3, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MOST_MARKS = 6  # of a curve
 _GREY = "0.4"
-_NOTE = "Lines: means over images."
+_NOTE = "Lines: means over images. Marks show curves that lie beneath others."
 _IDENTITY = "Where image states do not see the prompt, the one image–image curve is drawn solid."
 _PANELS, _LINE, _FOOT = 3.0, 0.13, 0.2  # inches of a row's panels, a line of a legend, the axis' label
 _LETTER = 0.048  # inches
@@ -46,9 +48,11 @@ _Entry = tuple[Artist, str]
 
 
 class _Look(NamedTuple):
-    """What all rows share: the axis, a style per prompt group, and how many names stand on a line of the legend."""
+    """What all rows share: axes, labels of stores, a style per prompt group, and names on a line of the legend."""
 
     axis: LayerAxis
+    cosine: str
+    labels: Mapping[str, str]
     styles: dict[PromptGroup, Any]
     columns: int
 
@@ -61,42 +65,67 @@ class _Look(NamedTuple):
         ]
         return entries if len(entries) > 1 else []
 
-    def lines(self, entries: int) -> int:
-        """Lines of the legend that so many names take."""
-        return -(-entries // self.columns)
+    def stores(self, row: Sequence[StoreResult]) -> list[_Entry]:
+        """Lines of the legend for the stores of a row."""
+        return [
+            (Line2D([], [], color=colour, marker=marker, markersize=3), short_label(self.labels[item.identity.store]))
+            for item, colour, marker in zip(row, _COLOURS, _MARKERS, strict=False)
+        ]
+
+    def inches(self, entries: int) -> float:
+        """Height of so many names in the legend."""
+        return _LINE * -(-entries // self.columns)
 
 
-def draw_comparison(results: Sequence[StoreResult]) -> Figure:
-    """Draw all mean curves; layers where all models have as many blocks, else depths."""
+def draw_comparison(results: Sequence[StoreResult]) -> list[Figure]:
+    """Draw all mean curves, rows of stores on as many pages as it takes.
+
+    Layers where all models have as many blocks, else depths.
+    """
     labels = store_labels([item.identity for item in results])
     groups = list(dict.fromkeys(group for item in results for group, _ in prompt_groups(item.result.samples)))
     names = [short_label(name) for name in (*labels.values(), *(group.title for group in groups))]
     look = _Look(
         common_axis([(item.result.layers, item.result.block_count) for item in results]),
+        COSINE_NAMES[results[0].result.adjustment],
+        labels,
         {group: _STYLES[number % len(_STYLES)] for number, group in enumerate(groups)},
         max(1, min(4, int(COLUMN_INCHES / (_LETTER * max(map(len, names)) + 0.5)))),
     )
     rows = _cut_rows(results)
-    heights = [_PANELS + _LINE * (look.lines(len(row)) + 1) for row in rows]
-    heights[-1] += _LINE * look.lines(len(look.groups))
     notes = [_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
     notes += [_IDENTITY] if len(groups) > 1 and any(map(has_one_image_curve, results)) else []
-    text = wrap_notes(notes)
-    foot = _FOOT + 0.1 * (text.count("\n") + 1)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_INCHES, sum(heights) + foot), layout="constrained")
-        pieces = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
-        axes: list[Axes] = []
-        for piece, row in zip(pieces, rows, strict=True):
-            axes += _draw_row(piece, row, look)
-            stores = [
-                (Line2D([], [], color=colour), short_label(labels[item.identity.store]))
-                for item, colour in zip(row, _COLOURS, strict=False)
-            ]
-            _legend(piece, [stores, look.groups] if row is rows[-1] else [stores], look.columns)
-        _share(axes)
-        figure.supxlabel(text, **NOTE)
-        figure.supylabel(COSINE_NAMES[results[0].result.adjustment], fontsize=6.5)
+    figures = draw_pages(
+        rows,
+        [_row_inches(row, look) for row in rows],
+        notes,
+        beside=lambda lines: _beside(look, lines),
+        draw=lambda page, lines: _draw_page(page, look, lines),
+    )
+    share_vertical([ax for figure in figures for ax in figure.axes])
+    return figures
+
+
+def _row_inches(row: Sequence[StoreResult], look: _Look) -> float:
+    return _PANELS + look.inches(len(row)) + _LINE
+
+
+def _beside(look: _Look, notes: str) -> float:
+    return look.inches(len(look.groups)) + _FOOT + 0.1 * (notes.count("\n") + 1)
+
+
+def _draw_page(rows: Sequence[Sequence[StoreResult]], look: _Look, notes: str) -> Figure:
+    heights = [_row_inches(row, look) for row in rows]
+    total = sum(heights) + _beside(look, notes)
+    heights[-1] += look.inches(len(look.groups))
+    figure = Figure(figsize=(COLUMN_INCHES, total), layout="constrained")
+    pieces = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for piece, row in zip(pieces, rows, strict=True):
+        _draw_row(piece, row, look)
+        stores = look.stores(row)
+        _legend(piece, [stores, look.groups] if row is rows[-1] else [stores], look.columns)
+    figure.supxlabel(notes, **NOTE)
+    figure.supylabel(look.cosine, fontsize=6.5)
     return figure
 
 
@@ -128,34 +157,34 @@ def _legend(piece: SubFigure, kinds: Sequence[Sequence[_Entry]], columns: int) -
     )
 
 
-def _draw_row(piece: SubFigure, row: Sequence[StoreResult], look: _Look) -> list[Axes]:
-    axes = list(piece.subplots(len(PAIRS), 1))
-    for ax, pair in zip(axes, PAIRS, strict=True):
-        for item, colour in zip(row, _COLOURS, strict=False):
-            _draw_store(ax, item, pair, colour, look)
+def _draw_row(piece: SubFigure, row: Sequence[StoreResult], look: _Look) -> None:
+    for ax, pair in zip(piece.subplots(len(PAIRS), 1), PAIRS, strict=True):
+        for number, item in enumerate(row):
+            _draw_store(ax, item, pair, look, (number, len(row)))
         ax.set_title(PAIR_NAMES[pair], loc="left", pad=3)
         look.axis.set_on(ax, labelled=pair == PAIRS[-1])
         ax.tick_params(labelbottom=pair == PAIRS[-1])
-    return axes
 
 
-def _draw_store(ax: Axes, item: StoreResult, pair: str, colour: str, look: _Look) -> None:
+def _draw_store(ax: Axes, item: StoreResult, pair: str, look: _Look, place: tuple[int, int]) -> None:
+    """Draw the curves of a store, whose place among how many of its row says its colour and its marks."""
     result = item.result
     row = result.rows.index(PairRow(pair, False))
     once = pair == "image-image" and has_one_image_curve(item)
     places = look.axis.at(result.layers, result.block_count)
+    marks = _marked(len(places), *place)
     for group, chosen in prompt_groups(result.samples):
         curves = image_curves(result.samples[chosen], result.cosine[chosen, :, row]).curves
         if not len(curves):
             continue
-        style = "-" if once else look.styles[group]
-        ax.plot(places, curves.mean(axis=0), color=colour, linestyle=style, linewidth=1.0)
+        mean, colour = curves.mean(axis=0), _COLOURS[place[0]]
+        ax.plot(places, mean, color=colour, linestyle="-" if once else look.styles[group], linewidth=1.0)
+        ax.scatter(places[marks], mean[marks], 5, colour, marker=_MARKERS[place[0]], linewidths=0, zorder=3)
         if once:
             return
 
 
-def _share(axes: Sequence[Axes]) -> None:
-    """Give all panels one vertical axis; an empty one has no say in it."""
-    drawn = [ax.get_ylim() for ax in axes if ax.lines] or [(0.0, 1.0)]
-    for ax in axes:
-        ax.set_ylim(min(low for low, _ in drawn), max(high for _, high in drawn))
+def _marked(layers: int, number: int, stores: int) -> slice:
+    """Which layers a store's marks stand at: no other's, where there are as many layers as stores."""
+    step = max(stores, -(-layers // _MOST_MARKS))
+    return slice(number * step // stores % layers, None, step)

@@ -1,9 +1,8 @@
 """Figure of contextualization: per store and prompt group, the three mean curves with their band over images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from analyses.contextualization_results import StoreResult
 from analyses.curves import band, image_curves
+from analyses.figure_pages import draw_pages
 from analyses.figure_style import (
     ADJUSTMENT_NOTES,
     BAND_NOTE,
@@ -20,11 +20,10 @@ from analyses.figure_style import (
     NOTE,
     PAIR_COLOURS,
     PAIR_NAMES,
-    STYLE,
     LayerAxis,
     common_axis,
     panel_grid,
-    wrap_notes,
+    share_vertical,
 )
 from analyses.labels import LONGEST, short_label, store_labels
 from analyses.prompt_groups import PromptGroup, prompt_groups
@@ -36,6 +35,7 @@ IDENTITY_NOTE = (
     "for all prompts by construction: it is drawn once."
 )
 _MOST_IN_A_COLUMN = 2
+_ROW, _NAME = 1.05, 0.1  # inches of a row of panels, of a store's name above
 # Letters of a store's label and of a group's title, by columns.
 _LETTERS = {1: (LONGEST, LONGEST), 2: (25, 14)}
 
@@ -51,8 +51,17 @@ class _Panel(NamedTuple):
     without: set[str]
 
 
-def draw_contextualization(results: Sequence[StoreResult]) -> Figure:
-    """Draw one panel per store and prompt group, all on the same axes.
+class _Look(NamedTuple):
+    """What all pages share: the horizontal axis, columns of panels, labels of several stores and the value's name."""
+
+    axis: LayerAxis
+    columns: int
+    labels: Mapping[str, str]
+    cosine: str
+
+
+def draw_contextualization(results: Sequence[StoreResult]) -> list[Figure]:
+    """Draw one panel per store and prompt group, all on the same axes, on as many pages as it takes.
 
     Where image states cannot depend on the prompt, the image-image curve of all prompts is an identity and no finding:
     it is drawn in the store's first panel only, and a note says so. Rows with self-pairs are not drawn. A hollow
@@ -62,24 +71,43 @@ def draw_contextualization(results: Sequence[StoreResult]) -> Figure:
     jobs = [panel for item in results for panel in _panels(item)]
     notes = [BAND_NOTE, ADJUSTMENT_NOTES.get(results[0].result.adjustment, "")]
     notes += [IDENTITY_NOTE] if any(job.without for job in jobs) else []
-    lines = wrap_notes(notes)
-    labels = store_labels([item.identity for item in results])
     several = len(results) > 1
-    columns = 1 if len(jobs) <= _MOST_IN_A_COLUMN else 2
-    for_store, for_group = _LETTERS[columns]
-    figure, axes = panel_grid(len(jobs), columns, 1.05 + 0.1 * several, extra=0.6 + 0.1 * (lines.count("\n") + 1))
-    axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
-    with mpl.rc_context(STYLE):
-        for number, (ax, job) in enumerate(zip(axes, jobs, strict=True)):
-            images = _draw_panel(ax, axis, job)
-            store = f"{short_label(labels[job.item.identity.store], for_store)}\n" if several else ""
-            ax.set_title(f"{store}{short_label(job.group.title, for_group)} ({images} images)", loc="left", pad=3)
-            axis.set_on(ax, labelled=number + columns >= len(jobs))
-        handles, names = _legend(axes)
-        legend: Any = {"ncols": 3 if len(names) <= 3 else 2, "frameon": False, "handlelength": 1.4}
-        figure.legend(handles, names, loc="outside upper center", columnspacing=1.0, **legend)
-        figure.supylabel(COSINE_NAMES[results[0].result.adjustment], fontsize=6.5)
-        figure.supxlabel(lines, **NOTE)
+    look = _Look(
+        common_axis([(item.result.layers, item.result.block_count) for item in results]),
+        1 if len(jobs) <= _MOST_IN_A_COLUMN else 2,
+        store_labels([item.identity for item in results]) if several else {},
+        COSINE_NAMES[results[0].result.adjustment],
+    )
+    rows = [jobs[first : first + look.columns] for first in range(0, len(jobs), look.columns)]
+    row = _ROW + _NAME * several
+    figures = draw_pages(
+        rows,
+        [row] * len(rows),
+        notes,
+        beside=_beside,
+        draw=lambda page, lines: _draw_page([job for own in page for job in own], row, look, lines),
+    )
+    share_vertical([ax for figure in figures for ax in figure.axes])
+    return figures
+
+
+def _beside(notes: str) -> float:
+    return 0.6 + 0.1 * (notes.count("\n") + 1)
+
+
+def _draw_page(jobs: Sequence[_Panel], row: float, look: _Look, notes: str) -> Figure:
+    for_store, for_group = _LETTERS[look.columns]
+    figure, axes = panel_grid(len(jobs), look.columns, row, extra=_beside(notes))
+    for number, (ax, job) in enumerate(zip(axes, jobs, strict=True)):
+        images = _draw_panel(ax, look.axis, job)
+        store = f"{short_label(look.labels[job.item.identity.store], for_store)}\n" if look.labels else ""
+        ax.set_title(f"{store}{short_label(job.group.title, for_group)} ({images} images)", loc="left", pad=3)
+        look.axis.set_on(ax, labelled=number + look.columns >= len(jobs))
+    handles, names = _legend(axes)
+    legend: Any = {"ncols": 3 if len(names) <= 3 else 2, "frameon": False, "handlelength": 1.4}
+    figure.legend(handles, names, loc="outside upper center", columnspacing=1.0, **legend)
+    figure.supylabel(look.cosine, fontsize=6.5)
+    figure.supxlabel(notes, **NOTE)
     return figure
 
 

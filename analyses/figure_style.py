@@ -27,6 +27,7 @@ __all__ = [
     "common_axis",
     "layer_axis",
     "panel_grid",
+    "share_vertical",
     "wrap_notes",
 ]
 
@@ -73,6 +74,15 @@ STYLE: Any = {
 def wrap_notes(notes: Sequence[str]) -> str:
     """Break notes into lines that fit a figure, each note on lines of its own."""
     return "\n".join(line for note in notes for line in wrap(note.replace("\n", " "), _NOTE_LETTERS))
+
+
+def share_vertical(axes: Sequence[Axes]) -> None:
+    """Give panels of all pages one vertical axis, with a little air at both ends; an empty one has no say in it."""
+    drawn = [ax.dataLim for ax in axes if ax.lines]
+    low, high = min((own.y0 for own in drawn), default=0.0), max((own.y1 for own in drawn), default=1.0)
+    margin = 0.05 * (high - low or 1)
+    for ax in axes:
+        ax.set_ylim(low - margin, high + margin)
 
 
 def panel_grid(count: int, columns: int, height: float, extra: float) -> tuple[Figure, list[Axes]]:

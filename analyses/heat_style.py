@@ -1,17 +1,25 @@
-"""Colours of heat maps of shares: logarithmic, because few keys take most; grey where there is nothing."""
+"""How heat maps of shares look: logarithmic colours, because few keys take most; grey where there is nothing.
 
-from collections.abc import Sequence
-from typing import Any
+Maps that have colours of their own are drawn strip by strip, each with its bar.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["heat_colours", "label_heat", "positive"]
+from analyses.figure_pages import draw_pages
+from analyses.figure_style import COLUMN_INCHES, NOTE
+
+__all__ = ["draw_strips", "heat_colours", "label_heat", "positive"]
 
 _DECADES = 4
+_T = TypeVar("_T")
 
 
 def positive(values: NDArray[np.floating]) -> np.ma.MaskedArray:
@@ -36,3 +44,32 @@ def label_heat(bar: Colorbar, count: int) -> None:
     ticks = np.geomspace(low, high, count).tolist()
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     bar.minorticks_off()
+
+
+def draw_strips(
+    strips: Sequence[_T], inches: float, notes: Sequence[str], draw: Callable[[Any, _T], None]
+) -> list[Figure]:
+    """Draw strips below each other, on as many pages as they take.
+
+    Parameters
+    ----------
+    strips : sequence
+    inches : float
+        Height of each.
+    notes : sequence of str
+        As of `figure_pages.draw_pages`.
+    draw : callable
+        Draws a strip on a subfigure.
+    """
+
+    def beside(lines: str) -> float:
+        return 0.2 + 0.1 * lines.count("\n")
+
+    def draw_page(page: Sequence[_T], lines: str) -> Figure:
+        figure = Figure(figsize=(COLUMN_INCHES, inches * len(page) + beside(lines)), layout="constrained")
+        for part, strip in zip(figure.subfigures(len(page), 1, squeeze=False).ravel(), page, strict=True):
+            draw(part, strip)
+        figure.supxlabel(lines, **NOTE)
+        return figure
+
+    return draw_pages(strips, [inches] * len(strips), notes, beside=beside, draw=draw_page)

@@ -1,15 +1,15 @@
 """Figure of LogitLens: precision and recall against captions, and agreement with the last layer, against depth."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analyses.figure_style import NOTE, STYLE, LayerAxis, common_axis, wrap_notes
+from analyses.figure_pages import draw_pages
+from analyses.figure_style import NOTE, LayerAxis, common_axis
 from analyses.lens_scores import VARIANTS
 from analyses.logit_lens_panels import (
     INTERVAL_NOTE,
@@ -20,6 +20,8 @@ from analyses.logit_lens_panels import (
     draw_legend,
     identity_notes,
     lens_curves,
+    lens_inches,
+    lens_labels,
     lens_panels,
 )
 from analyses.logit_lens_results import CURVES, GroupCurves, StoreLens
@@ -42,9 +44,20 @@ _VARIANTS_NOTE = (
 _WITHOUT = {"precision": "no captions", "recall": "no captions", "agreement": "the last layer is not there"}
 
 
-def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]]) -> Figure:
+class _Look(NamedTuple):
+    """What all pages share: axis, measures, rows and columns of a store's panels, upper end of scores, legend."""
+
+    axis: LayerAxis
+    measures: list[str]
+    shape: tuple[int, int]
+    highest: float
+    legend: dict[str, Line2D]
+
+
+def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCurves]]) -> list[Figure]:
     """Draw the curves: of one store a panel per measure in a column, of several a row of narrow panels per store.
 
+    Stores fill as many pages as it takes.
     A measure that no store has is left out. Where image states do not depend on the prompt there is one curve. A store
     with one curve shows all variants; several would hide each other, so they are of unique words alone.
 
@@ -57,32 +70,49 @@ def draw_curves(results: Sequence[StoreLens], curves: Sequence[Sequence[GroupCur
     measures = [name for name in _MEASURES if any(_images(job.curves, name) for own in jobs for job in own)]
     scored = "precision" in measures or "recall" in measures
     variants = VARIANTS if any(len(own) == 1 for own in jobs) else VARIANTS[:1]
-    notes = _notes(jobs, variants if scored else ())
-    shape = (max(1, len(measures)), 1) if len(results) == 1 else (1, max(1, len(measures)))
-    figure, panels = lens_panels(results, shape, 0.55 + 0.1 * notes.count("\n"))
-    axis = common_axis([(item.result.layers, item.result.block_count) for item in results])
-    with mpl.rc_context(STYLE):
-        highest = _highest(jobs)
-        for own, row in zip(jobs, panels, strict=True):
-            for ax, measure in zip(row, measures, strict=False):
-                _draw_panel(ax, axis, own, measure)
-                ax.set_ylim(-0.02, 1.02 if measure == "agreement" else highest)
-                ax.set_ylabel(_MEASURES[measure])
-                axis.set_on(ax, labelled=ax.get_subplotspec().is_last_row())
-                if shape[0] == 1:
-                    ax.locator_params(nbins=3)
-        if not measures:
-            panels[0, 0].text(0.5, 0.5, "neither captions nor the last layer", ha="center", va="center")
-            panels[0, 0].set_axis_off()
-        draw_legend(figure, _legend(jobs, variants if scored and len(variants) > 1 else ()))
-        figure.supxlabel(notes, **NOTE)
+    look = _Look(
+        common_axis([(item.result.layers, item.result.block_count) for item in results]),
+        measures,
+        (max(1, len(measures)), 1) if len(results) == 1 else (1, max(1, len(measures))),
+        _highest(jobs),
+        _legend(jobs, variants if scored and len(variants) > 1 else ()),
+    )
+    labels = lens_labels(results)
+    return draw_pages(
+        list(zip(labels, jobs, strict=True)),
+        [lens_inches(label, look.shape) for label in labels],
+        _notes(jobs, variants if scored else ()),
+        beside=_beside,
+        draw=lambda page, lines: _draw_page(page, look, lines),
+    )
+
+
+def _beside(notes: str) -> float:
+    return 0.55 + 0.1 * notes.count("\n")
+
+
+def _draw_page(stores: Sequence[tuple[str, Sequence[LensCurve]]], look: _Look, notes: str) -> Figure:
+    figure, panels = lens_panels([label for label, _ in stores], look.shape, _beside(notes))
+    for (_, own), row in zip(stores, panels, strict=True):
+        for ax, measure in zip(row, look.measures, strict=False):
+            _draw_panel(ax, look.axis, own, measure)
+            ax.set_ylim(-0.02, 1.02 if measure == "agreement" else look.highest)
+            ax.set_ylabel(_MEASURES[measure])
+            look.axis.set_on(ax, labelled=ax.get_subplotspec().is_last_row())
+            if look.shape[0] == 1:
+                ax.locator_params(nbins=3)
+    if not look.measures:
+        panels[0, 0].text(0.5, 0.5, "neither captions nor the last layer", ha="center", va="center")
+        panels[0, 0].set_axis_off()
+    draw_legend(figure, look.legend)
+    figure.supxlabel(notes, **NOTE)
     return figure
 
 
-def _notes(jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> str:
+def _notes(jobs: Sequence[Sequence[LensCurve]], variants: Sequence[str]) -> list[str]:
     scores = [_VARIANTS_NOTE if len(variants) > 1 else _UNIQUE_NOTE] if variants else []
     plain = [PLAIN_NOTE] if any(len(own) > 1 for own in jobs) else []
-    return wrap_notes([INTERVAL_NOTE, *plain, *scores, *identity_notes(jobs)])
+    return [INTERVAL_NOTE, *plain, *scores, *identity_notes(jobs)]
 
 
 def _images(curves: GroupCurves, measure: str) -> int:

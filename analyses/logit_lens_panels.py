@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analyses.figure_style import COLUMN_INCHES, STYLE, LayerAxis
+from analyses.figure_style import COLUMN_INCHES, LayerAxis
 from analyses.labels import LONGEST, short_label, store_labels
 from analyses.logit_lens_results import GroupCurves, StoreLens
 from analyses.prompt_colours import prompt_colours
@@ -28,6 +27,8 @@ __all__ = [
     "draw_legend",
     "identity_notes",
     "lens_curves",
+    "lens_inches",
+    "lens_labels",
     "lens_panels",
 ]
 
@@ -96,14 +97,13 @@ def lens_curves(
     return found
 
 
-def lens_panels(
-    results: Sequence[StoreLens], shape: tuple[int, int], extra: float
-) -> tuple[Figure, NDArray[np.object_]]:
+def lens_panels(labels: Sequence[str], shape: tuple[int, int], extra: float) -> tuple[Figure, NDArray[np.object_]]:
     """Make the panels of every store, store below store.
 
     Parameters
     ----------
-    results : sequence of StoreLens
+    labels : sequence of str
+        What stands above the panels of each store; empty for one that needs no name.
     shape : (int, int)
         Rows and columns of panels of a store.
     extra : float
@@ -115,18 +115,25 @@ def lens_panels(
     array (store, panel) of Axes
         Panels row by row.
     """
-    rows, columns = len(results) * shape[0], shape[1]
-    with mpl.rc_context(STYLE):
-        height = _ROW * rows + _TITLE * (len(results) > 1) * len(results) + extra
-        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
-        axes: NDArray[np.object_] = figure.subplots(rows, columns, sharex=True, squeeze=False)
-        panels = axes.reshape(len(results), -1)
-        labels = store_labels([item.identity for item in results])
-        for item, row in zip(results, panels, strict=True):
-            first: Axes = row[0]
-            if len(results) > 1:
-                first.set_title(short_label(labels[item.identity.store], LONGEST), loc="left", pad=3)
+    height = sum(lens_inches(label, shape) for label in labels) + extra
+    figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
+    axes: NDArray[np.object_] = figure.subplots(len(labels) * shape[0], shape[1], sharex=True, squeeze=False)
+    panels = axes.reshape(len(labels), -1)
+    for label, row in zip(labels, panels, strict=True):
+        first: Axes = row[0]
+        first.set_title(label, loc="left", pad=3)
     return figure, panels
+
+
+def lens_labels(results: Sequence[StoreLens]) -> list[str]:
+    """Name every store for `lens_panels`; one alone needs no name."""
+    labels = store_labels([item.identity for item in results])
+    return [short_label(labels[item.identity.store], LONGEST) if len(results) > 1 else "" for item in results]
+
+
+def lens_inches(label: str, shape: tuple[int, int]) -> float:
+    """Height of the panels of a store."""
+    return _ROW * shape[0] + _TITLE * bool(label)
 
 
 def draw_curve(

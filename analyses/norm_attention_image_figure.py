@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, wrap_notes
-from analyses.heat_style import heat_colours, label_heat, positive
+from analyses.heat_style import draw_strips, heat_colours, label_heat, positive
 from analyses.identity import StoreIdentity
 from analyses.image_attention import ImageAttention
 from analyses.labels import LONGEST, short_label, store_labels
@@ -31,19 +29,12 @@ class _Line(NamedTuple):
     title: str
 
 
-def draw_image(found: Sequence[tuple[StoreIdentity, ImageAttention]], *, without_sinks: bool) -> Figure:
-    """Draw one line of blocks per store, query and measure."""
+def draw_image(found: Sequence[tuple[StoreIdentity, ImageAttention]], *, without_sinks: bool) -> list[Figure]:
+    """Draw one line of blocks per store, query and measure, on as many pages as it takes."""
     lines = list(_lines(found))
     pictures = all(item.picture.pixels is not None for _, item in found)
     notes = [_NOTE, *([] if pictures else [_NO_PICTURE]), *([_SINKS_NOTE] if without_sinks else [])]
-    text = wrap_notes(notes)
-    with mpl.rc_context(STYLE):
-        height = (1.05 + 0.1 * (len(found) > 1)) * len(lines) + 0.2 + 0.1 * text.count("\n")
-        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
-        for part, line in zip(figure.subfigures(len(lines), 1, squeeze=False).ravel(), lines, strict=True):
-            _draw_line(part, line)
-        figure.supxlabel(text, **NOTE)
-    return figure
+    return draw_strips(lines, 1.05 + 0.1 * (len(found) > 1), notes, _draw_line)
 
 
 def _lines(found: Sequence[tuple[StoreIdentity, ImageAttention]]) -> list[_Line]:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analyses.attention_maps import PlaceMap
-from analyses.figure_style import COLUMN_INCHES, NOTE, STYLE, wrap_notes
-from analyses.heat_style import heat_colours, label_heat, positive
+from analyses.figure_pages import draw_pages
+from analyses.figure_style import COLUMN_INCHES, NOTE
+from analyses.heat_style import draw_strips, heat_colours, label_heat, positive
 from analyses.key_places import SEGMENTS
 from analyses.norm_attention_panels import IDENTITY_NOTE, Panel, panels
 from analyses.norm_attention_results import StoreAttention
@@ -27,7 +28,7 @@ _MEASURE = MAP_MEASURES.index("attention_norm_share")
 _SHARE = "share of the row's norms"
 _MOST_BLOCKS = 4
 _BELOW = 10  # points, a line
-_NAME_INCHES = 0.1  # of a line of a title
+_MAP, _GRID, _NAME = 0.72, 0.85, 0.12  # inches of a map, of a row of grids, of a store's name above
 _TEXT_PART = 0.7  # of the width of the image, which text tokens take together at most
 _WIDEST = 0.04  # of the same, one text token
 _SEGMENT_NAMES = {
@@ -45,42 +46,59 @@ _PATCH_NOTE = "Share of the row's norms, mean over samples, on the grid of patch
 _SINKS_NOTE = "Shares without position 0 and BOS (sinks), which are left out."
 
 
-def draw_positions(results: Sequence[StoreAttention]) -> Figure:
-    """Draw one heat map of block by position per store, prompt group and query."""
+def draw_positions(results: Sequence[StoreAttention]) -> list[Figure]:
+    """Draw one heat map of block by position per store, prompt group and query, on as many pages as it takes.
+
+    All maps have the same colours.
+    """
     jobs, left_out = panels(results)
-    notes = wrap_notes(_notes(results, [_POSITION_NOTE], left_out))
-    with mpl.rc_context(STYLE):
-        height = (0.72 + _NAME_INCHES * (len(results) > 1)) * len(jobs) + 0.5 + 0.1 * notes.count("\n")
-        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
-        axes: list[Axes] = list(figure.subplots(len(jobs), 1, squeeze=False).ravel())
-        values = [job.item.result.maps.places.mean[_MEASURE, job.number, job.query] for job in jobs]
-        colours = heat_colours(values)
-        for ax, job, own in zip(axes, jobs, values, strict=True):
-            places = job.item.result.maps.places
-            seen = places.samples[job.number].max(axis=0) > 0
-            edges = _edges(places, seen)
-            blocks = job.item.result.blocks
-            mesh = ax.pcolormesh(edges, _block_edges(blocks), positive(own[:, seen]), **colours)
-            _label_positions(ax, places, seen, edges)
-            ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
-            ax.set_ylabel("block")
-            ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
-        bar = figure.colorbar(mesh, ax=axes, label=_SHARE, location="bottom", pad=0.01, aspect=50, fraction=0.03)
-        label_heat(bar, 5)
-        figure.supxlabel(notes, **NOTE)
-    return figure
+    notes = _notes(results, [_POSITION_NOTE], left_out)
+    row = _MAP + _NAME * (len(results) > 1)
+    colours = heat_colours([_positions(job) for job in jobs])
+    return draw_pages(
+        jobs,
+        [row] * len(jobs),
+        notes,
+        beside=_beside_maps,
+        draw=lambda page, lines: _draw_maps(page, row, colours, lines),
+    )
 
 
-def draw_patches(results: Sequence[StoreAttention]) -> Figure:
-    """Draw the image's patches at some blocks, one row per store with a grid, prompt group and query."""
+def draw_patches(results: Sequence[StoreAttention]) -> list[Figure]:
+    """Draw the image's patches at some blocks, one row per store with a grid, prompt group and query.
+
+    Rows fill as many pages as it takes.
+    """
     jobs, left_out = panels([item for item in results if item.result.maps.grid is not None])
-    notes = wrap_notes(_notes(results, [_PATCH_NOTE], left_out))
-    with mpl.rc_context(STYLE):
-        height = (0.85 + _NAME_INCHES * (len(results) > 1)) * len(jobs) + 0.2 + 0.1 * notes.count("\n")
-        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
-        for part, job in zip(figure.subfigures(len(jobs), 1, squeeze=False).ravel(), jobs, strict=True):
-            _draw_grid_row(part, job)
-        figure.supxlabel(notes, **NOTE)
+    notes = _notes(results, [_PATCH_NOTE], left_out)
+    row = _GRID + _NAME * (len(results) > 1)
+    return draw_strips(jobs, row, notes, _draw_grid_row)
+
+
+def _positions(job: Panel) -> NDArray[np.float64]:
+    return job.item.result.maps.places.mean[_MEASURE, job.number, job.query]
+
+
+def _beside_maps(notes: str) -> float:
+    return 0.5 + 0.1 * notes.count("\n")
+
+
+def _draw_maps(jobs: Sequence[Panel], row: float, colours: dict[str, Any], notes: str) -> Figure:
+    figure = Figure(figsize=(COLUMN_INCHES, row * len(jobs) + _beside_maps(notes)), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(len(jobs), 1, squeeze=False).ravel())
+    for ax, job in zip(axes, jobs, strict=True):
+        places = job.item.result.maps.places
+        seen = places.samples[job.number].max(axis=0) > 0
+        edges = _edges(places, seen)
+        blocks = job.item.result.blocks
+        mesh = ax.pcolormesh(edges, _block_edges(blocks), positive(_positions(job)[:, seen]), **colours)
+        _label_positions(ax, places, seen, edges)
+        ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
+        ax.set_ylabel("block")
+        ax.set_title(f"{job.title} ({places.samples[job.number, job.query].max()} samples)", loc="left", pad=3)
+    bar = figure.colorbar(mesh, ax=axes, label=_SHARE, location="bottom", pad=0.01, aspect=50, fraction=0.03)
+    label_heat(bar, 5)
+    figure.supxlabel(notes, **NOTE)
     return figure
 
 

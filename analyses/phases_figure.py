@@ -9,12 +9,18 @@ not supported as a whole a line says what held-out images prefer.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analyses.figure_style import ADJUSTMENT_NOTES, COLUMN_INCHES, NOTE, PAIR_COLOURS, STYLE, layer_axis
+from analyses.figure_pages import draw_pages
+from analyses.figure_style import (
+    ADJUSTMENT_NOTES,
+    COLUMN_INCHES,
+    NOTE,
+    PAIR_COLOURS,
+    layer_axis,
+)
 from analyses.labels import short_label, store_labels
 from analyses.phase_detection import Detection
 from analyses.phases import HEADLINE, QUANTILES, CurvePhases
@@ -47,7 +53,7 @@ class _Panel(NamedTuple):
     axes_inches: float
     bar_rows: list[int]
     numeral_rows: list[int]
-    labelled: bool
+    labelled: bool = True
 
     @property
     def bars(self) -> float:
@@ -75,8 +81,8 @@ class _Panel(NamedTuple):
         return self.axes_inches + (self.above + self.under + _LINE * lines + _GAP) * _POINT
 
 
-def draw_phases(found: Sequence[CurvePhases], adjustment: str = "none") -> Figure:
-    """Draw the phases of inter-modal curves.
+def draw_phases(found: Sequence[CurvePhases], adjustment: str = "none") -> list[Figure]:
+    """Draw the phases of inter-modal curves, on as many pages as it takes.
 
     Up to four curves have a panel each, the last of equal layer axes is named; more share the overview.
     """
@@ -84,27 +90,34 @@ def draw_phases(found: Sequence[CurvePhases], adjustment: str = "none") -> Figur
     if len(curves) > _MOST_PANELS:
         return draw_overview(curves, adjustment)
     labels = store_labels([curve.identity for curve in curves])
-    spans = [(int(curve.layers[0]), int(curve.layers[-1])) for curve in curves]
-    drawn = []
-    for k, curve in enumerate(curves):
+    panels = []
+    for curve in curves:
         store = f"{short_label(labels[curve.identity.store])}\n" if len(labels) > 1 else ""
         title = f"{store}{short_label(curve.group.title)} ({_counts(curve)})"
-        height = _ALONE if len(curves) == 1 else _AMONG_OTHERS
-        drawn.append(_plan_panel(curve, title, height, labelled=spans[k + 1 : k + 2] != [spans[k]]))
-    footer = [*_FOOTER, *filter(None, [ADJUSTMENT_NOTES.get(adjustment)])]
-    total = sum(panel.inches for panel in drawn) + (6 + _NOTE * len(footer)) * _POINT
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_INCHES, total))
-        top = total
-        for panel in drawn:
-            bottom = top - panel.above * _POINT - panel.axes_inches
-            box = (_LEFT / COLUMN_INCHES, bottom / total, _WIDTH / COLUMN_INCHES, panel.axes_inches / total)
-            ax = figure.add_axes(box)
-            _write(ax, panel.title, (0, 1), (0, panel.head + 2), fontsize=6.5, va="bottom")
-            _draw_curve(ax, panel)
-            _draw_key(figure, ax, panel)
-            top -= panel.inches
-        figure.text(_LEFT / COLUMN_INCHES, 4 * _POINT / total, "\n".join(footer), va="bottom", **NOTE)
+        panels.append(_plan_panel(curve, title, _ALONE if len(curves) == 1 else _AMONG_OTHERS))
+    notes = [*_FOOTER, *filter(None, [ADJUSTMENT_NOTES.get(adjustment)])]
+    return draw_pages(panels, [panel.inches for panel in panels], notes, beside=_beside, draw=_draw_page)
+
+
+def _beside(notes: str) -> float:
+    return (6 + _NOTE * (notes.count("\n") + 1)) * _POINT
+
+
+def _draw_page(panels: Sequence[_Panel], notes: str) -> Figure:
+    spans = [(int(panel.curve.layers[0]), int(panel.curve.layers[-1])) for panel in panels]
+    drawn = [panel._replace(labelled=spans[k + 1 : k + 2] != [spans[k]]) for k, panel in enumerate(panels)]
+    total = sum(panel.inches for panel in drawn) + _beside(notes)
+    figure = Figure(figsize=(COLUMN_INCHES, total))
+    top = total
+    for panel in drawn:
+        bottom = top - panel.above * _POINT - panel.axes_inches
+        box = (_LEFT / COLUMN_INCHES, bottom / total, _WIDTH / COLUMN_INCHES, panel.axes_inches / total)
+        ax = figure.add_axes(box)
+        _write(ax, panel.title, (0, 1), (0, panel.head + 2), fontsize=6.5, va="bottom")
+        _draw_curve(ax, panel)
+        _draw_key(figure, ax, panel)
+        top -= panel.inches
+    figure.text(_LEFT / COLUMN_INCHES, 4 * _POINT / total, notes, va="bottom", **NOTE)
     return figure
 
 
@@ -114,7 +127,7 @@ def _counts(curve: CurvePhases) -> str:
     return f"{prompts} prompts, {curve.band.images} images" if prompts > 1 else f"{curve.band.images} images"
 
 
-def _plan_panel(curve: CurvePhases, title: str, axes_inches: float, *, labelled: bool) -> _Panel:
+def _plan_panel(curve: CurvePhases, title: str, axes_inches: float) -> _Panel:
     phases = curve.detection.phases
     layers_per_inch = (curve.layers[-1] - curve.layers[0]) * 1.04 / _WIDTH
     margin = 0.06 * layers_per_inch
@@ -126,7 +139,7 @@ def _plan_panel(curve: CurvePhases, title: str, axes_inches: float, *, labelled:
         ((phase.start + phase.end) / 2, (0.03 * len(numeral(phase)) + 0.02) * layers_per_inch) for phase in phases
     ]
     numerals = _first_fit([(middle - half, middle + half) for middle, half in middles])
-    return _Panel(curve, title, axes_inches, _first_fit(bars), numerals, labelled)
+    return _Panel(curve, title, axes_inches, _first_fit(bars), numerals)
 
 
 def _middle_half(curve: CurvePhases) -> list[list[int]]:
@@ -146,7 +159,7 @@ def _hint(detection: Detection) -> str:
     segments = (
         f"1 segment ({direction})" if preferred.segments == 1 else f"{preferred.segments} segments ({direction} first)"
     )
-    return f"Held-out images prefer {segments}, see --pattern auto"
+    return f"Held-out images prefer {segments}: --pattern auto"
 
 
 def _first_fit(spans: Sequence[tuple[float, float]]) -> list[int]:
@@ -221,4 +234,4 @@ def _draw_key(figure: Figure, ax: Axes, panel: _Panel) -> None:
         _write(ax, change, (1, 0), (0, below), ha="right", **style)
         below -= _LINE
     if panel.hint:
-        _write(ax, panel.hint, (1, 0), (0, below), fontsize=6, ha="right", va="center_baseline")
+        _write(ax, panel.hint, (0, 0), (0, below), fontsize=6, va="center_baseline")

@@ -4,16 +4,22 @@ The curves themselves stand in the figures of contextualization. A store's name 
 phases meet stand to the right of each, because a bar may show depths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analyses.figure_style import ADJUSTMENT_NOTES, COLUMN_INCHES, NOTE, STYLE, LayerAxis, common_axis
+from analyses.figure_pages import draw_pages
+from analyses.figure_style import (
+    ADJUSTMENT_NOTES,
+    COLUMN_INCHES,
+    NOTE,
+    LayerAxis,
+    common_axis,
+)
 from analyses.labels import short_label, store_labels
 from analyses.phases import CurvePhases
 from analyses.phases_style import boundary_colours, shade
@@ -21,39 +27,60 @@ from analyses.phases_style import boundary_colours, shade
 __all__ = ["draw_overview"]
 
 _FOOTER = (
-    "Phases of the mean image–text curve; hatched: not supported, that is,",
-    "not found again on images left out. Dots and bars: boundaries and their",
-    "95 % intervals, grey next to a phase that is not supported.",
+    "Phases of the mean image–text curve; hatched: not supported, that is, not found again on images left out. Dots "
+    "and bars: boundaries and their 95 % intervals, grey next to a phase that is not supported."
 )
 _ROW, _BAR, _FRAME, _FOOT_LINE = 0.16, 0.72, 0.75, 0.11  # inches of a row, the bar's share of it, inches below
 _LETTERS = 18
 
 
-def draw_overview(curves: Sequence[CurvePhases], adjustment: str) -> Figure:
-    """Draw the phases of curves, store after store; on layers where all models have as many blocks, else on depths."""
+def draw_overview(curves: Sequence[CurvePhases], adjustment: str) -> list[Figure]:
+    """Draw the phases of curves, store after store, on as many pages as it takes.
+
+    Layers where all models have as many blocks, else depths. A store with more curves than a page has room for has a
+    page that is higher.
+    """
     labels = store_labels([curve.identity for curve in curves])
     axis = common_axis([(curve.layers, curve.block_count) for curve in curves])
-    footer = [*_FOOTER, *filter(None, [ADJUSTMENT_NOTES.get(adjustment)])]
+    notes = [_FOOTER, *filter(None, [ADJUSTMENT_NOTES.get(adjustment)])]
     supported = [phase for curve in curves for phase in curve.detection.phases if phase.supported]
-    names = {phase.name: shade(phase) for phase in sorted(supported, key=lambda phase: phase.phase)}
-    rows = len(curves) + len(labels)
-    below = _FRAME + _FOOT_LINE * (len(footer) + -(-len(names) // 2))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_INCHES, rows * _ROW + below), layout="constrained")
-        ax = figure.subplots()
-        heads, ticks, row = [], {}, 0
-        for store, own in groupby(curves, lambda curve: curve.identity.store):
-            heads.append((row, short_label(labels[store])))
-            for curve in own:
-                row += 1
-                ticks[row] = short_label(curve.group.title, _LETTERS)
-                _draw_bar(ax, axis, curve, row)
+    tints = {phase.name: shade(phase) for phase in sorted(supported, key=lambda phase: phase.phase)}
+    stores = [
+        (short_label(labels[store]), list(own)) for store, own in groupby(curves, lambda curve: curve.identity.store)
+    ]
+    heights = [_ROW * (len(own) + 1) for _, own in stores]
+    return draw_pages(
+        stores,
+        heights,
+        notes,
+        beside=lambda lines: _beside(lines, tints),
+        draw=lambda page, lines: _draw_page(page, axis, tints, lines),
+    )
+
+
+def _beside(notes: str, tints: Mapping[str, Any]) -> float:
+    return _FRAME + _FOOT_LINE * (notes.count("\n") + 1 + -(-len(tints) // 2))
+
+
+def _draw_page(
+    stores: Sequence[tuple[str, Sequence[CurvePhases]]], axis: LayerAxis, tints: Mapping[str, Any], notes: str
+) -> Figure:
+    rows = sum(len(own) + 1 for _, own in stores)
+    figure = Figure(figsize=(COLUMN_INCHES, rows * _ROW + _beside(notes, tints)), layout="constrained")
+    ax = figure.subplots()
+    heads, ticks, row = [], {}, 0
+    for name, own in stores:
+        heads.append((row, name))
+        for curve in own:
             row += 1
-        _name_rows(ax, axis, heads, ticks)
-        handles = [Patch(**style) for style in names.values()]
-        if handles:
-            figure.legend(handles, list(names), loc="outside upper left", ncols=2, frameon=False, columnspacing=1.0)
-        figure.supxlabel("\n".join(footer), **NOTE)
+            ticks[row] = short_label(curve.group.title, _LETTERS)
+            _draw_bar(ax, axis, curve, row)
+        row += 1
+    _name_rows(ax, axis, heads, ticks)
+    handles = [Patch(**style) for style in tints.values()]
+    if handles:
+        figure.legend(handles, list(tints), loc="outside upper left", ncols=2, frameon=False, columnspacing=1.0)
+    figure.supxlabel(notes, **NOTE)
     return figure
 
 

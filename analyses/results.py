@@ -80,7 +80,7 @@ def write_figure(folder: Path, name: str, figure: Figure) -> list[Path]:
 
 def write_figures(folder: Path, name: str, figures: Sequence[Figure]) -> list[Path]:
     """Write a figure of several pages: ``NAME``, ``NAME-2``, …; pages of an earlier one that had more are removed."""
-    names = [name, *(f"{name}-{number}" for number in range(2, len(figures) + 1))]
+    names = [f"{name}-{number}" if number > 1 else name for number in range(1, len(figures) + 1)]
     written = [path for own, figure in zip(names, figures, strict=True) for path in write_figure(folder, own, figure)]
     for path in folder.glob(f"{name}-*"):
         number = path.stem.removeprefix(f"{name}-")

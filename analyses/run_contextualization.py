@@ -16,7 +16,7 @@ from analyses.kept_parts import KeptParts
 from analyses.opening import open_all
 from analyses.part_task import Adjustment
 from analyses.resources import Resources
-from analyses.results import open_dataset, write_dataset, write_figure, write_table
+from analyses.results import open_dataset, write_dataset, write_figures, write_table
 from analyses.results_folder import DAMAGED, check_folder, result_attributes
 from engine.store import Store
 
@@ -83,10 +83,10 @@ def _run(
     written = [
         write_dataset(results_folder, NAME, to_dataset(results, attributes)),
         write_table(results_folder, NAME, to_tables(results), CONTEXTUALIZATION_SCHEMA),
-        *write_figure(results_folder, NAME, draw_contextualization(results)),
+        *write_figures(results_folder, NAME, draw_contextualization(results)),
     ]
     if len(results) > 1:
-        written += write_figure(results_folder, f"{NAME}-comparison", draw_comparison(results))
+        written += write_figures(results_folder, f"{NAME}-comparison", draw_comparison(results))
     kept.clear()
     return written
 

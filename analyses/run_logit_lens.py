@@ -24,7 +24,7 @@ from analyses.picture import choose_image
 from analyses.prompt_groups import prompt_groups
 from analyses.resampling import check_bootstraps
 from analyses.resources import Resources
-from analyses.results import write_dataset, write_figure, write_figures, write_table
+from analyses.results import write_dataset, write_figures, write_table
 from analyses.results_folder import check_folder, result_attributes
 from engine.store import Store
 
@@ -86,7 +86,7 @@ def run(
     written = [
         write_dataset(results_folder, NAME, to_dataset(results, curves, attributes)),
         write_table(results_folder, NAME, to_tables(results), LOGIT_LENS_SCHEMA),
-        *write_figure(results_folder, NAME, draw_curves(results, curves)),
+        *write_figures(results_folder, NAME, draw_curves(results, curves)),
     ]
     if words != "none":
         rows = _word_rows(results, opened, tasks, kept, words)
@@ -94,7 +94,7 @@ def run(
     if trajectory:
         tables = to_trajectory_tables(results)
         written.append(write_table(results_folder, f"{NAME}-trajectory", tables, TRAJECTORY_SCHEMA))
-        written += write_figure(results_folder, f"{NAME}-trajectory", draw_trajectory(results, curves))
+        written += write_figures(results_folder, f"{NAME}-trajectory", draw_trajectory(results, curves))
     drawn = [image_pieces(store, own, kept, image_id, figure_layers) for store, own in zip(opened, tasks, strict=True)]
     if any(drawn):
         written += write_figures(results_folder, f"{NAME}-patches", draw_patches(results, drawn))

@@ -16,7 +16,7 @@ from analyses.norm_attention_table import NORM_ATTENTION_SCHEMA, to_tables
 from analyses.opening import open_all
 from analyses.picture import choose_image
 from analyses.resources import Resources
-from analyses.results import write_dataset, write_figure, write_table
+from analyses.results import write_dataset, write_figures, write_table
 from analyses.results_folder import check_folder, result_attributes
 from engine.store import Store
 
@@ -43,11 +43,11 @@ def run(
     written = [
         write_dataset(results_folder, NAME, to_dataset(results, attributes)),
         write_table(results_folder, NAME, to_tables(results), NORM_ATTENTION_SCHEMA),
-        *write_figure(results_folder, NAME, draw_shares(results)),
-        *write_figure(results_folder, f"{NAME}-positions", draw_positions(results)),
+        *write_figures(results_folder, NAME, draw_shares(results)),
+        *write_figures(results_folder, f"{NAME}-positions", draw_positions(results)),
     ]
     if any(item.result.maps.grid is not None for item in results):
-        written += write_figure(results_folder, f"{NAME}-patches", draw_patches(results))
+        written += write_figures(results_folder, f"{NAME}-patches", draw_patches(results))
     written += _write_image(results_folder, opened, identities, image_id, without_sinks=without_sinks)
     kept.clear()
     return written
@@ -66,4 +66,4 @@ def _write_image(
     found = [(identity, item) for identity, item in zip(identities, read, strict=True) if item is not None]
     if not found:
         return []
-    return write_figure(results_folder, f"{NAME}-image", draw_image(found, without_sinks=without_sinks))
+    return write_figures(results_folder, f"{NAME}-image", draw_image(found, without_sinks=without_sinks))

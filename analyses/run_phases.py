@@ -8,7 +8,7 @@ from analyses.curves import BOOTSTRAPS
 from analyses.identity import settings_text
 from analyses.memory import check_memory, result_bytes, statistics_bytes
 from analyses.opening import open_all
-from analyses.phases import HEADLINE, check_request, find_phases, name_missing
+from analyses.phases import check_request, find_phases, name_missing
 from analyses.phases_figure import draw_phases
 from analyses.phases_results import (
     PHASES_IMAGES_SCHEMA,
@@ -20,7 +20,7 @@ from analyses.phases_results import (
     to_table,
 )
 from analyses.resources import Resources
-from analyses.results import write_dataset, write_figure, write_table
+from analyses.results import write_dataset, write_figures, write_table
 from analyses.results_folder import check_folder, result_attributes
 from analyses.run_contextualization import NAME as COSINES
 from analyses.run_contextualization import load_or_compute, make_choice
@@ -69,14 +69,13 @@ def run(
         "text_roles": ",".join(choice.text_roles),
         "adjustment": choice.adjustment,
     }
-    drawn = any(curve.pair == HEADLINE for curve in found)
     return [
         *written,
         write_dataset(results_folder, NAME, to_dataset(found, attributes)),
         write_table(results_folder, NAME, [to_table(found, pattern, choice.adjustment)], PHASES_SCHEMA),
         write_table(results_folder, f"{NAME}-images", to_image_tables(found), PHASES_IMAGES_SCHEMA),
         write_table(results_folder, f"{NAME}-scores", [to_score_table(found)], PHASES_SCORES_SCHEMA),
-        *(write_figure(results_folder, NAME, draw_phases(found, choice.adjustment)) if drawn else ()),
+        *write_figures(results_folder, NAME, draw_phases(found, choice.adjustment)),
     ]
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.image
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from analyses.contextualization_figure import draw_contextualization
+from analyses.figure_pages import PAGE_INCHES
 from analyses.figure_style import COLUMN_INCHES, PAIR_COLOURS, PAIR_NAMES
 from analyses.phases import find_phases
 from analyses.phases_figure import draw_phases
@@ -19,10 +21,14 @@ NARROW = ((0, 2, 4, 6, 80), (0.0, 0.1, 0.02, 0.5, 0.3))
 
 
 def texts(figure: Figure) -> list[Text]:
-    """Texts that are drawn, as wide as in the files; matplotlib also keeps labels of ticks outside their axis."""
+    """Texts that are drawn, as wide as in the files; matplotlib also keeps labels of ticks outside their axis.
+
+    The figure is laid out once, as it is for its files.
+    """
     figure.set_dpi(300)
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     outside: set[Text] = set()
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
         low, high = sorted(axis.get_view_interval())
@@ -32,16 +38,24 @@ def texts(figure: Figure) -> list[Text]:
     ]
 
 
+def only(pages: Sequence[Figure]) -> Figure:
+    """The page of a figure that has one."""
+    (figure,) = pages
+    return figure
+
+
 def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in texts(figure))
 
 
 def assert_nothing_is_cut_or_overlaps(figure: Figure) -> None:
-    """Check that a figure can be read in a paper's column: its width, its smallest letters, and room for every text."""
+    """Check that a figure can be read in a paper's column: its size, its smallest letters, and room for every text."""
     assert figure.get_figwidth() == COLUMN_INCHES
-    assert min((text.get_fontsize() for text in texts(figure)), default=SMALLEST) >= SMALLEST
+    assert figure.get_figheight() <= PAGE_INCHES
+    shown = texts(figure)
+    assert min((text.get_fontsize() for text in shown), default=SMALLEST) >= SMALLEST
     frame = figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
     for text, box in boxes:
         assert box.x0 >= frame.x0 - 1 and box.x1 <= frame.x1 + 1, text  # noqa: PT018
         assert box.y0 >= frame.y0 - 1 and box.y1 <= frame.y1 + 1, text  # noqa: PT018
@@ -54,7 +68,7 @@ def assert_nothing_is_cut_or_overlaps(figure: Figure) -> None:
 
 @pytest.mark.parametrize("kinds", [("normal",), ("normal", "question", "noisy", "empty")])
 def test_curves_are_labelled_within_a_papers_column(kinds: tuple[str, ...], tmp_path: Path) -> None:
-    figure = draw_contextualization([planted_result(kinds=kinds)])
+    figure = only(draw_contextualization([planted_result(kinds=kinds)]))
     assert figure.get_figwidth() == COLUMN_INCHES
     assert len(figure.axes) == len(kinds)
     assert_nothing_is_cut_or_overlaps(figure)
@@ -69,8 +83,8 @@ def drawn_lines(figure: Figure, pair: str) -> int:
 
 def test_a_curve_that_cannot_depend_on_the_prompt_is_drawn_once_and_said_so() -> None:
     kinds = ("normal", "question", "noisy")
-    free = draw_contextualization([planted_result(kinds=kinds, depends=False)])
-    bound = draw_contextualization([planted_result(kinds=kinds, depends=True)])
+    free = only(draw_contextualization([planted_result(kinds=kinds, depends=False)]))
+    bound = only(draw_contextualization([planted_result(kinds=kinds, depends=True)]))
     assert (drawn_lines(free, "image-image"), drawn_lines(bound, "image-image")) == (1, 3)
     assert (drawn_lines(free, "image-text"), drawn_lines(bound, "image-text")) == (3, 3)
     assert "by construction" in words(free)
@@ -79,7 +93,7 @@ def test_a_curve_that_cannot_depend_on_the_prompt_is_drawn_once_and_said_so() ->
 
 def test_the_drawn_curve_is_the_mean_over_images() -> None:
     item = planted_result(prompts=2)
-    lines = draw_contextualization([item]).axes[0].lines
+    lines = only(draw_contextualization([item])).axes[0].lines
     line = next(line for line in lines if line.get_color() == PAIR_COLOURS["image-text"])
     np.testing.assert_allclose(line.get_ydata(), item.result.cosine[:, :, 0].mean(axis=0))
 
@@ -87,7 +101,7 @@ def test_the_drawn_curve_is_the_mean_over_images() -> None:
 def test_one_image_and_no_text_are_drawn_too() -> None:
     one = planted_result(images=1)
     one.result.cosine[:, :, [0, 2]] = np.nan
-    assert_nothing_is_cut_or_overlaps(draw_contextualization([one]))
+    assert_nothing_is_cut_or_overlaps(only(draw_contextualization([one])))
 
 
 @pytest.mark.parametrize("pattern", ["four", "three", "auto"])
@@ -96,7 +110,7 @@ def test_phases_are_named_however_narrow(pattern: str) -> None:
         planted_result(kinds=("normal", "noisy")),
         planted_result(NARROW, blocks=80, store="narrow", noise=0.001),
     ]
-    figure = draw_phases(find_phases(results, pattern=pattern, bootstraps=50))
+    figure = only(draw_phases(find_phases(results, pattern=pattern, bootstraps=50)))
     assert_nothing_is_cut_or_overlaps(figure)
     shown = words(figure)
     names = {"four": "III Inter-modal Encoding, 4–6", "three": "III Rise, 4–6", "auto": "III Inter-modal Encoding, 4–6"}
@@ -106,7 +120,7 @@ def test_phases_are_named_however_narrow(pattern: str) -> None:
 
 def test_unsupported_phases_are_marked() -> None:
     found = find_phases([planted_result(FLAT, noise=0.1)], bootstraps=100)
-    figure = draw_phases(found)
+    figure = only(draw_phases(found))
     assert_nothing_is_cut_or_overlaps(figure)
     assert words(figure).count("not supported") == 1 + 4
     hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
@@ -124,10 +138,13 @@ def dots(figure: Figure) -> list[str]:
 def test_a_monotone_curve_does_not_look_like_four_phases() -> None:
     rise = find_phases([planted_result(((0, 40), (0.0, 0.4)), noise=0.02)], bootstraps=100)
     assert [phase.supported for phase in rise[0].detection.phases].count(True) == 2  # two rises, no decline
-    figure = draw_phases(rise)
+    figure = only(draw_phases(rise))
     assert_nothing_is_cut_or_overlaps(figure)
-    assert "Held-out images prefer 1 segment (rise), see --pattern auto" in words(figure)
-    firm = draw_phases(find_phases([planted_result()], bootstraps=100))
+    assert "Held-out images prefer 1 segment (rise): --pattern auto" in words(figure)
+    hint = next(text for text in texts(figure) if text.get_text().startswith("Held-out"))
+    own, panel = hint.get_window_extent(), figure.axes[0].get_window_extent()
+    assert panel.x0 - 1 <= own.x0 < own.x1 <= panel.x1 + 1
+    firm = only(draw_phases(find_phases([planted_result()], bootstraps=100)))
     assert "Held-out" not in words(firm)
     assert len(dots(figure)) == len(dots(firm)) == 3
     assert len({*dots(figure), *dots(firm)}) == 2
@@ -143,8 +160,8 @@ def test_a_boundary_is_firm_between_supported_phases_only(supported: str, ends: 
     phases = [
         phase._replace(supported=flag == "1") for phase, flag in zip(curve.detection.phases, supported, strict=True)
     ]
-    figure = draw_phases([curve._replace(detection=curve.detection._replace(phases=tuple(phases)))])
-    strong = colour_of(draw_phases([curve]), "I Alignment"), dots(draw_phases([curve]))[0]
+    figure = only(draw_phases([curve._replace(detection=curve.detection._replace(phases=tuple(phases)))]))
+    strong = colour_of(only(draw_phases([curve])), "I Alignment"), dots(only(draw_phases([curve])))[0]
     shown = [phase.name for phase in phases]
     assert "".join(str(int(colour_of(figure, name) == strong[0])) for name in shown) == supported
     firm_dots = [colour == strong[1] for colour in dots(figure)]
@@ -154,15 +171,15 @@ def test_a_boundary_is_firm_between_supported_phases_only(supported: str, ends: 
 
 def test_several_panels_are_low_and_name_their_common_axis_once() -> None:
     found = find_phases([planted_result(kinds=("normal", "question", "noisy", "empty"))], bootstraps=20)
-    figure = draw_phases(found)
+    figure = only(draw_phases(found))
     assert_nothing_is_cut_or_overlaps(figure)
     assert figure.get_figheight() <= 4 * 2.1 + 0.6
     assert [ax.get_xlabel() for ax in figure.axes] == ["", "", "", "layer"]
     both = [planted_result(), planted_result(NARROW, blocks=80, store="narrow", noise=0.001)]
-    assert [ax.get_xlabel() for ax in draw_phases(find_phases(both, bootstraps=5)).axes] == ["layer", "layer"]
+    assert [ax.get_xlabel() for ax in only(draw_phases(find_phases(both, bootstraps=5))).axes] == ["layer", "layer"]
 
 
-def test_without_an_inter_modal_curve_there_is_only_a_note() -> None:
+def test_without_an_inter_modal_curve_there_is_no_figure() -> None:
     item = planted_result()
     item.result.cosine[:, :, [0, 2]] = np.nan
-    assert draw_phases(find_phases([item], bootstraps=5)).axes == []
+    assert draw_phases(find_phases([item], bootstraps=5)) == []

@@ -1,5 +1,6 @@
 """Attention of one sample on its own image, against the rows that were written, and the figure of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from analyses.registry import run
 from analyses.resources import Resources
 from engine.errors import UsageError
 from tests.analyses.attention_builders import Spec, attention_samples, is_sink, write_attention
-from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, words
+from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, only, words
 
 SPECS = [
     Spec("a", "normal-1", f"sp{'i' * 12}nnt", ((3, 4, False),)),
@@ -77,12 +78,27 @@ def test_the_figure_is_labelled_and_says_whether_there_is_a_picture(tmp_path: Pa
     item = read_image_attention(store, "a", without_sinks=False)
     assert item is not None
     item = item._replace(picture=item.picture._replace(pixels=pixels))
-    figure = draw_image([(identity, item)], without_sinks=True)
+    figure = only(draw_image([(identity, item)], without_sinks=True))
     assert_nothing_is_cut_or_overlaps(figure)
     said = words(figure)
     assert ("--thumbnails" in said) == (pixels is None)
     assert "a/normal-1, last text token: attention weight" in said
     assert "without position 0" in said
+
+
+def test_images_of_several_stores_fill_pages_on_which_nothing_overlaps(tmp_path: Path) -> None:
+    written = write_attention(tmp_path / "s", SPECS, attention_samples(SPECS))
+    (store,), (identity,) = open_all([str(written)], Resources())
+    item = read_image_attention(store, "a", without_sinks=False)
+    assert item is not None
+    item = item._replace(picture=item.picture._replace(pixels=np.full((30, 40, 3), 200, np.uint8)))
+    found = [(replace(identity, store=f"runs/{name}", source=name), item) for name in ("coco", "winoground")]
+    pages = draw_image(found, without_sinks=False)
+    assert len(pages) == 2
+    for number, page in enumerate(pages, 1):
+        assert_nothing_is_cut_or_overlaps(page)
+        assert f"Page {number} of 2." in words(page)
+    assert sum(words(page).count("attention weight") for page in pages) == 2 * len(item.queries)
 
 
 def test_patches_lie_where_they_were_cut_from_the_picture() -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from analyses.resources import Resources
 from analyses.results import write_figures
 from tests.analyses.attention_builders import Spec
 from tests.analyses.lens_builders import CAPTIONS, PIECES, LensModelSpec, lens_samples, write_lens
-from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, texts, words
+from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, only, texts, words
 
 KINDS = ("normal-1", "normal-2", "question", "noisy-1", "empty")
 GRID = ((4, 4, False),)
@@ -62,14 +63,14 @@ def results_of(
 def test_all_curves_are_labelled_and_nothing_overlaps(tmp_path: Path, stores: int, depends: bool) -> None:
     results, curves = results_of(tmp_path, depends=depends, stores=stores)
     for draw in (draw_curves, draw_trajectory):
-        figure = draw(results, curves)
+        figure = only(draw(results, curves))
         assert_nothing_is_cut_or_overlaps(figure)
         assert figure.get_figheight() <= (4.5 if stores == 1 else 2.4 * stores)
 
 
 def test_what_cannot_depend_on_the_prompt_is_drawn_once_and_said_so(tmp_path: Path) -> None:
     free, bound = (results_of(tmp_path / str(flag), depends=flag) for flag in (False, True))
-    once, each = draw_curves(*free), draw_curves(*bound)
+    once, each = only(draw_curves(*free)), only(draw_curves(*bound))
     assert [len(ax.lines) for ax in once.axes] == [3, 2, 1]
     assert [len(ax.lines) for ax in each.axes] == [4, 4, 4]
     assert "the table has the other variants" in words(each)
@@ -77,7 +78,7 @@ def test_what_cannot_depend_on_the_prompt_is_drawn_once_and_said_so(tmp_path: Pa
     assert [text.get_text() for text in legend.get_texts()] == ["unique", "token", "prefix"]
     assert "by construction" in words(once)
     assert "by construction" not in words(each)
-    trajectory = draw_trajectory(*free)
+    trajectory = only(draw_trajectory(*free))
     assert [len(ax.lines) for ax in trajectory.axes] == [1, 4, 1, 4]  # the last text token sees every prompt
     assert [len(ax.collections) for ax in trajectory.axes] == [2, 4, 2, 4]  # one curve has a band of deviations too
     assert trajectory.axes[0].get_ylim() == trajectory.axes[1].get_ylim()
@@ -103,7 +104,7 @@ def test_one_prompt_group_has_neither_a_note_of_identity_nor_a_name_for_its_curv
     for name, captions in (("with", True), ("without", False)):
         found = results_of(tmp_path / name, depends=False, captions=captions, kinds=("normal-1", "normal-2"))
         for draw in (draw_curves, draw_trajectory):
-            figure = draw(*found)
+            figure = only(draw(*found))
             assert "by construction" not in words(figure)
             named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
             assert named == (["unique", "token", "prefix"] if captions and draw is draw_curves else [])
@@ -113,7 +114,7 @@ def test_one_prompt_group_has_neither_a_note_of_identity_nor_a_name_for_its_curv
 def test_the_dark_band_is_the_bootstrap_interval_and_the_pale_one_the_deviation(tmp_path: Path) -> None:
     results, curves = results_of(tmp_path, depends=False)
     mean, std, low, high = curves[0][0].statistics[:, 0]
-    pale, dark = draw_curves(results, curves).axes[0].collections
+    pale, dark = only(draw_curves(results, curves)).axes[0].collections
     for band, (bottom, top) in {
         pale: (np.maximum(mean - std, 0), np.minimum(mean + std, 1)),
         dark: (low, high),
@@ -128,7 +129,7 @@ def test_the_dark_band_is_the_bootstrap_interval_and_the_pale_one_the_deviation(
 def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
     """Each next curve is thinner or has gaps, through which those beneath it show; few layers are marked."""
     results, curves = results_of(tmp_path, depends=True)
-    for figure in (draw_curves(results, curves), draw_trajectory(results, curves)):
+    for figure in (only(draw_curves(results, curves)), only(draw_trajectory(results, curves))):
         lines = figure.axes[0].lines
         widths, sizes = ([getattr(line, f"get_{name}")() for line in lines] for name in ("linewidth", "markersize"))
         assert widths == sorted(set(widths), reverse=True)
@@ -144,7 +145,7 @@ def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("depends", [False, True])
 def test_lines_are_the_means_of_the_curves(tmp_path: Path, depends: bool) -> None:
     results, curves = results_of(tmp_path, depends=depends)
-    figure = draw_curves(results, curves)
+    figure = only(draw_curves(results, curves))
     of_measures = ([0], [3], [6]) if depends else ([0, 1, 2], [3, 5], [6])
     for ax, own in zip(figure.axes, of_measures, strict=True):
         expected = [one.statistics[0, number] for one in curves[0][: 4 if depends else 1] for number in own]
@@ -157,13 +158,27 @@ def test_lines_are_the_means_of_the_curves(tmp_path: Path, depends: bool) -> Non
     ]
 
 
+def test_several_stores_fill_pages_that_have_one_scale_and_one_legend(tmp_path: Path) -> None:
+    (item,), (own,) = results_of(tmp_path, depends=True, kinds=("normal-1", "noisy-1"))
+    results = [item._replace(identity=replace(item.identity, store=f"s{n}", source=f"source {n}")) for n in range(9)]
+    unsure = [group._replace(trajectory=3 * group.trajectory) for group in own]
+    for draw, sizes in ((draw_curves, [7, 2]), (draw_trajectory, [3, 3, 3])):
+        pages = draw(results, [unsure, *[own] * 8])
+        labels = [[ax.get_title(loc="left") for ax in page.axes if ax.get_title(loc="left")] for page in pages]
+        assert [len(names) for names in labels] == sizes
+        assert [name.split(" · ")[1] for names in labels for name in names] == [f"source {n}" for n in range(9)]
+        assert len({page.axes[0].get_ylim() for page in pages}) == 1
+        assert len({tuple(text.get_text() for text in page.legends[0].get_texts()) for page in pages}) == 1
+    assert_nothing_is_cut_or_overlaps(pages[0])
+
+
 def test_a_measure_that_nobody_has_is_left_out(tmp_path: Path) -> None:
-    without = draw_curves(*results_of(tmp_path / "a", depends=True, captions=False))
+    without = only(draw_curves(*results_of(tmp_path / "a", depends=True, captions=False)))
     assert [ax.get_ylabel() for ax in without.axes] == ["agreement with\nthe last layer"]
     assert "prefix" not in words(without)
-    first = draw_curves(*results_of(tmp_path / "b", depends=True, layers=("0:4",)))
+    first = only(draw_curves(*results_of(tmp_path / "b", depends=True, layers=("0:4",))))
     assert [ax.get_ylabel() for ax in first.axes] == ["precision", "recall"]
-    neither = draw_curves(*results_of(tmp_path / "c", depends=True, captions=False, layers=("0:4",)))
+    neither = only(draw_curves(*results_of(tmp_path / "c", depends=True, captions=False, layers=("0:4",))))
     assert "neither captions nor the last layer" in words(neither)
     for figure in (without, first, neither):
         assert_nothing_is_cut_or_overlaps(figure)

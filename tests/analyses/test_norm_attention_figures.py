@@ -1,7 +1,7 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from matplotlib.figure import Figure
 
 from analyses.figure_style import COLUMN_INCHES
@@ -14,7 +14,7 @@ from analyses.opening import open_all
 from analyses.resources import Resources
 from engine.vocabulary import ROLES
 from tests.analyses.attention_builders import Spec, attention_samples, write_attention
-from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, texts, words
+from tests.analyses.test_figures import assert_nothing_is_cut_or_overlaps, only, texts, words
 
 
 def found(folder: Path, *, depends: bool = False, without_sinks: bool = False, stores: int = 1) -> list[StoreAttention]:
@@ -35,11 +35,33 @@ def found(folder: Path, *, depends: bool = False, without_sinks: bool = False, s
     ]
 
 
-@pytest.mark.parametrize("stores", [1, 2])
-def test_all_figures_are_labelled_and_nothing_overlaps(tmp_path: Path, stores: int) -> None:
-    results = found(tmp_path, stores=stores)
+def test_all_figures_are_labelled_and_nothing_overlaps(tmp_path: Path) -> None:
+    results = found(tmp_path)
     for draw in (draw_shares, draw_positions, draw_patches):
-        assert_nothing_is_cut_or_overlaps(draw(results))
+        assert_nothing_is_cut_or_overlaps(only(draw(results)))
+
+
+def test_several_stores_fill_pages_on_which_nothing_overlaps(tmp_path: Path) -> None:
+    (item,) = found(tmp_path)
+    results = [item._replace(identity=replace(item.identity, store=f"s{n}", source=f"source {n}")) for n in range(4)]
+    for draw in (draw_shares, draw_positions, draw_patches):
+        pages = draw(results)
+        assert len(pages) == 2
+        for number, page in enumerate(pages, 1):
+            assert_nothing_is_cut_or_overlaps(page)
+            assert f"Page {number} of 2." in words(page)
+        said = "".join(map(words, pages))
+        assert [said.count(f"source {n}") for n in range(4)] == [3] * 4
+
+
+def test_maps_on_all_pages_have_the_same_colours(tmp_path: Path) -> None:
+    (item,) = found(tmp_path)
+    pale = item.result.maps._replace(places=item.result.maps.places._replace(mean=item.result.maps.places.mean / 1000))
+    results = [item] * 9 + [item._replace(result=replace(item.result, maps=pale))]
+    pages = draw_positions(results)
+    scales = [ax.collections[0].get_clim() for page in pages for ax in page.axes[:-1]]  # the last is the bar
+    assert len(pages) > 1
+    assert len(set(scales)) == 1
 
 
 def shares_of(figure: Figure, role: str, panel: int) -> np.ndarray:
@@ -49,7 +71,7 @@ def shares_of(figure: Figure, role: str, panel: int) -> np.ndarray:
 
 def test_shares_are_means_over_images_of_means_over_prompts(tmp_path: Path) -> None:
     (item,) = found(tmp_path)
-    figure = draw_shares([item])
+    figure = only(draw_shares([item]))
     normal = (item.result.samples["prompt_kind"] == "normal").to_numpy()
     of_image = item.result.roles.index("image")
     expected = item.result.values["attention_norm_share"][normal, 0, :, of_image].mean(axis=0)
@@ -61,7 +83,7 @@ def test_shares_are_means_over_images_of_means_over_prompts(tmp_path: Path) -> N
 def test_what_cannot_depend_on_the_prompt_is_drawn_once(tmp_path: Path) -> None:
     free, bound = found(tmp_path / "free"), found(tmp_path / "bound", depends=True)
     for draw in (draw_shares, draw_positions, draw_patches):
-        once, twice = words(draw(free)), words(draw(bound))
+        once, twice = words(only(draw(free))), words(only(draw(bound)))
         assert once.count("last image token (") == 1
         assert twice.count("last image token (") == 2
         assert "drawn once" in once
@@ -70,9 +92,9 @@ def test_what_cannot_depend_on_the_prompt_is_drawn_once(tmp_path: Path) -> None:
 
 def test_sinks_are_named_where_they_are_left_out(tmp_path: Path) -> None:
     with_sinks, without = found(tmp_path / "with"), found(tmp_path / "without", without_sinks=True)
-    assert "Shares are of keys other than position 0 and BOS" in words(draw_shares(without))
-    assert "position 0" not in words(draw_positions(with_sinks))
-    assert "without position 0" in words(draw_positions(without))
+    assert "Shares are of keys other than position 0 and BOS" in words(only(draw_shares(without)))
+    assert "position 0" not in words(only(draw_positions(with_sinks)))
+    assert "without position 0" in words(only(draw_positions(without)))
 
 
 def test_a_role_without_keys_is_not_drawn(tmp_path: Path) -> None:
@@ -80,20 +102,20 @@ def test_a_role_without_keys_is_not_drawn(tmp_path: Path) -> None:
     store = write_attention(tmp_path / "s", specs, attention_samples(specs), depends=True)
     (opened,), (identity,) = open_all([str(store)], Resources())
     result = analyze_store(opened, without_sinks=False, resources=Resources(), kept=KeptParts(tmp_path))
-    figure = draw_shares([StoreAttention(identity, result)])
+    figure = only(draw_shares([StoreAttention(identity, result)]))
     drawn = [{line.get_label() for line in ax.lines} & set(ROLES) for ax in figure.axes]
     assert drawn == [{"special", "image", "instruction", "template"}] * 4 + [{"special", "image", "template"}] * 4
 
 
 def test_heat_maps_show_the_means_and_leave_no_key_out(tmp_path: Path) -> None:
     (item,) = found(tmp_path)
-    figure = draw_positions([item])
+    figure = only(draw_positions([item]))
     mesh = figure.axes[0].collections[0]
     values = np.ma.filled(mesh.get_array(), 0)
     places = item.result.maps.places
     np.testing.assert_allclose(values, np.nan_to_num(places.mean[2, 0, 0]))
     np.testing.assert_allclose(values.sum(axis=1), 1, atol=0.05)  # not all sequences have all places
-    patches = draw_patches([item]).axes[0].images[0].get_array()
+    patches = only(draw_patches([item])).axes[0].images[0].get_array()
     assert item.result.maps.grid is not None
     np.testing.assert_allclose(np.ma.filled(patches, 0), item.result.maps.grid.mean[2, 0, 0, 0])
 
@@ -106,6 +128,6 @@ def test_every_role_has_its_own_colour() -> None:
 def test_figures_of_one_store_fit_a_papers_column(tmp_path: Path) -> None:
     results = found(tmp_path)
     for draw in (draw_shares, draw_positions, draw_patches):
-        figure = draw(results)
+        figure = only(draw(results))
         assert figure.get_figwidth() == COLUMN_INCHES
         assert min(text.get_fontsize() for text in texts(figure) if text.get_text()) >= 6

@@ -147,8 +147,8 @@ def analyse(stores: Sequence[Path], results: Path, names: Sequence[str] = ANALYS
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             module = f"analyses.run_{name.replace('-', '_')}"
-            patch.setattr(f"{module}.write_figure", lambda *_: [])
-        patch.setattr("analyses.run_contextualization.write_figure", lambda *_: [])
+            patch.setattr(f"{module}.write_figures", lambda *_: [])
+        patch.setattr("analyses.run_contextualization.write_figures", lambda *_: [])
         for name in names:
             own = {"bootstraps": 50} if name in ("phases", "logit-lens") else {}
             run(name, [str(store) for store in stores], results, workers=1, memory=2**30, **own, **options)
