@@ -78,7 +78,7 @@ def wrap_notes(notes: Sequence[str]) -> str:
 
 def share_vertical(axes: Sequence[Axes]) -> None:
     """Give panels of all pages one vertical axis, with a little air at both ends; an empty one has no say in it."""
-    drawn = [ax.dataLim for ax in axes if ax.lines]
+    drawn = [ax.dataLim for ax in axes if np.isfinite(ax.dataLim.extents).all()]
     low, high = min((own.y0 for own in drawn), default=0.0), max((own.y1 for own in drawn), default=1.0)
     margin = 0.05 * (high - low or 1)
     for ax in axes:

@@ -12,7 +12,7 @@ from analyses.norm_attention_figure import ROLE_COLOURS
 from analyses.norm_attention_panels import IDENTITY_NOTE
 from analyses.report.attention_rows import SINKS, mean_rows, place_rows, role_rows, segment_rows
 from analyses.report.attention_tables import largest_table, query_names, role_table
-from analyses.report.chart_style import BAND, TEXT, bound, chart, follow, x_axis
+from analyses.report.chart_style import BAND, TEXT, bound, chart, follow, legend, x_axis
 from analyses.report.explorer import NO_PICTURES
 from analyses.report.packing import Rows
 from analyses.report.results import Results
@@ -77,7 +77,7 @@ def _choices(results: Results) -> tuple[Choice, ...]:
 def _roles(results: Results, axis: LayerAxis, rows: Rows) -> Figure:
     there = {row["role"] for row in rows}
     colours = {role: colour for role, colour in {**ROLE_COLOURS, SINKS: TEXT}.items() if role in there}
-    role = {"field": "role", "type": "nominal", "legend": {"title": None, "columns": 2}}
+    role = {"field": "role", "type": "nominal", "legend": legend(list(colours))}
     dashes = [[5, 3] if name == SINKS else [1, 0] for name in colours]
     color = role | {"scale": {"domain": list(colours), "range": list(colours.values())}}
     dash = role | {"scale": {"domain": list(colours), "range": dashes}}

@@ -13,7 +13,7 @@ from analyses.prompt_colours import prompt_colours
 from analyses.report.results import Results
 from analyses.report.section import Choice, Control, Slider
 
-__all__ = ["BAND", "TEXT", "bound", "chart", "follow", "looks", "subset", "x_axis"]
+__all__ = ["BAND", "TEXT", "bound", "chart", "follow", "legend", "looks", "subset", "x_axis"]
 
 TEXT = "currentColor"
 BAND = {"opacity": 0.18, "aria": False}
@@ -42,12 +42,13 @@ _CONFIG: Mapping[str, Any] = {
         "labelFontSize": 12,
         "titleFontSize": 12,
         "titleFontWeight": "normal",
-        "labelLimit": 320,
+        "labelLimit": 260,
         "symbolType": "stroke",
         "symbolOpacity": 1,
         "symbolStrokeWidth": 2.5,
-        "symbolSize": 400,
+        "symbolSize": 250,
         "orient": "top",
+        "layout": {"top": {"direction": "vertical", "anchor": "start", "margin": 4}},  # of several, below each other
     },
     "text": {"color": TEXT, "fontSize": 12},
     "title": {"color": TEXT, "fontSize": 12, "fontWeight": "normal", "anchor": "start", "frame": "group"},
@@ -55,6 +56,7 @@ _CONFIG: Mapping[str, Any] = {
     "line": {"strokeWidth": 2},
 }
 _STORES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#999999")
+_SHORT = 18  # letters of a name in a legend
 _DASHES = ([1, 0], [6, 3], [1.5, 2.5], [8, 3, 2, 3])
 
 
@@ -128,7 +130,11 @@ def looks(results: Results) -> dict[str, Any]:
     return encoding
 
 
+def legend(names: Sequence[str]) -> dict[str, Any]:
+    """Make a legend that a phone has room for: short names stand in two columns."""
+    return {"title": None, "columns": 2 if max(map(len, names)) <= _SHORT else 1}
+
+
 def _scale(field: str, domain: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    legend = {"title": None, "columns": 1 if len(domain) > 4 else 0}
     scale = {"domain": list(domain), "range": list(values)}
-    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
+    return {"field": field, "type": "nominal", "scale": scale, "legend": legend(domain)}

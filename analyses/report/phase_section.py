@@ -4,7 +4,7 @@ from typing import Any
 
 from analyses.contextualization_figure import IDENTITY_NOTE
 from analyses.figure_style import ADJUSTMENT_NOTES, COSINE_NAMES, PAIR_COLOURS, PAIR_NAMES, LayerAxis
-from analyses.report.chart_style import BAND, TEXT, chart, follow, looks, subset, x_axis
+from analyses.report.chart_style import BAND, TEXT, chart, follow, legend, looks, subset, x_axis
 from analyses.report.packing import Rows
 from analyses.report.phase_rows import curve_rows, layer_rows, normed_rows, phase_rows
 from analyses.report.results import Results
@@ -61,7 +61,7 @@ def _diagram(results: Results, axis: LayerAxis, rows: dict[str, Rows]) -> Figure
     scale = {"domain": _domain(rows["curves"]), "zero": False, "nice": False}
     y = {"field": "mean", "type": "quantitative", "title": _cosine(results), "scale": scale}
     colours = {"domain": _PAIRS, "range": [PAIR_COLOURS[pair] for pair in PAIR_NAMES]}
-    colour = {"field": "pair", "type": "nominal", "scale": colours, "legend": {"title": None}}
+    colour = {"field": "pair", "type": "nominal", "scale": colours, "legend": legend(_PAIRS)}
     curve: dict[str, Any] = {"data": {"name": "curves"}, "transform": [{"filter": _SHOWN}]}
     band = [
         {"filter": _SHOWN},

@@ -32,6 +32,11 @@ def test_it_opens_from_disk_at_any_width_in_light_and_dark(
     assert charts.count() >= 11
     for chart in charts.all():
         assert chart.bounding_box()["width"] > 250
+    outside = """() => [...document.querySelectorAll('.plot svg text')].filter((node) => {
+      const [own, plot] = [node, node.closest('.plot')].map((one) => one.getBoundingClientRect());
+      return own.left < plot.left - 1 || own.right > plot.right + 1;
+    }).map((node) => node.textContent)"""
+    assert page.evaluate(outside) == []
 
 
 CONTRASTS = """() => {
