@@ -14,7 +14,9 @@ import pandas as pd
 from engine.errors import StrataError
 from engine.store.deep_axes import Axes, check_axes, read_axes
 from engine.store.deep_nodes import check_nodes, check_numbers
-from engine.store.deep_pooled import find_pooled_runs
+from engine.store.deep_norm import read_final_norm
+from engine.store.deep_pooled import STATES
+from engine.store.deep_runs import find_pooled_runs
 from engine.store.deep_store import check_common, check_contents
 from engine.store.deep_values import check_values, value_tasks
 from engine.store.inventory import Problem
@@ -48,6 +50,7 @@ def check_deeply(path: Path, progress: Callable[[int, int], None] | None = None)
         plan, kinds = store.plan, store.model.vocabulary["kind"].to_numpy()
     except StrataError:
         return  # it is said above, and nothing of the parts can be judged without
+    norm = read_final_norm(store)
     total = sum(_bytes(part, name) for part in store.parts for name in part.manifest["files"] if _is_data(part, name))
     done = 0
     with ThreadPoolExecutor(compression_threads()) as pool:
@@ -62,8 +65,9 @@ def check_deeply(path: Path, progress: Callable[[int, int], None] | None = None)
             except StrataError as error:
                 yield _unreadable(part, error)
                 continue
-            pooled = find_pooled_runs(part, axes)
-            results = pool.map(partial(check_values, axes=axes, kinds=kinds, pooled=pooled), tasks)
+            pooled = find_pooled_runs(part, axes, STATES)
+            check = partial(check_values, axes=axes, kinds=kinds, pooled=pooled, norm=norm)
+            results = pool.map(check, tasks)
             for task, problems in zip(tasks, results, strict=True):
                 yield from problems
                 done += _bytes(part, task.file.removeprefix(f"{PARTS_FOLDER}/"))

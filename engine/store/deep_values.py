@@ -11,8 +11,10 @@ import numpy as np
 
 from engine.errors import StrataError
 from engine.store.deep_axes import Axes
-from engine.store.deep_pooled import STATES, PooledCheck, PooledRuns
+from engine.store.deep_norm import FinalNorm
+from engine.store.deep_pooled import STATES, PooledCheck
 from engine.store.deep_rows import MASS, ROWS, RowSums, sum_error
+from engine.store.deep_runs import PooledRuns
 from engine.store.inventory import Problem
 from engine.store.layout import LEADING_DIMS, PARTS_FOLDER
 from engine.store.part import Part
@@ -78,7 +80,9 @@ def value_tasks(part: Part) -> list[Task]:
     return [Task(part, path, shard) for path in data for shard in range(shard_count(part, path))]
 
 
-def check_values(task: Task, axes: Axes, kinds: np.ndarray, pooled: PooledRuns | None = None) -> list[Problem]:
+def check_values(
+    task: Task, axes: Axes, kinds: np.ndarray, pooled: PooledRuns | None = None, norm: FinalNorm | None = None
+) -> list[Problem]:
     """Look at every value of one shard.
 
     Parameters
@@ -91,6 +95,8 @@ def check_values(task: Task, axes: Axes, kinds: np.ndarray, pooled: PooledRuns |
         (vocab) text: kind of each vocabulary piece.
     pooled
         Which hidden states the part's pooled states are means of; None where it has not both.
+    norm
+        The model's final norm, where it is known.
 
     Returns
     -------
@@ -99,7 +105,7 @@ def check_values(task: Task, axes: Axes, kinds: np.ndarray, pooled: PooledRuns |
     """
     array = _describe(task, axes)
     found: dict[str, Problem] = {}
-    sums = _sums_of(task, axes, pooled)
+    sums = _sums_of(task, axes, pooled, norm)
     try:
         for chunk in stream_chunks(task.part, task.path, task.shard):
             for what, wrong in _wrong_values(array, chunk, kinds):
@@ -114,10 +120,10 @@ def check_values(task: Task, axes: Axes, kinds: np.ndarray, pooled: PooledRuns |
     return list(found.values())
 
 
-def _sums_of(task: Task, axes: Axes, pooled: PooledRuns | None) -> PooledCheck | RowSums | None:
+def _sums_of(task: Task, axes: Axes, pooled: PooledRuns | None, norm: FinalNorm | None) -> PooledCheck | RowSums | None:
     """Make what adds values up, of an array whose sums are known."""
     if task.path == STATES and pooled is not None:
-        return PooledCheck(task.part, axes, pooled)
+        return PooledCheck(task.part, axes, pooled, norm)
     return RowSums(task.part, axes, task.file) if task.path == ROWS else None
 
 

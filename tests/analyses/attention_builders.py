@@ -11,7 +11,8 @@ import pyarrow as pa
 from engine.store import PLAN_SCHEMA, Coordinate, create_store, write_part
 from engine.vocabulary import ROLE_CODES, ROLES
 from tests.engine.store.block_tensors import QUERIES, TinyBlocks, tiny_blocks
-from tests.engine.store.builders import NORM_EPS, TinySample, tiny_part, tiny_record, tiny_vocabulary
+from tests.engine.store.builders import TinySample, tiny_part, tiny_record, tiny_vocabulary
+from tests.engine.store.tiny_norm import NORM_EPS
 
 LETTERS = {"s": "special", "p": "preamble", "i": "image", "n": "instruction", "t": "template"}
 

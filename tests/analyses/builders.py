@@ -16,7 +16,8 @@ from analyses.identity import StoreIdentity
 from analyses.part_task import pair_rows
 from engine.store import PLAN_SCHEMA, create_store, write_part
 from engine.vocabulary import ROLE_CODES
-from tests.engine.store.builders import NORM_EPS, TinySample, tiny_part, tiny_record, tiny_vocabulary
+from tests.engine.store.builders import TinySample, tiny_part, tiny_record, tiny_vocabulary
+from tests.engine.store.tiny_norm import NORM_EPS, TinyNorm
 
 PLANTED = ((0, 3, 10, 35, 40), (0.0, 0.1, 0.02, 0.5, 0.3))
 NORM_WEIGHT = np.linspace(0.4, 1.9, 64).astype(np.float32)
@@ -98,7 +99,7 @@ def write_samples(
         plan=pa.table(list(map(list, zip(*rows, strict=True))), schema=PLAN_SCHEMA),
         vocabulary=tiny_vocabulary(),
         unembedding=None,
-        final_norm_weight=NORM_WEIGHT[:dim],
+        final_norm=TinyNorm(NORM_WEIGHT[:dim]),
         final_norm_bias=None,
         attributes={
             "norm_kind": "rms",
@@ -119,7 +120,7 @@ def write_samples(
             shared_prefix=False,
             residual=residual,
             pooled=pooled,
-            norm_weight=NORM_WEIGHT[:dim],
+            norm=TinyNorm(NORM_WEIGHT[:dim]),
         )
         column = pa.array([(kinds or {}).get(sample.prompt_id, "normal") for sample in own])
         table = content.samples

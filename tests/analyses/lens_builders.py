@@ -33,7 +33,8 @@ from engine.store import (
 )
 from engine.vocabulary import ROLE_CODES
 from tests.analyses.attention_builders import Spec
-from tests.engine.store.builders import NORM_EPS, TinySample, tiny_part, tiny_record
+from tests.engine.store.builders import TinySample, tiny_part, tiny_record
+from tests.engine.store.tiny_norm import NORM_EPS
 
 VOCABULARY = {
     "<s>": "special",

@@ -14,7 +14,8 @@ from engine.errors import StrataError, UsageError
 from engine.store import Part, layout, open_store
 from engine.store.manifest import hash_file, seal_json
 from engine.vocabulary import ROLE_CODES
-from tests.engine.store.builders import NORM_EPS, TinySample, TinyStore, tiny_store
+from tests.engine.store.builders import TinySample, TinyStore, tiny_store
+from tests.engine.store.tiny_norm import NORM_EPS
 
 WrittenStore = Callable[..., TinyStore]
 

@@ -22,7 +22,8 @@ from engine.store import (
 )
 from engine.vocabulary import ROLE_CODES
 from tests.engine.store.block_tensors import tiny_blocks
-from tests.engine.store.builders import NORM_EPS, PREFIX_ROLES, TinySample, tiny_part, tiny_record
+from tests.engine.store.builders import PREFIX_ROLES, TinySample, tiny_part, tiny_record
+from tests.engine.store.tiny_norm import NORM_EPS
 
 STEAL = "window.stolen = true"
 HOSTILE = (

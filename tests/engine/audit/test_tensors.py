@@ -14,6 +14,7 @@ from engine.store import PartContent, open_store
 from engine.store.dtypes import round_mantissa, round_to_dtype
 from tests.engine.store.builders import TinySample, TinyStore, tiny_part, tiny_store
 from tests.engine.store.kept_roles import keep_roles
+from tests.engine.store.tiny_norm import TinyNorm
 
 CAPTURE = ("attention", "attention-mass", "attention-output", "mlp-output")
 QUERIES = ("last_text", "last_image", "instruction:9")
@@ -41,7 +42,7 @@ def single(store: TinyStore, sample: TinySample, roles: Sequence[str] | None = N
         layers=store.layers,
         dim=sample.states.shape[-1],
         dtype="float32",
-        norm_weight=store.norm_weight,
+        norm=TinyNorm(store.norm_weight),
         capture=CAPTURE,
         like=sample.blocks,
     )

@@ -25,10 +25,10 @@ from engine.store import (
 from engine.vocabulary import ROLE_CODES, ROLES, role_flags
 from tests.engine.store.block_tensors import QUERIES, TinyBlocks, block_content, key_columns, tiny_blocks
 from tests.engine.store.kept_roles import keep_roles
+from tests.engine.store.tiny_norm import NORM_EPS, TinyNorm
 
 PIECES = ("<s>", "</s>", "<0x0A>", "▁a", "▁red", "▁circle", "dog", "<pad>")
 KINDS = ("special", "special", "byte", "normal", "normal", "normal", "normal", "padding")
-NORM_EPS = 1e-5
 PREFIX_ROLES = ("special", "preamble", "image", "image", "image", "image")
 
 
@@ -108,6 +108,8 @@ def tiny_store(
     heads: int = 2,
     roles: Sequence[str] | None = None,
     key_places: bool = True,
+    bias: bool = False,
+    weight_offset: float = 0.0,
 ) -> TinyStore:
     """Write a store of random states that share a direction (so that cosines are not all near 0).
 
@@ -115,7 +117,8 @@ def tiny_store(
     are all bad. ``written`` names the parts to write (all when None). ``capture`` names what to store of the blocks
     (``attention``, ``attention-mass``, ``attention-output``, ``mlp-output``; values in ``TinySample.blocks``), for all
     blocks, with these ``queries``. ``roles`` names those whose tokens are stored (all when None). Without
-    ``key_places`` keys have no role of their own, as before format 0.4.
+    ``key_places`` keys have no role of their own, as before format 0.4. The final norm has random weights, to which
+    ``weight_offset`` is added; with a random ``bias`` it is a layer norm.
     """
     rng, block_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     numbers = tuple(range(layers)) if isinstance(layers, int) else tuple(layers)
@@ -169,8 +172,10 @@ def tiny_store(
         "queries": list(queries) if "attention" in capture else [],
         "dtypes": {},
     }
-    norm_weight = rng.uniform(0.5, 2, dim).astype(np.float32)
+    norm = TinyNorm(rng.uniform(0.5, 2, dim).astype(np.float32), offset=weight_offset)
     matrix = rng.standard_normal((len(PIECES), dim)).astype(np.float32)
+    if bias:
+        norm = norm._replace(bias=rng.standard_normal(dim).astype(np.float32))
     create_store(
         path,
         record=record,
@@ -179,12 +184,12 @@ def tiny_store(
         unembedding=ModelMatrix(matrix.shape, "float32", lambda start, stop: matrix[start:stop])
         if unembedding
         else None,
-        final_norm_weight=norm_weight,
-        final_norm_bias=None,
+        final_norm_weight=norm.weight,
+        final_norm_bias=norm.bias,
         attributes={
-            "norm_kind": "rms",
+            "norm_kind": norm.kind,
             "norm_eps": NORM_EPS,
-            "norm_weight_offset": 0.0,
+            "norm_weight_offset": norm.offset,
             "logit_softcap": None,
             "tied_embeddings": False,
         },
@@ -199,7 +204,7 @@ def tiny_store(
             shared_prefix=shared_prefix,
             residual=residual,
             pooled=pooled,
-            norm_weight=norm_weight,
+            norm=norm,
             bad=[BadSample(sample_id, "zero bytes") for sample_id, *_, part in bad if part == number],
             mantissa_bits=mantissa_bits,
             capture=capture,
@@ -209,7 +214,7 @@ def tiny_store(
         if roles is not None:
             content = keep_roles(content, roles)
         write_part(path, content, plan_sha256=str(record["plan_sha256"]))
-    return TinyStore(path, {sample.sample_id: sample for sample in samples}, numbers, norm_weight, matrix, record)
+    return TinyStore(path, {sample.sample_id: sample for sample in samples}, numbers, norm.weight, matrix, record)
 
 
 def tiny_vocabulary() -> pa.Table:
@@ -228,7 +233,7 @@ def tiny_part(
     shared_prefix: bool = True,
     residual: bool = True,
     pooled: bool = True,
-    norm_weight: np.ndarray | None = None,
+    norm: TinyNorm | None = None,
     bad: Sequence[BadSample] = (),
     mantissa_bits: int | None = None,
     capture: Sequence[str] = (),
@@ -301,7 +306,7 @@ def tiny_part(
         )
         coordinates.append(layer_coordinate("token", layers))
     if pooled:
-        arrays += pooled_arrays(samples, len(layers), dim, np.ones(dim) if norm_weight is None else norm_weight)
+        arrays += pooled_arrays(samples, len(layers), dim, norm or TinyNorm(np.ones(dim)))
         coordinates += [layer_coordinate("sample", layers), role_coordinate()]
     if capture:
         assert like is not None
@@ -352,7 +357,7 @@ def places_of_keys(coordinates: Sequence[Coordinate]) -> list[Coordinate]:
     return [Coordinate(f"key/{name}", ("key",), entry.values[token], entry.attributes) for name, entry in named]
 
 
-def pooled_arrays(samples: Sequence[TinySample], layers: int, dim: int, norm_weight: np.ndarray) -> list[PartArray]:
+def pooled_arrays(samples: Sequence[TinySample], layers: int, dim: int, norm: TinyNorm) -> list[PartArray]:
     """Pooled states by the definition, in float64."""
     shape = (layers, len(ROLES), len(samples), dim)
     unit_mean, mean = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
@@ -360,7 +365,7 @@ def pooled_arrays(samples: Sequence[TinySample], layers: int, dim: int, norm_wei
     count = np.zeros(shape[1:3], np.int32)
     for column, sample in enumerate(samples):
         states = sample.states.astype(np.float64)
-        last = states[-1] / np.sqrt((states[-1] ** 2).mean(-1, keepdims=True) + NORM_EPS) * norm_weight
+        last = norm(states[-1])
         for role in np.unique(sample.roles):
             chosen = sample.roles == role
             count[role, column] = chosen.sum()

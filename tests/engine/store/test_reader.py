@@ -17,7 +17,8 @@ from engine.errors import StrataError, UsageError
 from engine.store import lazy, open_part, open_store
 from engine.vocabulary import ROLE_CODES
 from tests.bench.stores import write_store
-from tests.engine.store.builders import NORM_EPS, TinyStore, tiny_store, unit
+from tests.engine.store.builders import TinyStore, tiny_store, unit
+from tests.engine.store.tiny_norm import NORM_EPS
 
 
 @pytest.fixture(scope="module")
