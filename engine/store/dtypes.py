@@ -4,6 +4,7 @@ bfloat16 has no Zarr v3 specification that every reader knows, so it is stored a
 exact, and the zeros compress away.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ LARGEST_NORM = 1.84e19
 
 Norms within the models, the final one too, compute that sum in float32, and where it overflows they give zeros.
 """
+
+_VALUES_AT_ONCE = 2**16
 
 
 def held_dtype(name: str) -> np.dtype:
@@ -101,14 +104,16 @@ def round_mantissa(values: np.ndarray, bits: int) -> Rounding:
     """
     if bits >= np.finfo(values.dtype).nmant:
         return Rounding(np.ascontiguousarray(values), 0.0, 0.0)
-    codec = BitRound(keepbits=bits)
-    rounded = np.asarray(codec.decode(codec.encode(np.array(values)))).view(values.dtype).reshape(values.shape)
+    codec, before = BitRound(keepbits=bits), np.ascontiguousarray(values).reshape(-1)
+    rounded = np.empty_like(before)
+    for piece in _pieces(before.size):
+        rounded[piece] = np.asarray(codec.decode(codec.encode(before[piece].copy()))).view(before.dtype)
     if np.isinf(rounded).any():
         raise StrataError(
             f"rounding {values.dtype} states to {bits} mantissa bits overflows to infinity: "
             "keep more bits or leave --mantissa-bits out"
         )
-    return _measured(values, rounded)
+    return _measured(values, rounded.reshape(values.shape))
 
 
 def round_to_dtype(values: np.ndarray, dtype: str, name: str) -> Rounding:
@@ -138,8 +143,17 @@ def round_to_dtype(values: np.ndarray, dtype: str, name: str) -> Rounding:
 
 def _measured(values: np.ndarray, rounded: np.ndarray) -> Rounding:
     """Compare rounded values with what they were; NaN counts for nothing."""
-    difference = np.abs(rounded.astype(np.float64) - values)
-    magnitude = np.abs(values.astype(np.float64))
-    relative = np.divide(difference, magnitude, out=np.zeros_like(difference), where=magnitude > 0)
-    errors = (float(np.fmax.reduce(each, axis=None, initial=0.0)) for each in (difference, relative))
-    return Rounding(rounded, *errors)
+    largest = np.zeros(2)
+    before, after = np.ascontiguousarray(values).reshape(-1), rounded.reshape(-1)
+    for piece in _pieces(before.size):
+        magnitude = np.abs(before[piece].astype(np.float64))
+        difference = np.abs(after[piece].astype(np.float64) - before[piece])
+        relative = np.divide(difference, magnitude, out=np.zeros_like(difference), where=magnitude > 0)
+        largest = np.fmax(largest, [np.fmax.reduce(each, initial=0.0) for each in (difference, relative)])
+    return Rounding(rounded, *map(float, largest))
+
+
+def _pieces(size: int) -> Iterator[slice]:
+    """Cut so many values: whole layers in float64, or between two steps of rounding, take several times their size."""
+    for start in range(0, size, _VALUES_AT_ONCE):
+        yield slice(start, start + _VALUES_AT_ONCE)

@@ -181,7 +181,7 @@ class ArrayShape(NamedTuple):
 
     @property
     def slab_bytes(self) -> int:
-        """Bytes of one leading index as it is laid out for writing, NaN included."""
+        """Bytes of one leading index as it is stored, NaN included."""
         return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @property

@@ -83,3 +83,19 @@ def test_states_that_wait_for_the_lens_are_counted(strata: Callable[..., Result]
         assert more - less == pytest.approx(1.5 * 100 * sequence * (pieces + states) / 2**30, rel=0.01)
     share = float(pages[0].split(" % of it lens")[0].rsplit(maxsplit=1)[-1])
     assert 50 < share < 65
+
+
+def test_layers_are_laid_out_in_the_captured_dtype_and_rounded_in_the_stored_one(
+    strata: Callable[..., Result], tmp_path: Path
+) -> None:
+    folder = write_configuration(tmp_path / "llava", SIZES["llava-1.5-7b"])
+    annotations = write_images(tmp_path / "images", 4)
+    arguments = ["--model", folder, "--source", "coco", "--annotations", annotations, "--images", tmp_path / "images"]
+    choices = (("float16",), ("bfloat16",), ("bfloat16", "--mantissa-bits", "4"))
+    pages = [strata("estimate", *arguments, "--capture", "residual", "--dtype", *choice).stdout for choice in choices]
+    half, brain, rounded = (float(page.split("up to ")[-1].split(" GiB")[0]) for page in pages)
+    tokens = int(pages[0].split(" stored tokens")[0].split()[-1].replace(",", ""))
+    assert half == brain
+    assert rounded - brain == pytest.approx(1.5 * 3 * tokens * 4096 * 4 / 2**30, abs=0.06), (
+        "of three roundings, to a tenth of a GiB"
+    )

@@ -1,6 +1,7 @@
 """Widening is exact for every bfloat16; rounding keeps the bits it says, with the error it states."""
 
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -112,3 +113,14 @@ def test_a_wider_dtype_is_exact() -> None:
 def test_values_beyond_a_dtype_are_refused_by_name() -> None:
     with pytest.raises(StrataError, match="key/attention_norm holds 70000, too large for float16"):
         round_to_dtype(np.array([1, -70000, np.nan], np.float32), "float16", "key/attention_norm")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_layer_is_rounded_and_compared_within_twice_its_size(dtype: str) -> None:
+    values = np.linspace(1, 2, 2**20).astype(dtype)
+    tracemalloc.start()
+    for round_values in (lambda: round_mantissa(values, 4), lambda: round_to_dtype(values, "float32", "it")):
+        tracemalloc.reset_peak()
+        round_values()
+        assert tracemalloc.get_traced_memory()[1] < 2 * 4 * values.size
+    tracemalloc.stop()
