@@ -122,7 +122,7 @@ class Extraction:
     @property
     def run(self) -> dict[str, object]:
         """How this run computes, for the manifests."""
-        packages = ("activation-strata", "torch", "transformers", "zarr", "numcodecs", "numpy")
+        packages = ("activation-strata", "torch", "transformers", "zarr", "numcodecs", "zstandard", "pyarrow", "numpy")
         return {
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "attention_kernel": self.loaded.attention_kernel,
