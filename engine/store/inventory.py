@@ -15,6 +15,7 @@ from engine.store.manifest_check import check_manifest
 from engine.store.record import parse_record
 from engine.store.schemas import PLAN_SCHEMA
 from engine.store.tables import read_table
+from engine.store.versions import refuse_newer
 
 __all__ = ["Inventory", "Problem", "check_file", "is_ours", "part_of", "read_planned", "take_inventory"]
 
@@ -70,8 +71,8 @@ def take_inventory(store: Path) -> Inventory:
     Raises
     ------
     StrataError
-        When there is no store at all, its ``store.json`` lists no files or some outside of the store, or it has a newer
-        major format.
+        When there is no store at all, its ``store.json`` lists no files or some outside of the store, or it or a part
+        has a newer major format.
     """
     if (store / STORE_FILE).is_symlink() or not (store / STORE_FILE).is_file():
         lost = any((store / PARTS_FOLDER).glob("*.json"))
@@ -145,12 +146,16 @@ def _read_manifest(store: Path, path: Path, record: Mapping[str, Any]) -> tuple[
     try:
         content = Location(str(store)).read(name, RECORD_BYTES)
         manifest = parse_json(content, name)
+    except (StrataError, OSError) as error:
+        return None, [Problem(name, f"is no manifest ({error}): {_REDO}")]
+    refuse_newer(manifest.get("format_version"), f"{store}/{name}")  # what it says cannot be judged, nor removed
+    try:
         wrong = check_manifest(manifest)
         if wrong is not None:
             raise StrataError(wrong)
         if part_of(name) is None or manifest["part"] != int(path.stem):
             raise StrataError("states another part number than its name")
-    except (StrataError, OSError) as error:
+    except StrataError as error:
         return None, [Problem(name, f"is no manifest ({error}): {_REDO}")]
     problems = []
     if not has_true_sha256(content):

@@ -40,7 +40,7 @@ __all__ = [
     "predict_size",
 ]
 
-FORMAT_VERSION = "0.4"
+FORMAT_VERSION = "1.0"
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.parquet"
 VOCABULARY_FILE = "vocab.parquet"

@@ -6,10 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.store.limits import MAX_EXPANSION, STORED_DTYPES, is_shape
+from engine.store.versions import is_version
 
 __all__ = ["are_file_hashes", "check_manifest", "is_count", "is_inside"]
 
-_NEEDED = ("part", "plan_sha256", "samples", "tokens", "arrays", "files", "bad_samples", "seconds", "sha256")
+_NEEDED = (
+    "format_version",
+    "part",
+    "plan_sha256",
+    "samples",
+    "tokens",
+    "arrays",
+    "files",
+    "bad_samples",
+    "seconds",
+    "sha256",
+)
 _COUNTS = ("part", "samples", "tokens", "keys")
 _AXES = ("token", "key", "sample")
 _CHOICES = {"roles": str, "layers": int, "blocks": int}
@@ -42,6 +54,8 @@ def _check_counts(manifest: Mapping[str, Any]) -> None:
     missing = [name for name in _NEEDED if name not in manifest]
     if missing:
         raise _WrongError(f"lacks {', '.join(missing)}")
+    if not is_version(manifest["format_version"]):
+        raise _WrongError("has a format_version that is none")
     if not all(is_count(manifest.get(name, 0)) for name in _COUNTS):
         raise _WrongError("has counts that are none")
     if not isinstance(manifest["seconds"], int | float):

@@ -21,6 +21,7 @@ from engine.store.manifest import has_true_sha256, parse_json
 from engine.store.manifest_check import check_manifest
 from engine.store.schemas import PART_SAMPLES_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA
 from engine.store.tables import StoredTable, open_table
+from engine.store.versions import refuse_newer
 
 __all__ = ["Part", "open_part", "parse_manifest"]
 
@@ -177,12 +178,13 @@ def parse_manifest(content: bytes, origin: str, plan_sha256: str | None = None) 
     Raises
     ------
     StrataError
-        When it is damaged, was edited, or is of another plan.
+        When it is damaged, was edited, has a newer major format, or is of another plan.
     """
     advice = "strata verify says what else is wrong, strata repair removes it, and strata extract does this part again"
     if not content or not has_true_sha256(content):
         raise StrataError(f"the manifest {origin} is damaged or was edited: {advice}")
     manifest = parse_json(content, origin)
+    refuse_newer(manifest.get("format_version"), f"the manifest {origin}")
     wrong = check_manifest(manifest)
     if wrong is not None:
         raise StrataError(f"the manifest {origin} {wrong}: {advice}")

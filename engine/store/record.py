@@ -32,6 +32,7 @@ from engine.store.manifest_check import are_file_hashes, is_count, is_inside
 from engine.store.model_tables import ModelMatrix, write_model_group
 from engine.store.part import parse_manifest
 from engine.store.schemas import PLAN_SCHEMA, VOCABULARY_SCHEMA
+from engine.store.versions import is_version, refuse_newer
 
 __all__ = ["committed_parts", "create_store", "is_same_store", "missing_files", "parse_record"]
 
@@ -219,12 +220,10 @@ def parse_record(content: bytes, store: str) -> dict[str, Any]:
         When it is damaged or of a newer major format; unknown fields and newer minor formats are fine.
     """
     record = parse_json(content, f"{store}/{STORE_FILE}")
-    version = str(record.get("format_version"))
-    major = version.split(".", maxsplit=1)[0]
-    if not major.isdecimal():
+    version = record.get("format_version")
+    if not is_version(version):
         raise StrataError(f"{store}/{STORE_FILE} has format_version {version!r}, not a version: the store is damaged")
-    if int(major) > int(FORMAT_VERSION.split(".", maxsplit=1)[0]):
-        raise StrataError(f"{store} has format {version}, this strata reads up to {FORMAT_VERSION}: upgrade strata")
+    refuse_newer(version, store)
     for path in (*_NEEDED, *OWN_FIELDS):
         if not _holds(record, path):
             raise StrataError(f"{store}/{STORE_FILE} lacks {path}: it was edited or damaged, restore it from a copy")

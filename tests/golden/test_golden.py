@@ -1,15 +1,18 @@
 """Stores of every format version ever released open, verify and read as the values they were made of."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engine.store import open_store, verify
 from engine.store.layout import FORMAT_VERSION
 from engine.vocabulary import ROLE_CODES, ROLES
-from tests.golden.make import (
+from tests.golden.before_1 import THUMBNAIL, block_values_before, lens_values_before
+from tests.golden.values import (
     BLOCKS,
     FEWER,
     KEPT_BLOCKS,
@@ -17,20 +20,21 @@ from tests.golden.make import (
     LAYERS,
     LENS_LAYERS,
     LENS_ROLES,
+    NORM_BIAS,
     QUERIES,
     QUERY_POSITIONS,
     SEGMENTS,
-    THUMBNAIL,
     TOKEN_ROLES,
     attention,
     block_values,
     lens_values,
     only_kept,
+    pooled_values,
     state,
     unembedding,
 )
 
-ITEMS = {"0.1": "a", "0.2": "7", "0.3": "7", "0.4": "7"}
+ITEMS = {"0.1": "a", "0.2": "7", "0.3": "7", "0.4": "7", "1.0": "7"}
 """Format versions, and the item of the one image: 0.1 had no items, so each image was its own."""
 
 BEFORE_BLOCKS = {"0.1", "0.2"}
@@ -38,6 +42,9 @@ BEFORE_BLOCKS = {"0.1", "0.2"}
 
 BEFORE_CHOICES = {"0.1", "0.2", "0.3"}
 """Format versions whose arrays all kept the same tokens, whose keys said no role, and that had no thumbnails."""
+
+BEFORE_1 = {"0.1", "0.2", "0.3", "0.4"}
+"""Format versions whose golden store has no bias of the norm, one kind of means, and some values that are made up."""
 
 
 @pytest.fixture(params=ITEMS)
@@ -86,6 +93,9 @@ def test_pooled_states(folder: Path) -> None:
     assert store.mean.sel(role=image).values[:, 0, 1].tolist() == mean_of_image_tokens
     assert store.token_count.sel(role=image).values.tolist() == [2, 2]
     assert np.isnan(store.mean.sel(role=ROLE_CODES["target"])).all()
+    if folder.name not in BEFORE_1:
+        for path, values in pooled_values().items():
+            np.testing.assert_allclose(getattr(store, path.split("/")[1]), values, rtol=1e-6)
 
 
 def test_model_and_plan(folder: Path) -> None:
@@ -95,7 +105,10 @@ def test_model_and_plan(folder: Path) -> None:
     assert store.model.unembedding is not None
     np.testing.assert_array_equal(store.model.unembedding, unembedding())
     assert store.model.final_norm_weight.tolist() == [1, 2, 3, 4]
-    assert store.model.norm_kind == "rms"
+    before = folder.name in BEFORE_1
+    assert (store.model.norm_kind, store.model.norm_weight_offset) == (("rms", 0) if before else ("layer", 0.5))
+    assert store.model.logit_softcap == (None if before else 30)
+    np.testing.assert_array_equal(store.model.final_norm_bias, None if before else NORM_BIAS)
     assert store.model.vocabulary["kind"].tolist()[-1] == "padding"
 
 
@@ -107,7 +120,8 @@ def test_arrays_of_blocks(folder: Path) -> None:
         assert store.samples["key_start"].isna().all()
         return
     assert store.queries == QUERIES
-    for path, values in block_values().items():
+    held = block_values_before() if folder.name in BEFORE_1 else block_values()
+    for path, values in held.items():
         stored = getattr(store, path.split("/")[1])
         fewer = path == FEWER and folder.name not in BEFORE_CHOICES
         np.testing.assert_array_equal(stored, only_kept(values) if fewer else values)
@@ -126,7 +140,13 @@ def test_keys_and_thumbnails(folder: Path) -> None:
         assert "key_role" not in sequence
         assert store.kept_roles("attention-mass") == ROLES
         return
-    assert store.thumbnail("a") == THUMBNAIL
+    thumbnail = store.thumbnail("a")
+    assert thumbnail is not None
+    if folder.name in BEFORE_1:
+        assert thumbnail == THUMBNAIL
+    else:
+        with Image.open(io.BytesIO(thumbnail)) as image:
+            assert (image.format, image.size) == ("JPEG", (20, 10))
     assert store.kept_roles("attention-mass") == KEPT_ROLES
     np.testing.assert_array_equal(sequence["key_role"], sequence["role"])
     assert store.attention["role"].attrs["flag_meanings"].split()[2] == "image"
@@ -139,9 +159,10 @@ def test_pieces_of_the_lens(folder: Path) -> None:
         assert not any(path.startswith("token/lens") for path in store.parts[0].manifest["arrays"])
         return
     assert store.kept_roles("lens") == LENS_ROLES
-    for path, values in lens_values().items():
+    held = lens_values_before() if folder.name in BEFORE_1 else lens_values()
+    for path, values in held.items():
         stored = getattr(store, path.split("/")[1])
-        np.testing.assert_array_equal(stored, values)
+        np.testing.assert_allclose(stored, values, rtol=1e-6)
         assert stored.attrs["layers"] == list(LENS_LAYERS)
         assert stored["layer"].values.tolist() == list(LAYERS)
 

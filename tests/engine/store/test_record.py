@@ -126,15 +126,16 @@ def test_a_newer_major_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store/store.json"
     record = json.loads(path.read_bytes())
     record.pop("sha256")
-    path.write_bytes(seal_json(record | {"format_version": "1.0"}))
+    path.write_bytes(seal_json(record | {"format_version": "2.0"}))
     for action in (lambda: create(tmp_path / "store"), lambda: open_store(tmp_path / "store")):
-        with pytest.raises(StrataError, match=r"format 1\.0.*upgrade"):
+        with pytest.raises(StrataError, match=r"format 2\.0.*upgrade"):
             action()
-    path.write_bytes(seal_json(record | {"format_version": "0.9", "unknown": 1}))
+    path.write_bytes(seal_json(record | {"format_version": "1.9", "unknown": 1}))
     assert open_store(tmp_path / "store").record["unknown"] == 1
-    path.write_bytes(seal_json(record | {"format_version": None}))
-    with pytest.raises(StrataError, match="damaged"):
-        open_store(tmp_path / "store")
+    for version in (None, "1", "1.x", "-1.0", 1.0):
+        path.write_bytes(seal_json(record | {"format_version": version}))
+        with pytest.raises(StrataError, match="damaged"):
+            open_store(tmp_path / "store")
 
 
 @pytest.mark.parametrize("field", ["plan_sha256", "model", "capture", "files", "sha256"])
