@@ -53,3 +53,14 @@ def test_nothing_is_said_of_what_rounding_may_have_turned_around() -> None:
     norm = FinalNorm(2, "layer", np.ones(8), np.zeros(8), 1e-5)
     assert np.isfinite(norm.directions(flat, 1e-6, 0.0).error).all()
     assert np.isinf(norm.directions(flat, 1e-2, 0.0).error).all()
+
+
+def test_a_component_below_the_normal_numbers_of_float16_lies_within() -> None:
+    captured = np.full((1, 256), 2e-3, np.float32)
+    captured[0, 0] = 1.4e-8  # less than half of the smallest float16
+    stored = captured.astype(np.float16).astype(np.float64)
+    relative, tiny = 2.0**-11 / (1 - 2.0**-11), float(np.finfo(np.float16).tiny)
+    off = np.abs(find_directions(stored, relative, tiny).values - units(torch.from_numpy(captured)))
+    assert stored[0, 0] == 0
+    assert (off <= find_directions(stored, relative, tiny).error).all()
+    assert off[0, 0] > find_directions(stored, relative, 0.0).error[0, 0]
