@@ -99,7 +99,7 @@ def write_samples(
         plan=pa.table(list(map(list, zip(*rows, strict=True))), schema=PLAN_SCHEMA),
         vocabulary=tiny_vocabulary(),
         unembedding=None,
-        final_norm=TinyNorm(NORM_WEIGHT[:dim]),
+        final_norm_weight=NORM_WEIGHT[:dim],
         final_norm_bias=None,
         attributes={
             "norm_kind": "rms",
