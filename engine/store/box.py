@@ -83,7 +83,8 @@ def read_box(
     Returns
     -------
     np.ndarray
-        Of the array's dtype.
+        Of the array's dtype; where the array ends within a chunk, without what was read behind it, which stays in
+        memory as long.
 
     Raises
     ------
@@ -97,6 +98,8 @@ def read_box(
         -(-stop // step) * step if stop == length else stop
         for stop, length, step in zip(stops, array.shape, array.chunks, strict=True)
     ]
+    if any(start >= stop for start, stop in zip(starts, stops, strict=True)):
+        return np.empty([max(0, stop - start) for start, stop in zip(starts, stops, strict=True)], array.dtype)
     values = np.empty([end - start for start, end in zip(starts, ends, strict=True)], array.dtype)
     chunk = np.empty(array.chunks, array.dtype)
     encoded = np.empty(most_encoded_bytes(chunk.nbytes), np.uint8)

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.array import AsyncArray
 from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.dtype import get_data_type_from_native_dtype
 from zarr.core.metadata.v3 import ArrayV3Metadata
-from zarr.storage import StorePath
+from zarr.storage import StorePath, WrapperStore
 
 from engine.errors import StrataError
 from engine.store.array_metadata import ArrayMetadata, StoredLayout, check_array_metadata
@@ -37,6 +38,19 @@ class _BoundedBlosc(BloscCodec):
         if not states_sizes(chunk_bytes.as_numpy_array(), expected):
             raise ValueError(f"a chunk does not hold the {expected:,} bytes that its array's shape needs")
         return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+class _WholeStore(WrapperStore[Store]):
+    """A Zarr store in which a data file that is not there is damage; zarr would read it as NaN."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        if not found:
+            raise StrataError(
+                f"{self._store}/{key} is not there, or empty: the store is damaged. strata verify names every such "
+                "file; strata repair removes the part, and strata extract does it again"
+            )
+        return found
 
 
 class _NamedArray(zarr.Array):
@@ -135,4 +149,4 @@ def _build(location: Location, folder: str, path: str, found: ArrayMetadata) -> 
         attributes=found.attributes,
         dimension_names=found.dims,
     )
-    return _NamedArray(AsyncArray(metadata, StorePath(location.zarr_store(folder), path)))
+    return _NamedArray(AsyncArray(metadata, StorePath(_WholeStore(location.zarr_store(folder)), path)))

@@ -75,15 +75,22 @@ class StoredArray:
         return open_checked_array(self.location, self.folder, self.path, self.expected)
 
     def __getitem__(self, selection: tuple[Any, ...] | EllipsisType) -> np.ndarray:
-        """Read a selection of one index per dimension, or everything."""
+        """Read a selection of one index per dimension, or everything.
+
+        Raises
+        ------
+        StrataError
+            When a file is missing or damaged: a hole never reads as a value.
+        """
         array = _open(self.location, self.folder, self.path, self.version, self.expected)
         indices = (slice(None),) * self.ndim if isinstance(selection, EllipsisType) else selection
+        runs = [_run(index, length) for index, length in zip(indices, self.shape, strict=True)]
         origin = self.origin or (0,) * self.ndim
-        if array.shards is not None and self.location.is_local and all(map(_is_run, indices)):
-            runs = [index.indices(length)[:2] for index, length in zip(indices, self.shape, strict=True)]
-            starts = [first + start for (first, _), start in zip(runs, origin, strict=True)]
-            stops = [max(run) + start for run, start in zip(runs, origin, strict=True)]
-            return read_box(self.location, f"{self.folder}/{self.path}", array, starts, stops)
+        if array.shards is not None and self.location.is_local and None not in runs:
+            starts = [run.start + start for run, start in zip(runs, origin, strict=True) if run is not None]
+            stops = [run.stop + start for run, start in zip(runs, origin, strict=True) if run is not None]
+            box = read_box(self.location, f"{self.folder}/{self.path}", array, starts, stops)
+            return box[tuple(slice(None) if isinstance(index, slice) else 0 for index in indices)]
         moved = zip(indices, origin, self.shape, strict=True)
         return np.asarray(array[tuple(_move(index, start, length) for index, start, length in moved)])
 
@@ -118,13 +125,22 @@ def _open(location: Location, folder: str, path: str, _version: str, expected: S
     return open_checked_array(location, folder, path, expected)
 
 
-def _is_run(index: Any) -> bool:
-    """Whether it selects values that follow each other."""
-    return isinstance(index, slice) and index.step in (None, 1)
+def _run(index: Any, length: int) -> range | None:
+    """Say what an index selects of so many values, where these follow each other; None where not."""
+    if isinstance(index, slice):
+        selected = range(*index.indices(length))
+        return selected if selected.step == 1 else None
+    if isinstance(index, int | np.integer):
+        place = range(length)[index]
+        return range(place, place + 1)
+    return None
 
 
 def _move(index: Any, start: int, length: int) -> Any:
+    """Turn an index into a window, or several, into one of the whole array."""
     if isinstance(index, slice):
         first, last, step = index.indices(length)
         return slice(start + first, start + last, step)
-    return np.add(index, start)
+    places = np.asarray(index)
+    moved = start + np.arange(length)[places if places.size else places.astype(np.intp)]
+    return moved if places.ndim else int(moved)

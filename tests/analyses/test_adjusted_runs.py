@@ -29,7 +29,7 @@ USE = {"workers": 1, "memory": 2 * 2**30}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as running:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as running:
         yield running.scheduler_address
 
 

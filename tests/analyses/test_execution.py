@@ -26,7 +26,7 @@ def refuse_three(number: int) -> int:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as running:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as running:
         yield running.scheduler_address
 
 

@@ -146,7 +146,7 @@ def test_threads_change_nothing(tmp_path: Path, workers: int) -> None:
 
 def test_two_processes_of_a_cluster_change_nothing(tmp_path: Path) -> None:
     store = write_lens(tmp_path / "s", SPECS, lens_samples(SPECS), stored_pieces=3)
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
         for source in ("hidden_states", "lens"):
             threads, processes = (
                 analyse(

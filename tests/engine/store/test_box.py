@@ -1,6 +1,7 @@
 """Boxes of sharded arrays: every one is what zarr reads, however the array is cut, and damage never reads as values."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,10 +52,20 @@ def test_boxes_are_what_zarr_reads(part: Part, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(window[3:4, 1:3, :], expected[3:4, 3:5])
 
 
-def test_what_is_no_box_is_left_to_zarr(part: Part) -> None:
-    expected = np.asarray(part.array("token/hidden_states")[...])
+def test_single_layers_are_boxes_too(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, expected = part.stored("token/hidden_states"), np.asarray(part.array("token/hidden_states")[...])
+    lazy = part.variable("token/hidden_states")
+    monkeypatch.setattr(zarr.Array, "__getitem__", None)
+    np.testing.assert_array_equal(stored[np.int64(-2), 1:, 3], expected[-2, 1:, 3])
+    np.testing.assert_array_equal(stored[1, 3:3, :], expected[1, 3:3])
+    np.testing.assert_array_equal(lazy[2].values, expected[2])
+
+
+@pytest.mark.parametrize("tokens", [slice(None, None, 2), [3, 0], [-1], [], [True, False, False, True, False]])
+def test_what_is_no_box_is_left_to_zarr(part: Part, tokens: Any) -> None:
+    expected = np.asarray(part.array("token/hidden_states")[...])[:, 1:6]
     stored = part.stored("token/hidden_states").window(1, 1, 6)
-    np.testing.assert_array_equal(stored[2, ::2, :], expected[2, 1:6:2])
+    np.testing.assert_array_equal(stored[2, tokens, :], expected[2, tokens])
 
 
 @pytest.mark.parametrize("harm", ["a flipped bit", "no file", "cut short", "empty"])
@@ -68,6 +79,9 @@ def test_damage_is_named(part: Part, harm: str) -> None:
         file.write_bytes(content[: kept[harm]])
     with pytest.raises(StrataError, match=r"hidden_states/c/\d/0/0.*damaged"):
         part.stored("token/hidden_states")[2:3, :, :]
+    with pytest.raises(StrataError, match=r"hidden_states.*damaged"):  # through zarr
+        part.stored("token/hidden_states")[2:3, ::2, :]
+    assert part.stored("token/hidden_states")[2:2, :, :].size == 0, "nothing is read for nothing"
 
 
 @given(

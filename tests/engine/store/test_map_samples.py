@@ -285,7 +285,7 @@ def test_memory_is_that_of_one_image_however_many_there_are(tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as running,
     ):
         yield running
