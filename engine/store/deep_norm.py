@@ -102,7 +102,7 @@ def _directions(vectors: np.ndarray, error: np.ndarray) -> Directions:
 
 
 def read_final_norm(store: Store) -> FinalNorm | None:
-    """Read a store's norm; None where it is not one that can be computed, which is a problem of its own."""
+    """Read a store's norm; None where it is none, or not one of the model's width: each is a problem of its own."""
     try:
         model = store.model
         kind, eps = model.norm_kind, model.norm_eps
@@ -110,6 +110,6 @@ def read_final_norm(store: Store) -> FinalNorm | None:
         bias = np.zeros_like(weight) if model.final_norm_bias is None else np.asarray(model.final_norm_bias, np.float64)
     except StrataError:
         return None
-    known = kind in ("rms", "layer") and weight.ndim == 1 and weight.shape == bias.shape
-    usable = known and bool(np.isfinite(weight).all() and np.isfinite(bias).all() and np.isfinite(eps))
+    width = store.record["model"].get("dim", len(weight))  # formats before 1.0 may not say it
+    usable = len(weight) == len(bias) == width and np.isfinite([weight, bias]).all()
     return FinalNorm(store.block_count, kind, weight, bias, eps) if usable else None

@@ -86,6 +86,7 @@ class PooledCheck:
         self._runs = runs
         self._norm = norm
         entry = part.manifest["arrays"][STATES]
+        self._dim = entry["shape"][-1]
         self._relative = _rounding(entry)
         self._smallest = float(np.finfo(entry["dtype"]).tiny)
         self._two_runs = _TWO_RUNS[entry["attributes"].get("captured_dtype", "float32")]
@@ -106,9 +107,11 @@ class PooledCheck:
                 self._add(states[first : first + step].astype(np.float64), chunk.start + first)
 
     def _compared(self) -> list[str]:
-        """Means of this layer that there are."""
-        last = self._norm is not None and self._number == self._norm.layer
-        return [path for path in _MEANS if path in self._part.manifest["arrays"] and (path != _NORMED or last)]
+        """Means of this layer that there are; another width than the states' is a problem of its own."""
+        entries, norm = self._part.manifest["arrays"], self._norm
+        normed = norm is not None and (norm.layer, len(norm.weight)) == (self._number, self._dim)
+        there = [path for path in _MEANS if path in entries and (path != _NORMED or normed)]
+        return [path for path in there if entries[path]["shape"][-1:] == [self._dim]]
 
     @property
     def _number(self) -> int:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import StrataError
-from engine.store.checked_array import read_array_metadata
 from engine.store.inventory import Problem
 from engine.store.layout import MODEL_GROUP, PARTS_FOLDER, PLAN_FILE, STORE_FILE, TENSOR_ARRAYS, VOCABULARY_FILE
 from engine.store.part import Part
@@ -85,21 +84,20 @@ def _vocabulary(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _model(store: Store) -> Iterator[tuple[str, str]]:
-    """Finite weights of one width; the unembedding is read block by block."""
-    model = store.model
-    dim = len(model.final_norm_weight)
+    """Finite weights of the model's width, attributes as they must be; the unembedding is read block by block."""
+    model, own = store.model, len(store.model.final_norm_weight)
+    dim = store.record["model"].get("dim", own)  # formats before 1.0 may not say it
     for name, vector in (("final_norm_weight", model.final_norm_weight), ("final_norm_bias", model.final_norm_bias)):
         if vector is not None and (vector.shape != (dim,) or not np.isfinite(vector).all()):
             yield f"{MODEL_GROUP}/{name}/zarr.json", "holds a weight that is not finite, or has another width"
-    if model.norm_kind not in ("rms", "layer"):
-        yield f"{MODEL_GROUP}/zarr.json", f"knows a norm {model.norm_kind!r}"
     matrix = model.unembedding
     if matrix is not None:
         if matrix.shape[1:] != (dim,):
-            yield f"{MODEL_GROUP}/unembedding/zarr.json", f"is {matrix.shape}, the norm's width is {dim}"
+            yield f"{MODEL_GROUP}/unembedding/zarr.json", f"is {matrix.shape}, the model's width is {dim}"
         for number, block in enumerate(matrix.blocks.ravel()):
             if not np.isfinite(block.compute(scheduler="synchronous")).all():
                 yield f"{MODEL_GROUP}/unembedding/c/{number}/0", "holds a value that is not finite"
+    model.check_attributes()
 
 
 def _record(store: Store) -> Iterator[tuple[str, str]]:
@@ -109,7 +107,7 @@ def _record(store: Store) -> Iterator[tuple[str, str]]:
         numbers = capture.get(name) or []
         if list(numbers) != sorted(set(numbers)) or not all(first <= number <= blocks for number in numbers):
             yield STORE_FILE, f"has capture.{name} {numbers}, which are not ascending within {first} to {blocks}"
-    dim = read_array_metadata(store.parts[0].location, MODEL_GROUP, "final_norm_weight").shape[0] if store.parts else 0
+    dim = len(store.model.final_norm_weight)
     for part in store.parts:
         for path, entry in part.manifest["arrays"].items():
             width = dict(zip(entry["dims"], entry["shape"], strict=True)).get("dim", dim)

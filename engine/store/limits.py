@@ -5,6 +5,7 @@ first compared with the bytes that are there, or with the bounds below, which no
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -17,6 +18,7 @@ __all__ = [
     "STORED_DTYPES",
     "TABLE_BYTES",
     "TABLE_EXPANSION",
+    "is_finite",
     "is_shape",
     "most_encoded",
 ]
@@ -46,6 +48,11 @@ _MOST_LENGTH = 2**40
 _MOST_BYTES = 2**60
 _OVERHEAD = 64  # per chunk: Blosc's header, checksum, entry of the shard's index
 _DIMS = 8
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether a JSON value is a finite number that float64 has room for: integers may be longer."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_shape(value: object) -> TypeGuard[list[int]]:

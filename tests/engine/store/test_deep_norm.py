@@ -1,11 +1,20 @@
-"""Bounds of directions: torch's float32 lies within them, and they are close."""
+"""Bounds of directions: torch's float32 lies within them, and they are close. Norms that a model cannot have."""
+
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
-from engine.store import round_mantissa
+from engine.errors import StrataError
+from engine.store import open_store, round_mantissa, verify
+from engine.store.codecs import create_array
 from engine.store.deep_norm import FinalNorm, find_directions
+from engine.store.layout import ChunkPlan
+from tests.engine.store.forge import change_record, reseal
 
 DIM = 48
 
@@ -64,3 +73,61 @@ def test_a_component_below_the_normal_numbers_of_float16_lies_within() -> None:
     assert stored[0, 0] == 0
     assert (off <= find_directions(stored, relative, tiny).error).all()
     assert off[0, 0] > find_directions(stored, relative, 0.0).error[0, 0]
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(Path(__file__).parents[2] / "golden/1.0", tmp_path / "golden"))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "rule"),
+    [
+        ("norm_kind", "batch", "'rms' or 'layer'"),
+        ("norm_kind", ["rms"], "'rms' or 'layer'"),
+        ("norm_eps", "x", "a finite number from 0 on"),
+        ("norm_eps", None, "a finite number from 0 on"),
+        ("norm_eps", -5, "a finite number from 0 on"),
+        ("norm_eps", 10**400, "a finite number from 0 on"),
+        ("norm_weight_offset", "x", "a finite number"),
+        ("norm_weight_offset", [1, 2, 3], "a finite number"),
+        ("norm_weight_offset", float("nan"), "a finite number"),
+        ("logit_softcap", "x", "a finite number or null"),
+        ("tied_embeddings", 1, "true or false"),
+    ],
+    ids=lambda value: f"{value!r:.16}",
+)
+def test_what_the_models_group_cannot_say(golden: Path, attribute: str, value: object, rule: str) -> None:
+    node = golden / "model.zarr/zarr.json"
+    content = json.loads(node.read_bytes())
+    content["attributes"][attribute] = value
+    node.write_text(json.dumps(content))
+    reseal(golden)
+    (problem,) = verify(golden, deep=True).problems
+    assert problem.file == "model.zarr/zarr.json"
+    assert f"has {attribute} {value!r:.40}, which must be {rule}: " in problem.message
+    with pytest.raises(StrataError, match="restore it from a copy"):
+        getattr(open_store(golden).model, attribute)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("shape", [(3,), (1, 4), ()])
+def test_a_norm_of_another_shape(golden: Path, shape: tuple[int, ...], told: bool) -> None:
+    if not told:  # formats before 1.0 do not say the model's width
+        change_record(golden / "store.json", lambda record: record["model"].pop("dim"))
+    for name in ("final_norm_weight", "final_norm_bias"):
+        replace_vector(golden / "model.zarr", name, np.ones(shape, np.float32))
+    reseal(golden)
+    files = {problem.file for problem in verify(golden, deep=True).problems}
+    # What has other dimensions cannot be read at all; a length is compared with that of what else there is.
+    weights = {f"model.zarr/final_norm_{name}/zarr.json" for name in ("weight", "bias")}
+    others = weights if told else {"model.zarr/unembedding/zarr.json", "parts/00000000.json"}
+    assert files >= (others if shape == (3,) else {"model.zarr/zarr.json"})
+
+
+def replace_vector(folder: Path, name: str, values: np.ndarray) -> None:
+    """Put another array of the same codecs in a stored one's place."""
+    shutil.rmtree(folder / name)
+    dims = tuple(f"dim{number}" for number in range(values.ndim))
+    plan = ChunkPlan(values.shape, values.shape, None)
+    create_array(zarr.open_group(folder), name, plan=plan, dtype="float32", dims=dims, attributes={})[...] = values
