@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from engine.store.limits import MAX_EXPANSION, STORED_DTYPES, is_shape
+from engine.store.limits import MAX_EXPANSION, STORED_DTYPES, is_finite, is_shape
 from engine.store.versions import is_version
 
 __all__ = ["are_file_hashes", "check_manifest", "is_count", "is_inside"]
@@ -19,13 +19,15 @@ _NEEDED = (
     "arrays",
     "files",
     "bad_samples",
+    "run",
     "seconds",
     "sha256",
 )
 _COUNTS = ("part", "samples", "tokens", "keys")
 _AXES = ("token", "key", "sample")
 _CHOICES = {"roles": str, "layers": int, "blocks": int}
-_CAPTURED = [*STORED_DTYPES, "bfloat16"]
+_CAPTURED = ("float16", "float32", "bfloat16")
+_ERRORS = ("rounding_max_absolute_error", "rounding_max_relative_error")
 _NAME_BYTES, _PATH_BYTES = 255, 1024  # more than any file of a store has, less than any file system refuses
 
 
@@ -58,8 +60,10 @@ def _check_counts(manifest: Mapping[str, Any]) -> None:
         raise _WrongError("has a format_version that is none")
     if not all(is_count(manifest.get(name, 0)) for name in _COUNTS):
         raise _WrongError("has counts that are none")
-    if not isinstance(manifest["seconds"], int | float):
+    if not is_finite(manifest["seconds"]):
         raise _WrongError("has a time that is none")
+    if not isinstance(manifest["run"], dict):
+        raise _WrongError("has a run that is no object")
     if not _are_bad_samples(manifest["bad_samples"]):
         raise _WrongError("has bad samples without id or reason")
     if not are_file_hashes(manifest["files"]):
@@ -128,14 +132,28 @@ def _are_choices(attributes: Mapping[str, Any]) -> bool:
     return all(isinstance(values, list) and all(isinstance(one, kind) for one in values) for values, kind in chosen)
 
 
+def _check_rounding(attributes: Mapping[str, Any]) -> None:
+    """Check what says how values were held and rounded, where it is there."""
+    if attributes.get("captured_dtype", "float32") not in _CAPTURED:
+        raise _WrongError(f"the captured_dtype {attributes['captured_dtype']!r:.40}, not {' or '.join(_CAPTURED)}")
+    bits = attributes.get("mantissa_bits", 1)
+    if not is_count(bits) or bits < 1:
+        raise _WrongError(f"the mantissa_bits {bits!r:.40}, not a number from 1 on")
+    for name in _ERRORS:
+        error = attributes.get(name, 0)
+        if not is_finite(error) or error < 0:
+            raise _WrongError(f"the {name} {error!r:.40}, not a finite number from 0 on")
+
+
 def _check_entry(path: str, entry: object, counts: Mapping[str, int], stored: int) -> None:
     if not isinstance(entry, dict) or path.count("/") != 1 or not is_inside(path):
         raise _WrongError("no array of a group")
     attributes = entry.get("attributes")
     if not isinstance(attributes, dict) or not isinstance(entry.get("coordinate"), bool):
         raise _WrongError("no attributes")
-    if entry.get("dtype") not in [*STORED_DTYPES] or attributes.get("captured_dtype", "float32") not in _CAPTURED:
+    if entry.get("dtype") not in [*STORED_DTYPES]:
         raise _WrongError(f"the dtype {str(entry.get('dtype'))[:40]!r}")
+    _check_rounding(attributes)
     if not _are_choices(attributes):
         raise _WrongError("roles, layers or blocks that are no lists of such")
     dims, shape, shard = entry.get("dims"), entry.get("shape"), entry.get("shard")

@@ -1,7 +1,9 @@
-"""Sealed JSON: one text for one value, and no byte changes unnoticed."""
+"""Sealed JSON: one text for one value, and no byte changes unnoticed. What a manifest cannot say, sealed or not."""
 
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.errors import StrataError
 from engine.store.manifest import canonical_json, has_true_sha256, hash_file, parse_json, seal_json
+from engine.store.manifest_check import check_manifest
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = scalars | st.text(st.characters(codec="utf-8"), max_size=8)
@@ -74,3 +77,55 @@ def test_hash_of_a_file(tmp_path) -> None:
 def test_what_no_reader_takes_is_not_written() -> None:
     with pytest.raises(StrataError, match="readers take 8,388,608: make smaller parts"):
         seal_json({"reasons": ["x" * 100] * 100_000})
+
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+STATES = "token/hidden_states"
+
+
+def golden_manifest(version: str = "1.0") -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((GOLDEN / version / "parts/00000000.json").read_bytes())
+    return manifest
+
+
+@pytest.mark.parametrize("version", ["0.1", "0.2", "0.3", "0.4", "1.0"])
+def test_manifests_of_every_version_say_what_can_be(version: str) -> None:
+    assert check_manifest(golden_manifest(version)) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("run", [], "has a run that is no object"),
+        ("run", None, "has a run that is no object"),
+        ("seconds", float("nan"), "has a time that is none"),
+        ("seconds", 10**400, "has a time that is none"),
+    ],
+    ids=lambda value: f"{value!r:.16}",
+)
+def test_fields_that_cannot_be(field: str, value: object, said: str) -> None:
+    manifest = golden_manifest()
+    assert check_manifest({**manifest, field: value}) == said
+    del manifest[field]
+    assert check_manifest(manifest) == f"lacks {field}"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wrong", "right"),
+    [
+        ("captured_dtype", ["int32", "float64", None, ["float16"]], ["float16", "float32", "bfloat16"]),
+        ("mantissa_bits", ["x", None, True, 0, -5000, 3.0, 10**400], [1, 7, 100]),
+        ("rounding_max_relative_error", ["x", None, [0], -1e-9, float("nan"), float("inf"), 10**400], [0, 0.0, 1, 2.5]),
+        ("rounding_max_absolute_error", ["x", None, [0], -1e-9, float("nan"), float("inf"), 10**400], [0, 0.0, 70]),
+    ],
+)
+def test_attributes_that_cannot_be(attribute: str, wrong: list[object], right: list[object]) -> None:
+    manifest = golden_manifest()
+    for value in wrong:
+        manifest["arrays"][STATES]["attributes"][attribute] = value
+        assert str(check_manifest(manifest)).startswith(
+            f"says of {STATES!r} what cannot be: the {attribute} {value!r:.40}, not "
+        )
+    for value in right:
+        manifest["arrays"][STATES]["attributes"][attribute] = value
+        assert check_manifest(manifest) is None
