@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 
 from engine.errors import StrataError
-from engine.store.layout import MODEL_GROUP, PARTS_FOLDER, PLAN_FILE, STAGING_FOLDER, STORE_FILE, part_name
+from engine.store.layout import (
+    FORMAT_VERSION,
+    MODEL_GROUP,
+    PARTS_FOLDER,
+    PLAN_FILE,
+    STAGING_FOLDER,
+    STORE_FILE,
+    part_name,
+)
 from engine.store.limits import RECORD_BYTES
 from engine.store.location import Location
 from engine.store.manifest import FileHash, has_true_sha256, hash_file, parse_json
@@ -71,8 +79,8 @@ def take_inventory(store: Path) -> Inventory:
     Raises
     ------
     StrataError
-        When there is no store at all, its ``store.json`` lists no files or some outside of the store, or it or a part
-        has a newer major format.
+        When there is no store at all, its ``store.json`` lists no files or some outside of the store, it or a part has
+        a newer major format, or a manifest is longer than those of this one: what that says cannot be told.
     """
     if (store / STORE_FILE).is_symlink() or not (store / STORE_FILE).is_file():
         lost = any((store / PARTS_FOLDER).glob("*.json"))
@@ -143,12 +151,15 @@ def _read_manifest(store: Path, path: Path, record: Mapping[str, Any]) -> tuple[
     name = f"{PARTS_FOLDER}/{path.name}"
     if path.is_symlink():
         return None, []  # reported as a link
+    _refuse_longer(store, name)
     try:
         content = Location(str(store)).read(name, RECORD_BYTES)
         manifest = parse_json(content, name)
     except (StrataError, OSError) as error:
         return None, [Problem(name, f"is no manifest ({error}): {_REDO}")]
-    refuse_newer(manifest.get("format_version"), f"{store}/{name}")  # what it says cannot be judged, nor removed
+    sealed = has_true_sha256(content)
+    if sealed:  # else the version may be what is damaged
+        refuse_newer(manifest.get("format_version"), f"{store}/{name}")  # what it says cannot be judged, nor removed
     try:
         wrong = check_manifest(manifest)
         if wrong is not None:
@@ -158,11 +169,21 @@ def _read_manifest(store: Path, path: Path, record: Mapping[str, Any]) -> tuple[
     except StrataError as error:
         return None, [Problem(name, f"is no manifest ({error}): {_REDO}")]
     problems = []
-    if not has_true_sha256(content):
+    if not sealed:
         problems.append(Problem(name, "does not have the sha256 that it states: it was edited or damaged"))
     if manifest.get("plan_sha256") != record["plan_sha256"]:
         problems.append(Problem(name, "belongs to another plan than store.json"))
     return manifest, problems
+
+
+def _refuse_longer(store: Path, name: str) -> None:
+    """Stop at a manifest that is too long to be read: it may be of a newer major format, whose parts nobody removes."""
+    if (store / name).stat().st_size > RECORD_BYTES:
+        raise StrataError(
+            f"{store}/{name} has more than {RECORD_BYTES:,} bytes, which no strata up to format {FORMAT_VERSION} "
+            "writes: upgrade strata if a later one made this part; else the file is damaged: move it out of the store, "
+            "and strata repair and the same strata extract do the part again"
+        )
 
 
 def is_ours(file: str) -> bool:

@@ -93,8 +93,8 @@ def repair(
     Raises
     ------
     StrataError
-        When there is no store, or its ``store.json`` is damaged, so that nothing else can be judged; nothing is then
-        removed.
+        When there is no store, or its ``store.json`` is damaged, so that nothing else can be judged, or a part has, or
+        may have, a newer major format; nothing is then removed.
     """
     store = Path(store)
     seen = _manifests_seen(store)

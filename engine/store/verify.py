@@ -48,7 +48,7 @@ def verify(store: Path, progress: Callable[[int, int], None] | None = None, *, d
     Raises
     ------
     StrataError
-        When there is no store at all, or it has a newer major format.
+        When there is no store at all, or it or a part has, or may have, a newer major format.
     """
     store = Path(store)
     inventory = take_inventory(store)

@@ -1,6 +1,7 @@
 """Parts of other format versions: a newer major one stops everything, an earlier or later minor one nothing."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from engine.errors import StrataError
 from engine.store import open_store, repair, verify
 from engine.store.layout import FORMAT_VERSION
+from engine.store.limits import RECORD_BYTES
 from tests.engine.store.builders import tiny_store
 from tests.engine.store.forge import change_record
 from tests.engine.store.test_verify import flip
@@ -36,6 +38,39 @@ def test_a_part_of_a_newer_major_format_is_neither_read_nor_removed(tmp_path: Pa
             action(store)
     assert (store / MANIFEST).exists()
     assert (store / "parts/00000001.parquet").exists()
+
+
+def test_a_manifest_too_long_to_be_read_may_be_newer_and_is_not_removed(tmp_path: Path) -> None:
+    store = tiny_store(tmp_path / "store", layers=1, dim=4).path
+    os.truncate(store / MANIFEST, RECORD_BYTES + 1)
+    flip(store / "parts/00000001.parquet")
+    before = sorted(store.rglob("*"))
+    for action in (verify, repair):
+        with pytest.raises(
+            StrataError, match=r"00000000\.json has more than 8,388,608 bytes.*upgrade strata if.*move it"
+        ):
+            action(store)
+    assert sorted(store.rglob("*")) == before
+    (store / MANIFEST).rename(tmp_path / "moved.json")
+    assert repair(store).redone == (0, 1)
+
+
+@pytest.mark.parametrize("action", [verify, repair])
+def test_a_damaged_digit_is_no_newer_format(tmp_path: Path, action: Callable[..., Any]) -> None:
+    store = tiny_store(tmp_path / "store", layers=1, dim=4).path
+    content = (store / MANIFEST).read_bytes()
+    stated = f'"format_version": "{FORMAT_VERSION}"'.encode()
+    assert content.count(stated) == 1
+    (store / MANIFEST).write_bytes(content.replace(stated, stated.replace(b'"1', b'"9')))
+    flip(store / "parts/00000001.parquet")
+    found = action(store)
+    if action is verify:
+        assert [(problem.file, problem.message.split(":")[0]) for problem in found.problems] == [
+            (MANIFEST, "does not have the sha256 that it states"),
+            ("parts/00000001.parquet", "has another sha256 than when it was written"),
+        ]
+    else:
+        assert (found.redone, [removal.part for removal in found.removals]) == ((0, 1), [0, 1])
 
 
 @pytest.mark.parametrize("version", [None, "1", "later"])
