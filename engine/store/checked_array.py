@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.array import AsyncArray
 from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.dtype import get_data_type_from_native_dtype
 from zarr.core.metadata.v3 import ArrayV3Metadata
-from zarr.storage import StorePath, WrapperStore
+from zarr.storage import StorePath
 
 from engine.errors import StrataError
 from engine.store.array_metadata import ArrayMetadata, StoredLayout, check_array_metadata
@@ -38,19 +37,6 @@ class _BoundedBlosc(BloscCodec):
         if not states_sizes(chunk_bytes.as_numpy_array(), expected):
             raise ValueError(f"a chunk does not hold the {expected:,} bytes that its array's shape needs")
         return super()._decode_sync(chunk_bytes, chunk_spec)
-
-
-class _WholeStore(WrapperStore[Store]):
-    """A Zarr store in which a data file that is not there is damage; zarr would read it as NaN."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range)
-        if not found:
-            raise StrataError(
-                f"{self._store}/{key} is not there, or empty: the store is damaged. strata verify names every such "
-                "file; strata repair removes the part, and strata extract does it again"
-            )
-        return found
 
 
 class _NamedArray(zarr.Array):
@@ -98,8 +84,8 @@ def open_checked_array(location: Location, folder: str, path: str, expected: Sto
     Raises
     ------
     StrataError
-        When its description is not one that this format has or not what the manifest says, or its files are links, or
-        longer than its values can make them.
+        When its description is not one that this format has or not what the manifest says, or its files are links,
+        missing, or longer than its values can make them.
     """
     found = read_array_metadata(location, folder, path)
     if expected not in (None, found.layout):
@@ -118,11 +104,20 @@ def _describe(layout: StoredLayout) -> str:
 
 def _check_files(location: Location, folder: str, found: ArrayMetadata) -> None:
     most = most_encoded(found.layout.block, found.inner, STORED_DTYPES[found.dtype])
-    for name, size in location.sizes(folder).items():
+    sizes = location.sizes(folder)
+    for name, size in sizes.items():
         if size is None or (size > most and name != "zarr.json"):
             what = "is a link or no file" if size is None else f"has {size:,} bytes, {most:,} are the most"
             raise StrataError(
                 f"{location.url}/{folder}/{name} {what}: the store is damaged or was made to do harm, see strata verify"
+            )
+    blocks = [-(-length // step) for length, step in zip(found.shape, found.layout.block, strict=True)]
+    for place in np.ndindex(*blocks):
+        name = f"c/{'/'.join(map(str, place))}"
+        if not sizes.get(name):  # zarr would read it as NaN
+            raise StrataError(
+                f"{location.url}/{folder}/{name} is not there or empty: the store is damaged. strata verify names "
+                "every such file; strata repair removes the part, and strata extract does it again"
             )
 
 
@@ -149,4 +144,4 @@ def _build(location: Location, folder: str, path: str, found: ArrayMetadata) -> 
         attributes=found.attributes,
         dimension_names=found.dims,
     )
-    return _NamedArray(AsyncArray(metadata, StorePath(_WholeStore(location.zarr_store(folder)), path)))
+    return _NamedArray(AsyncArray(metadata, StorePath(location.zarr_store(folder), path)))

@@ -51,19 +51,19 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     what = f"one layer of {layers} over {samples} samples"
     yield Row(
         f"{what} against one torch.save per sample",
-        times.ratio("files", "store"),
+        times.ratio_of_best("files", "store"),
         f"rate of torch.load of every file, {times.best('files')}; {here}",
         at_least(10),
     )
     yield Row(
         f"{what} against one SQLite row per sample and layer",
-        times.ratio("rows", "store"),
+        times.ratio_of_best("rows", "store"),
         f"rate of the loader that reads the table's torch.save blobs, {times.best('rows')}; {here}",
         at_least(20),
     )
     yield Row(
         f"{what} against a query for its rows",
-        times.ratio("query", "store"),
+        times.ratio_of_best("query", "store"),
         f"rate of SELECT … WHERE layer = …, which the same table allows, {times.best('query')}; {here}",
     )
 
