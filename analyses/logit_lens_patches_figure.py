@@ -65,7 +65,7 @@ def draw_patches(results: Sequence[StoreLens], images: Sequence[ImagePieces | No
     ----------
     results : sequence of StoreLens
     images : per store, what `lens_patches.image_pieces` gives
-        At least one is not None. What the patches cover is drawn beneath the words where it is known.
+        None are not drawn. What the patches cover is drawn beneath the words where it is known.
     """
     labels = store_labels([item.identity for item in results])
     shown = [(item, image) for item, image in zip(results, images, strict=True) if image is not None]

@@ -79,11 +79,11 @@ def write_figure(folder: Path, name: str, figure: Figure) -> list[Path]:
 
 
 def write_figures(folder: Path, name: str, figures: Sequence[Figure]) -> list[Path]:
-    """Write a figure of several pages: ``NAME``, ``NAME-2``, …; pages of an earlier one that had more are removed."""
+    """Write a figure of several pages, or of none: ``NAME``, ``NAME-2``, …; pages that an earlier one had more go."""
     names = [f"{name}-{number}" if number > 1 else name for number in range(1, len(figures) + 1)]
     written = [path for own, figure in zip(names, figures, strict=True) for path in write_figure(folder, own, figure)]
-    for path in folder.glob(f"{name}-*"):
-        number = path.stem.removeprefix(f"{name}-")
+    for path in folder.glob(f"{name}*"):
+        number = "1" if path.stem == name else path.stem.removeprefix(f"{name}-")
         if path.suffix in _FIGURE_SUFFIXES and number.isdecimal() and int(number) > len(figures):
             path.unlink()
     return written

@@ -84,9 +84,8 @@ def _run(
         write_dataset(results_folder, NAME, to_dataset(results, attributes)),
         write_table(results_folder, NAME, to_tables(results), CONTEXTUALIZATION_SCHEMA),
         *write_figures(results_folder, NAME, draw_contextualization(results)),
+        *write_figures(results_folder, f"{NAME}-comparison", draw_comparison(results) if len(results) > 1 else []),
     ]
-    if len(results) > 1:
-        written += write_figures(results_folder, f"{NAME}-comparison", draw_comparison(results))
     kept.clear()
     return written
 

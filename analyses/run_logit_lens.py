@@ -96,9 +96,8 @@ def run(
         written.append(write_table(results_folder, f"{NAME}-trajectory", tables, TRAJECTORY_SCHEMA))
         written += write_figures(results_folder, f"{NAME}-trajectory", draw_trajectory(results, curves))
     drawn = [image_pieces(store, own, kept, image_id, figure_layers) for store, own in zip(opened, tasks, strict=True)]
-    if any(drawn):
-        written += write_figures(results_folder, f"{NAME}-patches", draw_patches(results, drawn))
-    else:
+    written += write_figures(results_folder, f"{NAME}-patches", draw_patches(results, drawn))
+    if not any(drawn):
         resources.tell(
             f"no grid shows the whole of image {image_id}, so its patches are not drawn: choose another --image"
         )

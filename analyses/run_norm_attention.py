@@ -45,10 +45,9 @@ def run(
         write_table(results_folder, NAME, to_tables(results), NORM_ATTENTION_SCHEMA),
         *write_figures(results_folder, NAME, draw_shares(results)),
         *write_figures(results_folder, f"{NAME}-positions", draw_positions(results)),
+        *write_figures(results_folder, f"{NAME}-patches", draw_patches(results)),
+        *_write_image(results_folder, opened, identities, image_id, without_sinks=without_sinks),
     ]
-    if any(item.result.maps.grid is not None for item in results):
-        written += write_figures(results_folder, f"{NAME}-patches", draw_patches(results))
-    written += _write_image(results_folder, opened, identities, image_id, without_sinks=without_sinks)
     kept.clear()
     return written
 
@@ -64,6 +63,4 @@ def _write_image(
     """Draw one image of each store that has it; an image with no grid of its own is in no figure."""
     read = (read_image_attention(store, image, without_sinks=without_sinks) for store in stores)
     found = [(identity, item) for identity, item in zip(identities, read, strict=True) if item is not None]
-    if not found:
-        return []
     return write_figures(results_folder, f"{NAME}-image", draw_image(found, without_sinks=without_sinks))

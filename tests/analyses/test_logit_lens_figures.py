@@ -274,6 +274,9 @@ def test_pages_of_an_earlier_figure_do_not_stay(tmp_path: Path) -> None:
     (tmp_path / "x-9.parquet").touch()
     assert [path.name for path in write_figures(tmp_path, "x", pages[:2])] == written[:4]
     assert {path.name for path in tmp_path.glob("x*")} == {*written[:4], "x-words.png", "x-9.parquet"}
+    (tmp_path / "x.parquet").touch()
+    assert write_figures(tmp_path, "x", []) == []
+    assert {path.name for path in tmp_path.glob("x*")} == {"x-words.png", "x-9.parquet", "x.parquet"}
     assert [words(page).count("columns 1–12 of 24") for page in pages] == [1, 0, 1, 0]
     assert "(3 of 4)" in words(pages[2])
 
