@@ -151,12 +151,15 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
     def blocks() -> list[int]:
         return page.evaluate("(names) => names.map((name) => Number(views[name].signal('at_block')))", charts)
 
+    number = page.locator("output[for='attention-maps-at_block']")
+    assert number.text_content() == "4 of 6"
     before = fills()
     assert all(len(own) >= 4 for own in before)
     choose_by_keyboard(page, "attention-maps-at_block", "End")
     page.wait_for_function("views['attention-patches-weight'].signal('at_block') == 6")
     assert blocks() == [6] * 4
     assert page.locator("#plot-attention-patches-weight .role-title").text_content() == "block 6"
+    assert number.text_content() == "6 of 6"
     after = fills()
     assert all(one != other for one, other in zip(before, after, strict=True))
     rows = page.locator("#plot-attention-places-weight .role-axis-label text")
@@ -167,6 +170,7 @@ def test_the_block_and_the_picture_are_chosen_for_all_charts_at_once(hostile_pag
     page.wait_for_function("views['attention-patches-weight'].signal('at_block') == 1")
     assert blocks() == [1] * 4
     assert page.locator("#attention-maps-at_block").input_value() == "1"
+    assert number.text_content() == "1 of 6"
     shown = page.locator("#plot-attention-patches-norm image")
     assert shown.get_attribute("href").startswith("data:image/jpeg;base64,")
     page.select_option("#attention-maps-picture", index=0)
@@ -250,10 +254,13 @@ def test_a_phone_shows_the_slider_with_each_picture_that_it_changes(hostile_page
     page.set_viewport_size({"width": 360, "height": 740})
     for side in ("norm", "weight"):
         page.locator(f"#plot-attention-patches-{side} svg").evaluate("node => node.scrollIntoView({ block: 'end' })")
-        slider, picture = (
-            page.locator(name).bounding_box()
-            for name in ("#attention-maps-at_block", f"#plot-attention-patches-{side} svg")
+        places = (
+            "#attention-maps-at_block",
+            f"#plot-attention-patches-{side} svg",
+            "#attention-maps-at_block + output",
         )
+        slider, picture, number = (page.locator(name).bounding_box() for name in places)
+        assert slider["x"] + slider["width"] <= number["x"] < number["x"] + number["width"] <= 360
         assert 0 <= slider["y"] < slider["y"] + slider["height"] <= picture["y"]
         assert picture["y"] + picture["height"] <= 741
 
