@@ -156,10 +156,11 @@ def _hint(detection: Detection) -> str:
     if (shape.segments, shape.first_rises) == (preferred.segments, preferred.first_rises):
         return f"Held-out images prefer {shape.segments} segments too, yet not all are supported"
     direction = "rise" if preferred.first_rises else "decline"
-    segments = (
-        f"1 segment ({direction})" if preferred.segments == 1 else f"{preferred.segments} segments ({direction} first)"
-    )
-    return f"Held-out images prefer {segments}: --pattern auto"
+    if preferred.segments == 1:
+        wanted = f"1 segment ({direction})"
+    else:  # the line has no room for both
+        wanted = f"a {direction} first" if preferred.segments == shape.segments else f"{preferred.segments} segments"
+    return f"Held-out images prefer {wanted}: try --pattern auto"
 
 
 def _first_fit(spans: Sequence[tuple[float, float]]) -> list[int]:

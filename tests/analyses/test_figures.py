@@ -140,16 +140,37 @@ def test_a_monotone_curve_does_not_look_like_four_phases() -> None:
     assert [phase.supported for phase in rise[0].detection.phases].count(True) == 2  # two rises, no decline
     figure = only(draw_phases(rise))
     assert_nothing_is_cut_or_overlaps(figure)
-    assert "Held-out images prefer 1 segment (rise): --pattern auto" in words(figure)
-    hint = next(text for text in texts(figure) if text.get_text().startswith("Held-out"))
-    own, panel = hint.get_window_extent(), figure.axes[0].get_window_extent()
-    assert panel.x0 - 1 <= own.x0 < own.x1 <= panel.x1 + 1
+    assert "Held-out images prefer 1 segment (rise): try --pattern auto" in words(figure)
     firm = only(draw_phases(find_phases([planted_result()], bootstraps=100)))
     assert "Held-out" not in words(firm)
     assert len(dots(figure)) == len(dots(firm)) == 3
     assert len({*dots(figure), *dots(firm)}) == 2
     for name in ("II Intra", "IV Output"):
         assert colour_of(figure, name) != colour_of(firm, name)
+
+
+def test_what_held_out_images_prefer_fits_under_its_panel() -> None:
+    curve = find_phases([planted_result()], bootstraps=5)[0]
+    found = curve.detection
+    weak = tuple(phase._replace(supported=False) for phase in found.phases)
+    shapes = {"1 segment (decline)": (1, False), "3 segments": (3, True), "a decline first": (4, False)}
+    curves = [
+        curve._replace(
+            detection=found._replace(
+                phases=weak, preferred=found.shape._replace(segments=segments, first_rises=first_rises)
+            )
+        )
+        for segments, first_rises in [*shapes.values(), (4, True)]
+    ]
+    figure = only(draw_phases(curves))
+    hints = [text for text in texts(figure) if text.get_text().startswith("Held-out")]
+    assert [hint.get_text() for hint in hints] == [
+        *(f"Held-out images prefer {wanted}: try --pattern auto" for wanted in shapes),
+        "Held-out images prefer 4 segments too, yet not all are supported",
+    ]
+    for hint, ax in zip(hints, figure.axes, strict=True):
+        own, panel = hint.get_window_extent(), ax.get_window_extent()
+        assert panel.x0 - 1 <= own.x0 < own.x1 <= panel.x1 + 1
 
 
 @pytest.mark.parametrize(
