@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 from analyses.figure_pages import draw_pages
 from analyses.figure_style import COLUMN_INCHES, NOTE
 
-__all__ = ["draw_strips", "heat_colours", "label_heat", "positive"]
+__all__ = ["draw_strip_bar", "draw_strips", "heat_colours", "label_heat", "positive", "strip_axes"]
 
 _DECADES = 4
+_BAR, _BAR_PLACE = 0.06, 0.72  # inches of a strip's bar, and with its longest labels
 _T = TypeVar("_T")
 
 
@@ -44,6 +47,21 @@ def label_heat(bar: Colorbar, count: int) -> None:
     ticks = np.geomspace(low, high, count).tolist()
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     bar.minorticks_off()
+
+
+def strip_axes(part: Any, count: int) -> tuple[list[Axes], Axes]:
+    """Make the panels of a strip and, right of them, the place of its bar, which is as wide on every strip."""
+    ratios = [(COLUMN_INCHES - _BAR_PLACE) / count] * count + [_BAR_PLACE]
+    *axes, place = part.subplots(1, count + 1, squeeze=False, width_ratios=ratios).ravel()
+    place.set_axis_off()
+    return axes, place
+
+
+def draw_strip_bar(place: Axes, image: ScalarMappable) -> None:
+    """Draw the bar of a strip in its place, where its labels have room whatever they say."""
+    bar = place.figure.colorbar(image, cax=place.inset_axes((0, 0, _BAR / _BAR_PLACE, 1)))
+    label_heat(bar, 3)
+    place.text(1, 0.5, "share", transform=place.transAxes, rotation=90, ha="right", va="center")
 
 
 def draw_strips(

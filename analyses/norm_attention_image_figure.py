@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from analyses.heat_style import draw_strips, heat_colours, label_heat, positive
+from analyses.heat_style import draw_strip_bar, draw_strips, heat_colours, positive, strip_axes
 from analyses.identity import StoreIdentity
 from analyses.image_attention import ImageAttention
 from analyses.labels import LONGEST, short_label, store_labels
@@ -55,7 +55,7 @@ def _draw_line(part: Any, line: _Line) -> None:
     colours = heat_colours([line.values[chosen]])
     if picture.pixels is not None:
         colours["alpha"] = _OVER
-    first, *axes = part.subplots(1, 1 + _MOST_BLOCKS, squeeze=False).ravel()
+    (first, *axes), place = strip_axes(part, 1 + _MOST_BLOCKS)
     show_picture(first, picture, beneath=False)
     first.set_xlabel("the image" if picture.pixels is not None else "no picture", labelpad=2)
     first.spines[:].set_visible(False)
@@ -66,5 +66,5 @@ def _draw_line(part: Any, line: _Line) -> None:
         ax.set_xlabel(f"block {blocks[block]}", labelpad=2)
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
-    label_heat(part.colorbar(image, ax=[first, *axes], pad=0.01, aspect=12, label="share"), 3)
+    draw_strip_bar(place, image)
     part.suptitle(line.title, x=0.01, ha="left", fontsize=6.5)

@@ -1,7 +1,7 @@
 """Maps of norm-attention: block by position (Wei et al. 2024, figure 4), and the patches of the image at some blocks.
 
 A cell is the mean over samples of the key's share of the row's norms. Colours are logarithmic, because few keys take
-most; grey is 0: a key behind the query, or one that no sample has.
+most; grey is 0: a key after the query, or one that no sample has.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from analyses.attention_maps import PlaceMap
 from analyses.figure_pages import draw_pages
 from analyses.figure_style import COLUMN_INCHES, NOTE
-from analyses.heat_style import draw_strips, heat_colours, label_heat, positive
+from analyses.heat_style import draw_strip_bar, draw_strips, heat_colours, label_heat, positive, strip_axes
 from analyses.key_places import SEGMENTS
 from analyses.norm_attention_panels import IDENTITY_NOTE, Panel, panels
 from analyses.norm_attention_results import StoreAttention
@@ -31,15 +31,9 @@ _BELOW = 10  # points, a line
 _MAP, _GRID, _NAME = 0.72, 0.85, 0.12  # inches of a map, of a row of grids, of a store's name above
 _TEXT_PART = 0.7  # of the width of the image, which text tokens take together at most
 _WIDEST = 0.04  # of the same, one text token
-_SEGMENT_NAMES = {
-    "before": "before",
-    "image": "image",
-    "after": "text behind",
-    "end": "end",
-}
 _POSITION_NOTE = (
-    "Mean over samples. Positions (in brackets, how many): before the image, of the image, of the text behind it, "
-    "of the template's end, which is aligned at the sequence's end. Text tokens are drawn wider. Grey: 0, as behind "
+    "Mean over samples. Positions (in brackets, how many): before the image, of the image, of the text after it, "
+    "of the template's end, which is aligned at the sequence's end. Text tokens are drawn wider. Grey: 0, as after "
     "the query."
 )
 _PATCH_NOTE = "Share of the row's norms, mean over samples, on the grid of patches; each row has its own colours."
@@ -132,7 +126,7 @@ def _label_positions(ax: Axes, places: PlaceMap, seen: NDArray[np.bool_], edges:
             continue
         left, right = edges[own[0]], edges[own[-1] + 1]
         ticks.append((left + right) / 2)
-        names.append(f"{_SEGMENT_NAMES[name]} ({len(own)})")
+        names.append(f"{name} ({len(own)})")
         if own[0]:
             ax.axvline(left, color="white", linewidth=1.2)
     # What comes last is narrow, so its name stands below that of its neighbour.
@@ -150,7 +144,7 @@ def _draw_grid_row(part: Any, job: Panel) -> None:
     maps = grid.mean[_MEASURE, job.number, job.query]
     chosen = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _MOST_BLOCKS)).round().astype(int))
     colours = heat_colours([maps[chosen]])
-    axes = part.subplots(1, _MOST_BLOCKS, squeeze=False).ravel()
+    axes, place = strip_axes(part, _MOST_BLOCKS)
     for ax, block in zip(axes, chosen, strict=False):
         image = ax.imshow(positive(maps[block]), interpolation="nearest", **colours)
         ax.set_xticks([])
@@ -159,5 +153,5 @@ def _draw_grid_row(part: Any, job: Panel) -> None:
         ax.set_xlabel(f"block {result.blocks[block]}", labelpad=2)
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
-    label_heat(part.colorbar(image, ax=list(axes), pad=0.01, aspect=12, label="share"), 3)
+    draw_strip_bar(place, image)
     part.suptitle(f"{job.title} ({grid.samples[job.number, job.query]} samples)", x=0.01, ha="left", fontsize=6.5)

@@ -86,6 +86,23 @@ def test_the_figure_is_labelled_and_says_whether_there_is_a_picture(tmp_path: Pa
     assert "without position 0" in said
 
 
+def test_panels_of_all_lines_are_as_wide_whatever_their_bars_say(tmp_path: Path) -> None:
+    """Labels of 3 letters beside the first line, of 7 beside the second."""
+    (store,), (identity,) = open_all(
+        [str(write_attention(tmp_path / "s", SPECS, attention_samples(SPECS)))], Resources()
+    )
+    item = read_image_attention(store, "a", without_sinks=False)
+    assert item is not None
+    ramp = np.geomspace(0.1, 0.9, item.shares[0, 0].size).reshape(item.shares[0, 0].shape)
+    item = item._replace(shares=np.stack([ramp, ramp / 8000])[:, None], queries=("last_text",))
+    figure = only(draw_image([(identity, item)], without_sinks=False))
+    assert_nothing_is_cut_or_overlaps(figure)
+    assert {"0.1", "3.7e-05", "0.00011"} <= set(words(figure).split("\n"))
+    lines = [[ax.get_window_extent().x0 for ax in part.axes if ax.images] for part in figure.subfigs]
+    assert len(lines[0]) == 3
+    np.testing.assert_allclose(lines[0], lines[1], atol=0.5)
+
+
 def test_images_of_several_stores_fill_pages_on_which_nothing_overlaps(tmp_path: Path) -> None:
     written = write_attention(tmp_path / "s", SPECS, attention_samples(SPECS))
     (store,), (identity,) = open_all([str(written)], Resources())
