@@ -37,7 +37,7 @@ _COLUMNS = {
 _ROW, _NAME = 0.7, 0.1  # inches of a row of panels, of a store's name above
 _SINKS: Any = {"color": "black", "linestyle": (0, (3, 2)), "linewidth": 0.9, "label": "position 0 and BOS"}
 _SINKS_NOTES = (
-    "Dashed: the part that position 0 and BOS (sinks) take, whatever their role.",
+    "Dashed: what position 0 and BOS (sinks) take, whatever their role.",
     "Shares are of keys other than position 0 and BOS (sinks); dashed: the share that sinks take of all keys.",
 )
 

@@ -38,7 +38,10 @@ def found(folder: Path, *, depends: bool = False, without_sinks: bool = False, s
 def test_all_figures_are_labelled_and_nothing_overlaps(tmp_path: Path) -> None:
     results = found(tmp_path)
     for draw in (draw_shares, draw_positions, draw_patches):
-        assert_nothing_is_cut_or_overlaps(only(draw(results)))
+        figure = only(draw(results))
+        assert_nothing_is_cut_or_overlaps(figure)
+        (notes,) = [text.get_text() for text in texts(figure) if "\n" in text.get_text()]
+        assert all(" " in line for line in notes.split("\n")), "a word stands alone"
 
 
 def test_several_stores_fill_pages_on_which_nothing_overlaps(tmp_path: Path) -> None:
