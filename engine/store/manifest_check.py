@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from engine.store.layout import BlockTensors, part_arrays
 from engine.store.limits import MAX_EXPANSION, STORED_DTYPES, is_finite, is_shape
 from engine.store.versions import is_version
 
@@ -28,6 +29,32 @@ _AXES = ("token", "key", "sample")
 _CHOICES = {"roles": str, "layers": int, "blocks": int}
 _CAPTURED = ("float16", "float32", "bfloat16")
 _ERRORS = ("rounding_max_absolute_error", "rounding_max_relative_error")
+_KNOWN = {
+    array.path: array
+    for array in part_arrays(
+        tokens=1,
+        samples=1,
+        layers=1,
+        dim=1,
+        roles=1,
+        dtype="float32",
+        residual=True,
+        pooled=True,
+        lens_ranks=1,
+        blocks=BlockTensors(
+            blocks=1,
+            heads=1,
+            attention=True,
+            queries=1,
+            keys=1,
+            mass=True,
+            attention_output=True,
+            mlp_output=True,
+        ),
+    )
+}
+"""Every array of this format, of lengths 1; others are ignored."""
+
 _NAME_BYTES, _PATH_BYTES = 255, 1024  # more than any file of a store has, less than any file system refuses
 
 
@@ -145,6 +172,10 @@ def _check_rounding(attributes: Mapping[str, Any]) -> None:
             raise _WrongError(f"the {name} {error!r:.40}, not a finite number from 0 on")
 
 
+def _is_integer(dtype: str) -> bool:
+    return dtype.startswith("int")
+
+
 def _check_entry(path: str, entry: object, counts: Mapping[str, int], stored: int) -> None:
     if not isinstance(entry, dict) or path.count("/") != 1 or not is_inside(path):
         raise _WrongError("no array of a group")
@@ -160,6 +191,9 @@ def _check_entry(path: str, entry: object, counts: Mapping[str, int], stored: in
     kept = entry.get("kept", shape)
     if not isinstance(dims, list) or not all(isinstance(dim, str) for dim in dims):
         raise _WrongError("no dimensions")
+    known = _KNOWN.get(path)
+    if known is not None and (tuple(dims) != known.dims or _is_integer(entry["dtype"]) != _is_integer(known.dtype)):
+        raise _WrongError(f"{entry['dtype']} along {', '.join(dims)[:100]!r}, where it has {', '.join(known.dims)}")
     if not (is_shape(shape) and is_shape(shard) and is_shape(kept)) or {len(shape), len(shard), len(kept)} != {
         len(dims)
     }:

@@ -129,3 +129,22 @@ def test_attributes_that_cannot_be(attribute: str, wrong: list[object], right: l
     for value in right:
         manifest["arrays"][STATES]["attributes"][attribute] = value
         assert check_manifest(manifest) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        (STATES, "dtype", "int32"),
+        ("sample/token_count", "dtype", "float32"),
+        (STATES, "dims", ["token", "layer", "dim"]),
+        ("sample/unit_mean", "dims", ["layer", "role", "image", "dim"]),
+        ("token/role", "dims", ["role"]),
+    ],
+)
+def test_arrays_of_the_format_have_its_dimensions_and_kind_of_number(path: str, field: str, value: object) -> None:
+    manifest = golden_manifest()
+    manifest["arrays"][path][field] = value
+    assert f"says of {path!r} what cannot be" in str(check_manifest(manifest))
+    manifest["arrays"][f"{path}_of_mine"] = manifest["arrays"].pop(path)
+    manifest["files"] = {name.replace(path, f"{path}_of_mine"): entry for name, entry in manifest["files"].items()}
+    assert "where it has" not in str(check_manifest(manifest)), "others are ignored"
