@@ -64,7 +64,8 @@ class Extracted(NamedTuple):
         group = zarr.open_group(self.path / "parts" / f"{part:08d}.zarr", mode="r+", use_consolidated=False)
         array = group[path]
         assert isinstance(array, zarr.Array)
-        array[...] = change(np.asarray(array[...]))
+        # As the store was written: chunks of fill values are there too.
+        array.with_config({"write_empty_chunks": True})[...] = change(np.asarray(array[...]))
 
 
 ExtractOnce = Callable[..., Extracted]
