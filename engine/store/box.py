@@ -92,14 +92,14 @@ def read_box(
         When a file is missing or damaged. A hole never reads as a value.
     """
     assert array.shards is not None
+    if any(start >= stop for start, stop in zip(starts, stops, strict=True)):
+        return np.empty([max(0, stop - start) for start, stop in zip(starts, stops, strict=True)], array.dtype)
     grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
     # Where the array ends within a chunk, that chunk is decoded whole: there is room for it behind the box.
     ends = [
         -(-stop // step) * step if stop == length else stop
         for stop, length, step in zip(stops, array.shape, array.chunks, strict=True)
     ]
-    if any(start >= stop for start, stop in zip(starts, stops, strict=True)):
-        return np.empty([max(0, stop - start) for start, stop in zip(starts, stops, strict=True)], array.dtype)
     values = np.empty([end - start for start, end in zip(starts, ends, strict=True)], array.dtype)
     chunk = np.empty(array.chunks, array.dtype)
     encoded = np.empty(most_encoded_bytes(chunk.nbytes), np.uint8)
