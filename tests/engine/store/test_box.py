@@ -10,18 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import StrataError
-from engine.store import Part, layout, open_part
+from engine.store import Part
 from engine.store.box import plan_pieces
-from tests.engine.store.builders import tiny_store
-
-
-@pytest.fixture(params=["one file", "a file per layer"])
-def part(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Part:
-    """A part of 5 layers whose layers take several chunks, the last of them not full."""
-    monkeypatch.setattr(layout, "INNER_CHUNK_BYTES", 300)
-    monkeypatch.setattr(layout, "SHARD_BYTES", 10**9 if request.param == "one file" else 1)
-    tiny_store(tmp_path / "store", images=3, prompts=2, parts=1)
-    return open_part(str(tmp_path / "store"), "00000000")
 
 
 def shard_of(part: Part) -> Path:

@@ -9,21 +9,12 @@ import pytest
 import zarr
 
 from engine.errors import StrataError
-from engine.store import Part, layout, open_part, stream_chunks
+from engine.store import Part, open_part, stream_chunks
 from engine.store.consolidate import consolidate
 from engine.store.stream import stream_bytes
 from tests.engine.store.builders import tiny_store
 
 PATHS = ("token/hidden_states", "sample/unit_mean", "sample/normed_unit_mean", "sample/token_count")
-
-
-@pytest.fixture(params=["one file", "a file per layer"])
-def part(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Part:
-    """A part of 5 layers whose layers take several chunks, the last of them not full."""
-    monkeypatch.setattr(layout, "INNER_CHUNK_BYTES", 300)
-    monkeypatch.setattr(layout, "SHARD_BYTES", 10**9 if request.param == "one file" else 1)
-    tiny_store(tmp_path / "store", images=3, prompts=2, parts=1)
-    return open_part(str(tmp_path / "store"), "00000000")
 
 
 def shard_of(part: Part) -> Path:
