@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analyses.token_blocks import widened
 from engine.errors import StrataError
 from engine.store import LARGEST_NORM, Store
 
@@ -41,13 +42,13 @@ class FinalNorm(NamedTuple):
         What is not finite stays so, and a state whose norm exceeds `LARGEST_NORM` becomes NaN: the sum of its squares
         overflows, which would make it zeros.
         """
-        values = states.astype(np.float32)
+        values = widened(states)
         with np.errstate(over="ignore", invalid="ignore"):
-            values[np.linalg.norm(values, axis=-1) > LARGEST_NORM] = np.nan
+            values[np.sqrt(np.vecdot(values, values)) > LARGEST_NORM] = np.nan
             if self.kind == "layer":
                 values -= values.mean(axis=-1, keepdims=True)
-            variance = np.mean(np.square(values), axis=-1, keepdims=True)
-            values /= np.sqrt(variance + np.float32(self.eps))
+            variance = np.vecdot(values, values) / np.float32(values.shape[-1])
+            values /= np.sqrt(variance + np.float32(self.eps))[..., np.newaxis]
             values *= self.weight + np.float32(self.weight_offset)
         return values if self.bias is None else values + self.bias
 

@@ -1,6 +1,7 @@
 """Sums over the tokens of one part's samples, from hidden states: of unit vectors, or of the states themselves."""
 
 from collections.abc import Iterator
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ class StateSums:
         self._plain, self._origin = plain, task.origin
         self._layers = np.asarray(open_array(part, "token/layer")[...])
         self._runs = runs_of(part, task)
+        self._runs_within = cache(partial(runs_within, self._runs.bounds))  # every layer is cut alike
         self._normed = np.zeros((len(self._runs.bounds), part.manifest["arrays"][_PATH]["shape"][2]))
         self.counts = self._runs.counts
 
@@ -94,7 +96,7 @@ class StateSums:
         where: str,
     ) -> None:
         """Add states (token, dim) of the tokens from ``start`` on."""
-        touching, bounds = runs_within(self._runs.bounds, start, start + len(states))
+        touching, bounds = self._runs_within(start, start + len(states))
         try:
             sums[touching] += plain_sums(states, bounds) if self._plain else unit_sums(states, bounds, origin)
         except VectorError as error:

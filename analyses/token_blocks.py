@@ -23,6 +23,7 @@ __all__ = [
     "refuse_unknown",
     "scratch_bytes",
     "widen",
+    "widened",
 ]
 
 SCRATCH_ELEMENTS = 1 << 20
@@ -99,6 +100,15 @@ def widen(halves: NDArray[np.float16], scratch: NDArray[np.int32]) -> NDArray[np
     np.bitwise_and(scratch, _SIGN_EXPONENT_MANTISSA, out=scratch)
     block = scratch.view(np.float32)
     return np.multiply(block, _REBIAS, out=block)
+
+
+def widened(states: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Copy states as float32; NaN and infinity stay what they are."""
+    if states.dtype != np.float16:
+        return states.astype(np.float32)
+    block = widen(states, np.empty(states.shape, np.int32))
+    finite = block.max(initial=0.0) < _BEYOND_FLOAT16 and block.min(initial=0.0) > -_BEYOND_FLOAT16
+    return block if finite else states.astype(np.float32)
 
 
 def refuse_unknown(states: NDArray[np.floating]) -> None:

@@ -69,23 +69,22 @@ def stream_chunks(part: Part, path: str, only: int | None = None) -> Iterator[Ch
     if 0 in array.shape:
         return
     assert array.shards is not None
+    shape, shards, inner = array.shape, array.shards, array.chunks  # zarr makes them anew each time
     axis = next(number for number, dim in enumerate(part.manifest["arrays"][path]["dims"]) if dim in PART_DIMS)
-    grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
-    decoded = np.empty(array.chunks, array.dtype)
+    grid = tuple(long // step for long, step in zip(shards, inner, strict=True))
+    decoded = np.empty(inner, array.dtype)
     encoded = np.empty(most_encoded_bytes(decoded.nbytes), np.uint8)
-    for shard in np.ndindex(*(-(-long // step) for long, step in zip(array.shape, array.shards, strict=True))):
+    for shard in np.ndindex(*(-(-long // step) for long, step in zip(shape, shards, strict=True))):
         if only not in (None, shard[0]):
             continue
         name = f"{PARTS_FOLDER}/{part.name}.zarr/{path}/c/{'/'.join(map(str, shard))}"
-        corner = [at * long for at, long in zip(shard, array.shards, strict=True)]
+        corner = [at * long for at, long in zip(shard, shards, strict=True)]
         with part.location.opened(name) as opened:
             file = ShardFile(opened, f"{part.url}/{name}", math.prod(grid))
             for number, inside in enumerate(np.ndindex(*grid)):
                 file.decode(number, encoded, decoded)
-                place = [at + by * step for at, by, step in zip(corner, inside, array.chunks, strict=True)]
-                lengths = [
-                    min(step, long - at) for step, long, at in zip(array.chunks, array.shape, place, strict=True)
-                ]
+                place = [at + by * step for at, by, step in zip(corner, inside, inner, strict=True)]
+                lengths = [min(step, long - at) for step, long, at in zip(inner, shape, place, strict=True)]
                 if min(lengths) > 0:  # zarr rounds shards up to whole chunks
                     values = decoded[tuple(slice(0, length) for length in lengths)]
                     yield Chunk(place[0], place[axis], place[axis] + lengths[axis], values)

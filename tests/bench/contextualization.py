@@ -29,7 +29,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
 def _rows(folder: Path, dtype: str, quick: bool) -> Iterator[Row]:
     layers, dim = (5, 1024) if quick else (33, 4096)
     path = write_store(
-        folder / dtype, dtype=dtype, parts=2, samples_per_part=2, layers=layers, image_tokens=576, dim=dim
+        folder / dtype, dtype=dtype, parts=2, samples_per_part=4, layers=layers, image_tokens=576, dim=dim
     )
     samples = save_samples(path, folder / f"{dtype}-samples", dtype)
     torch.set_num_threads(WORKERS)
