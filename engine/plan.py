@@ -22,6 +22,7 @@ from engine.store import PLAN_SCHEMA, canonical_json
 __all__ = [
     "BLOCK_CAPTURES",
     "CAPTURES",
+    "PART_BYTES",
     "TOKEN_CAPTURES",
     "CaptureChoice",
     "Plan",
@@ -43,6 +44,9 @@ CAPTURES = ("residual", "pooled", *BLOCK_CAPTURES, "lens")
 
 TOKEN_CAPTURES = ("residual", *BLOCK_CAPTURES, "lens")
 """Those that are of tokens, whose roles can be chosen; of attention the norms of values are."""
+
+PART_BYTES = 2 * 2**30
+"""Raw bytes of a part, unless told: few enough to hold two in memory, enough that committing one costs nothing."""
 
 _LAYERS = "this model has {0} blocks, so layers 0 (embeddings) to {0}"
 _BLOCKS = "this model has blocks 1 to {0}"
@@ -255,7 +259,7 @@ def images_per_part(
     prompts
         Prompts per image.
     part_bytes
-        Raw bytes of one part, rounded down to whole images but at least one; 2 GiB unless told.
+        Raw bytes of one part, rounded down to whole images but at least one; `PART_BYTES` unless told.
     samples_per_part
         Samples of one part, rounded up to whole images; excludes ``part_bytes``.
 
@@ -270,7 +274,7 @@ def images_per_part(
         if samples_per_part < 1:
             raise UsageError(f"--samples-per-part is {samples_per_part}; a part holds at least one sample.")
         return -(-samples_per_part // prompts)
-    limit = 2 * 2**30 if part_bytes is None else part_bytes
+    limit = PART_BYTES if part_bytes is None else part_bytes
     if limit < 1:
         raise UsageError(f"--part-bytes is {limit}; give a positive size, for example 512MiB.")
     return max(1, limit // max(image_bytes, 1))

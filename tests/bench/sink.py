@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from engine.capture.sink import QUEUE_BYTES, BackgroundSink
+from engine.plan import PART_BYTES
 from engine.store import PartContent, write_part
 from tests.bench.rows import Row, at_least
 from tests.bench.states import make_states
@@ -21,20 +22,21 @@ from tests.bench.timing import take_turns
 __all__ = ["run"]
 
 PARTS = 2
+LAYERS, DIM = 33, 4096
 
 
 def run(folder: Path, *, quick: bool) -> Iterator[Row]:
-    """Measure both dtypes."""
-    layers, tokens, dim = (3, 600, 512) if quick else (33, 1200, 4096)
+    """Measure both dtypes, in parts of the size that extraction makes by default."""
+    layers, dim = (3, 512) if quick else (LAYERS, DIM)
+    tokens = (4 * 2**20 if quick else PART_BYTES) // (2 * layers * dim)
     states = make_states(0, layers=layers, tokens=tokens, dim=dim)
+    target = folder / "written"
     for dtype in ("float16", "bfloat16"):
         raw = torch.from_numpy(states).to(getattr(torch, dtype))
         times = take_turns(
-            {
-                "sink": partial(_sink, folder / "store", raw),
-                "save": partial(_save, folder / "saved", raw),
-            },
-            rounds=2 if quick else 3,
+            {"sink": partial(_sink, target, raw), "save": partial(_save, target, raw)},
+            rounds=2 if quick else 4,
+            clear=partial(shutil.rmtree, target),
         )
         size = PARTS * raw.nbytes
         yield Row(
@@ -53,7 +55,6 @@ def _save(folder: Path, raw: torch.Tensor) -> None:
             torch.save(raw, file)
             file.flush()
             os.fsync(file.fileno())
-    shutil.rmtree(folder)
 
 
 def _sink(store: Path, raw: torch.Tensor) -> None:
@@ -61,7 +62,6 @@ def _sink(store: Path, raw: torch.Tensor) -> None:
     with BackgroundSink(lambda content: write_part(store, content, plan_sha256="0" * 64), QUEUE_BYTES) as sink:
         for number in range(PARTS):
             sink.put(_content(number, raw), raw.nbytes)
-    shutil.rmtree(store)
 
 
 def _content(number: int, raw: torch.Tensor) -> PartContent:

@@ -1,8 +1,8 @@
 """Times of several ways of doing the same thing, taken in turns so that a busy machine slows all of them alike.
 
 Every contestant runs once unmeasured before the first round: libraries are imported and files lie in the page cache.
-Rounds go through them forwards and backwards, because what one leaves behind, freed memory above all, is paid for by the
-next.
+Rounds go through them forwards and backwards, because what one leaves behind, freed memory above all, the next one pays
+for.
 """
 
 import statistics
@@ -36,7 +36,9 @@ class Times:
         return f"{min(self._seconds[contestant]):.2f} s"
 
 
-def take_turns(contestants: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
+def take_turns(
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int, clear: Callable[[], object] | None = None
+) -> Times:
     """Run all contestants once to warm up, then ``rounds`` times in turns, each pair of rounds starting with another.
 
     Parameters
@@ -45,9 +47,13 @@ def take_turns(contestants: Mapping[str, Callable[[], object]], *, rounds: int) 
         By name; called without arguments.
     rounds
         At least 1.
+    clear
+        Called after each run, outside of its time: removes what it wrote.
     """
+    clear = clear or (lambda: None)
     for run in contestants.values():
         run()
+        clear()
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -57,4 +63,5 @@ def take_turns(contestants: Mapping[str, Callable[[], object]], *, rounds: int) 
             began = time.perf_counter()
             contestants[name]()
             seconds[name].append(time.perf_counter() - began)
+            clear()
     return Times(seconds)
