@@ -21,7 +21,7 @@ WORKERS = 2
 
 def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure float16 states as large as LLaVA-1.5-7B's; files lie in the page cache."""
-    layers, dim, samples = (9, 512, 2) if quick else (33, 4096, 16)
+    layers, dim, samples = (9, 512, 2) if quick else (33, 4096, 24)
     path = write_store(
         folder / "store",
         dtype="float16",
@@ -45,7 +45,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
             "rows": lambda: select_layer(database, layer),
             "query": lambda: query_layer(database, layer),
         },
-        rounds=2 if quick else 5,
+        rounds=2 if quick else 6,
     )
     here = f"here {times.best('store')} with opening the store, {WORKERS} threads"
     what = f"one layer of {layers} over {samples} samples"
