@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from engine.audit.kernels import Kernel, kernel_pair
 from engine.audit.lens import FreshPieces, first_ranks, read_pieces, searched_ranks
@@ -162,12 +161,12 @@ class FreshPasses:
 def _logits_at(model: Any, positions: np.ndarray) -> Iterator[list[np.ndarray]]:
     """Keep the model's own logits at some positions; capturing itself asks for the last position's alone."""
     kept: list[np.ndarray] = []
-    wanted = torch.from_numpy(positions.astype(np.int64))
 
     def ask(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        tokens = keywords["input_ids"]
-        # A stored position that this sequence does not have is a mismatch, which others report.
-        return arguments, {**keywords, "logits_to_keep": wanted.to(tokens.device).clamp(max=tokens.shape[1] - 1)}
+        # A stored position that this sequence does not have is a mismatch, which others report. Numbers, because of
+        # several GPUs a tensor would not be on the one that has the last layer.
+        last = keywords["input_ids"].shape[1] - 1
+        return arguments, {**keywords, "logits_to_keep": positions.clip(max=last).tolist()}
 
     def keep(_module: Any, _arguments: tuple[Any, ...], output: Any) -> None:
         kept.append(output.logits[0].float().cpu().numpy())

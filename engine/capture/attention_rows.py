@@ -157,12 +157,16 @@ def blocked_attention(call: AttentionCall) -> torch.Tensor:
     key_heads, width = call.value.shape[1], call.value.shape[3]
     keys = call.key.float()
     output = call.query.new_empty(samples, length, heads, width)
+    start = 0
     for positions in query_blocks(call):
         # A row of padding sees nothing, and NaN would spread from it.
         weights = softmax_rows(call, positions, keys).nan_to_num_(0.0).to(call.value.dtype)
         grouped = weights.view(samples, key_heads, -1, weights.shape[3])
         mixed = torch.matmul(grouped, call.value).view(samples, heads, -1, width)
-        output[:, int(positions[0, 0]) : int(positions[0, 0]) + positions.shape[1]] = mixed.transpose(1, 2)
+        # Counted here: asking a GPU for the first position would wait for all it has been given.
+        stop = start + positions.shape[1]
+        output[:, start:stop] = mixed.transpose(1, 2)
+        start = stop
     return output
 
 

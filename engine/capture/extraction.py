@@ -10,19 +10,18 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
-
-import torch
 
 from engine.capture.batch import BatchCapture, BatchItem
 from engine.capture.forward import capture_batch
 from engine.capture.grouping import batches_of
 from engine.capture.host_copies import HostCopies
 from engine.capture.lens import Lens
+from engine.capture.overflow import naming_overflow
 from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
 from engine.capture.prefix_reuse import ONCE
@@ -31,7 +30,6 @@ from engine.capture.probe import Probe
 from engine.capture.sink import QUEUE_BYTES, BackgroundSink
 from engine.capture.thumbnails import make_thumbnail
 from engine.cores import usable_cores
-from engine.errors import StrataError
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
 from engine.models.prepare import PreparedImage, Preparer
@@ -214,7 +212,7 @@ def _extract(
     with _timed(progress, "copies"):
         copies.wait()
     run = {**extraction.run, "prefix_pass": model.prefix_pass, "largest_batch": model.largest}
-    return collector.finish(run), model.nbytes
+    return collector.finish(run), max(model.nbytes, copies.nbytes)
 
 
 @contextmanager
@@ -249,28 +247,27 @@ class _Model:
         extraction, probe = self._extraction, self._extraction.probe
         items = [batch_item(source, self._roles) for source in sources]
         images = len({item.image for item in items})
-        trying = f"what the prompts of {images} images share"
-        try:
-            with _timed(progress, "model"):
-                pad_id = extraction.checkpoint.pad_id
-                prefixes = capture_prefixes(extraction.loaded, items, probe, pad_id=pad_id) if self.once else None
-            self._images["once" if prefixes is not None else "in full"] += images
-            if prefixes is not None:
-                self._note(len(prefixes.runs), [run.length for run in prefixes.runs])
-            for start in range(0, len(items), extraction.batch_size):
-                batch = slice(start, start + extraction.batch_size)
-                trying = f"a batch of {len(items[batch])} samples"
-                with _timed(progress, "model"):
-                    captured = self._capture(items[batch], probe, prefixes)
-                self._collector.add_batch(sources[batch], items[batch], captured)
-                self.nbytes += captured.nbytes
-                progress.batch_done(len(items[batch]), captured.nbytes)
-        except torch.OutOfMemoryError as error:
-            longest = max(len(item.layout) for item in items)
-            raise StrataError(
-                f"{trying} of up to {longest} tokens does not fit {extraction.loaded.device}: run the same command "
-                "again with a smaller --batch-size; finished parts are kept."
-            ) from error
+        with self._fitting(f"what the prompts of {images} images share", items), _timed(progress, "model"):
+            pad_id = extraction.checkpoint.pad_id
+            prefixes = capture_prefixes(extraction.loaded, items, probe, pad_id=pad_id) if self.once else None
+        self._images["once" if prefixes is not None else "in full"] += images
+        if prefixes is not None:
+            self._note(len(prefixes.runs), [run.length for run in prefixes.runs])
+        for start in range(0, len(items), extraction.batch_size):
+            batch = slice(start, start + extraction.batch_size)
+            with self._fitting(f"a batch of {len(items[batch])} samples", items), _timed(progress, "model"):
+                captured = self._capture(items[batch], probe, prefixes)
+            self._collector.add_batch(sources[batch], items[batch], captured)
+            self.nbytes += captured.nbytes
+            progress.batch_done(len(items[batch]), captured.nbytes)
+
+    def _fitting(self, what: str, items: Sequence[BatchItem]) -> AbstractContextManager[None]:
+        longest = max(len(item.layout) for item in items)
+        return naming_overflow(
+            f"{what} of up to {longest} tokens",
+            self._extraction.loaded.device,
+            "run the same command again with a smaller --batch-size; finished parts are kept.",
+        )
 
     @property
     def prefix_pass(self) -> str:

@@ -9,19 +9,30 @@ import math
 
 import torch
 
+from engine.errors import StrataError
+from engine.models.checkpoint import first_line
+
 __all__ = ["HostCopies"]
 
 _BLOCK_BYTES = 2**28
+_PER_BLOCK = 4  # of the largest rows at least, so that what is left of a block is a fifth of it at most
 _ALIGNMENT = 512
 
 
 class HostCopies:
-    """Copies of tensors on the host, under way until :meth:`wait`."""
+    """Copies of tensors on the host, under way until :meth:`wait`.
+
+    Attributes
+    ----------
+    nbytes
+        Bytes of the pinned blocks that were asked for, which stay until all rows in them are let go.
+    """
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._block = torch.empty(0, dtype=torch.uint8)
         self._used = 0
+        self.nbytes = 0
 
     def bring(self, rows: torch.Tensor) -> torch.Tensor:
         """Start to copy a tensor.
@@ -57,8 +68,20 @@ class HostCopies:
         """Take room of the size of ``rows`` in pinned memory."""
         size = rows.nbytes
         if self._used + size > len(self._block):
-            self._block = torch.empty(max(size, _BLOCK_BYTES), dtype=torch.uint8, pin_memory=True)
+            self._block = _pinned(max(_BLOCK_BYTES, 1 << (_PER_BLOCK * size - 1).bit_length()))
             self._used = 0
+            self.nbytes += self._block.nbytes
         room = self._block[self._used : self._used + size]
         self._used += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
         return room.view(rows.dtype).view(rows.shape)
+
+
+def _pinned(size: int) -> torch.Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        raise StrataError(
+            f"the host has no {size:,} bytes of pinned memory for what a GPU brings ({first_line(error)}): run the "
+            "same command again with a smaller --part-bytes or --batch-size, or give the process more memory; "
+            "finished parts are kept."
+        ) from error

@@ -14,6 +14,7 @@ from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
+from engine.capture.overflow import naming_overflow
 from engine.capture.prefix_reuse import ONCE, choose_prefix_pass
 from engine.capture.ranks import Rank, find_local_rank, find_rank, share_cores
 from engine.cli.console import printable
@@ -119,6 +120,21 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, 
         rank=rank.rank,
         world_size=rank.world_size,
     )
+    with naming_overflow(
+        "a check of the model on the first image",
+        loaded.device,
+        "free its memory, or leave --device out to take all GPUs; nothing has been captured yet.",
+    ):
+        extraction = _checked(extraction, planned)
+    if not complete:
+        tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
+        create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())
+    return extraction
+
+
+def _checked(extraction: Extraction, planned: Planned) -> Extraction:
+    """Check the model on a real image, and choose how prefixes are run."""
+    checkpoint, loaded = extraction.checkpoint, extraction.loaded
     asked = (*planned.plan.prompts, *FURTHER_PROMPTS)
     first = _first_readable(planned, Preparer(checkpoint, asked, share_prefix=False))
     check_image_rows(loaded, first, checkpoint.family)
@@ -137,9 +153,6 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, 
         extraction = replace(extraction, prefix_pass=choose_prefix_pass(loaded, first, probe, pad_id=checkpoint.pad_id))
         if extraction.prefix_pass != ONCE:
             click.echo(f"note: the prefix of each image runs {extraction.prefix_pass}", err=True)
-    if not complete:
-        tables = model_tables(checkpoint, loaded, unembedding=options.unembedding)
-        create_store(store, record=planned.plan.record, plan=planned.plan.table(), **tables._asdict())
     return extraction
 
 

@@ -83,6 +83,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None,
     """
     target = choose_device(device, local_rank)
     _keep_float32()
+    _leave_out_cudnn_attention()
     torch_dtype = getattr(torch, dtype)
     placement: dict[str, Any] = {}
     if target.type == "cuda":
@@ -175,6 +176,15 @@ def _keep_float32() -> None:
     """Compute what is float32 in float32: cuDNN rounds to TF32 unless told, by 3e-4 and otherwise in other batches."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _leave_out_cudnn_attention() -> None:
+    """Let SDPA choose among its other kernels; on some GPUs cuDNN's would be the first.
+
+    Of several releases it is reported that a position that sees no key, as padding does, becomes NaN there; the next
+    block multiplies it by 0 and every position of the sample is NaN.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:

@@ -5,6 +5,7 @@ import torch
 
 from engine.capture import host_copies
 from engine.capture.host_copies import HostCopies
+from engine.errors import StrataError
 
 
 def test_a_tensor_of_the_host_is_not_copied() -> None:
@@ -14,21 +15,50 @@ def test_a_tensor_of_the_host_is_not_copied() -> None:
     copies.wait()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
-def test_rows_are_packed_without_overlap(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """Where copies go, in memory that is not pinned: sizes that fit a block together, alone, and not at all."""
+@pytest.fixture
+def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small blocks of memory that is not pinned, which no CPU has."""
     make = torch.empty
 
-    def unpinned(size: int, *, dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
+    def empty(size: int, *, dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
         return make(size, dtype=dtype)
 
     monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 2**16)
-    monkeypatch.setattr(torch, "empty", unpinned)
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+@pytest.mark.usefixtures("unpinned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_rows_are_packed_without_overlap(dtype: torch.dtype) -> None:
+    """Where copies go: sizes that fit a block together, and such as make it larger."""
     rows = [torch.randn(size, 3).to(dtype) for size in (0, 1, 1000, 3000, 5, 40_000, 7) * 5]
     copies = HostCopies()
     places = [copies._place(own).copy_(own) for own in rows]
     assert all(torch.equal(place, own) for place, own in zip(places, rows, strict=True))
-    assert len({place.untyped_storage().data_ptr() for place in places}) < len(places)
+    storages = {place.untyped_storage().data_ptr(): place.untyped_storage().nbytes() for place in places if len(place)}
+    assert len(storages) < len(places)
+    assert copies.nbytes == sum(storages.values())
+
+
+@pytest.mark.usefixtures("unpinned")
+@pytest.mark.parametrize("size", [10, 2**14, 2**14 + 1, 2**15 + 1, 100_000, 2**17])
+def test_most_of_a_block_is_used(size: int) -> None:
+    copies = HostCopies()
+    rows = [copies._place(torch.zeros(size, dtype=torch.uint8)) for _ in range(1000)]
+    blocks = {own.untyped_storage().data_ptr(): own.untyped_storage().nbytes() for own in rows}
+    assert all(block & (block - 1) == 0 for block in blocks.values()), "the allocator rounds other sizes up"
+    asked = len(rows) * host_copies._ALIGNMENT * -(-size // host_copies._ALIGNMENT)
+    assert sum(blocks.values()) <= 1.25 * asked + max(blocks.values()), "of all blocks but the last"
+
+
+def test_a_host_without_memory_to_pin_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    copies, rows = HostCopies(), torch.zeros(3)
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(StrataError, match=r"no 268,435,456 bytes of pinned .*\(CUDA error: out of memory\): .*--part-"):
+        copies._place(rows)
 
 
 @pytest.mark.skipif(
@@ -49,5 +79,5 @@ def test_copies_are_packed_and_equal(monkeypatch: pytest.MonkeyPatch, dtype: tor
         torch.randn(1000, 3, device="cuda")
     copies.wait()
     for mine, theirs in zip(brought, expected, strict=True):
-        assert mine.is_pinned()
+        assert mine.is_pinned() or not mine.numel()
         assert torch.equal(mine, theirs.cpu())

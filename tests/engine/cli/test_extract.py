@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from click.testing import Result
 from PIL import Image
@@ -238,13 +239,28 @@ def test_running_out_of_accelerator_memory_says_what_to_change(
     from engine.capture import extraction  # noqa: PLC0415
 
     def too_large(*_: object, **__: object) -> None:
-        raise extraction.torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(extraction, "capture_batch", too_large)
     result = extract(strata, dataset, tmp_path / "store")
     assert result.exit_code == 1
     assert "a batch of 3 samples of up to" in result.stderr
     assert "smaller --batch-size" in result.stderr
+
+
+def test_running_out_of_accelerator_memory_before_the_first_batch_is_no_traceback(
+    strata: Strata, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.cli import extract as command  # noqa: PLC0415
+
+    def too_large(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(command, "check_image_rows", too_large)
+    result = extract(strata, dataset, tmp_path / "store")
+    assert result.exit_code == 1
+    assert "a check of the model on the first image does not fit cpu: free its memory" in result.stderr
+    assert not (tmp_path / "store").exists()
 
 
 def test_lists_in_a_toml_file_mean_what_the_command_line_says(strata: Strata, dataset: Dataset, tmp_path: Path) -> None:

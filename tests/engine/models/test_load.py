@@ -26,6 +26,17 @@ def test_a_model_has_the_weights_of_the_file_in_the_dtype_asked_for(checkpoint: 
     assert (loaded.device, loaded.dtype) == (torch.device("cpu"), dtype)
 
 
+def test_numbers_do_not_depend_on_what_a_gpu_would_choose(checkpoint: Checkpoint) -> None:
+    """float32 is not rounded to TF32, and SDPA never takes the kernel in which padding becomes NaN."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_model(checkpoint, dtype="float32", device="cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
 def test_the_language_models_parts_are_found(checkpoint: Checkpoint) -> None:
     model = build_model()
     language = find_language_model(model)
