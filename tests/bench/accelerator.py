@@ -1,7 +1,8 @@
 """Extraction of LLaVA-1.5-7B at full size on one GPU: tokens per second, memory, and who holds up whom.
 
 ``python -m tests.bench.accelerator --out FILE.json`` needs a GPU with 24 GiB or more; absolute numbers, unlike
-``make bench``. Tokens are positions of the language model. The bare rate is that of forward passes over batches that
+``make bench``. Tokens are positions of the language model, of every sample in full, also where an image's prompts share
+a pass over its prefix. The bare rate is that of forward passes over batches that
 lie on the GPU; a captured one is from the first image read to the last row on the host, with nothing written; an
 extraction is all of it, to the last part committed. The sink's rate is that of writing such parts alone. Figures of one
 machine are kept beside this file.
@@ -27,19 +28,38 @@ from engine.capture import Extraction
 from engine.capture.extraction import extract_part
 from engine.store import PartArray, PartContent, write_part
 from tests.bench.full_size_llava import build_full_size_llava
-from tests.bench.random_llava import BenchModel, Silence, collated_batches, extract_all, plan_extraction, write_images
+from tests.bench.random_llava import (
+    BenchModel,
+    Silence,
+    collated_batches,
+    count_positions,
+    extract_all,
+    plan_extraction,
+    write_images,
+)
 from tests.bench.resident import reset_peak, resident
 
-CASES: dict[str, tuple[str, ...]] = {
-    "pooled": ("pooled",),
-    "residual": ("residual",),
-    "residual and attention": ("residual", "attention"),
-}
 GIB = 2**30
 
 
+class Case(NamedTuple):
+    """What is captured, of how many prompts per image."""
+
+    tensors: tuple[str, ...]
+    prompts: int = 1
+
+
+CASES = {
+    "pooled": Case(("pooled",)),
+    "residual": Case(("residual",)),
+    "residual and attention": Case(("residual", "attention")),
+    "lens": Case(("lens",)),
+    "residual of five prompts": Case(("residual",), 5),
+}
+
+
 class Settings(NamedTuple):
-    """What is run: images of one prompt each, samples in a forward pass, images in a part."""
+    """What is run: images, samples in a forward pass, images in a part."""
 
     images: int
     batch_size: int
@@ -102,20 +122,20 @@ def _rows(model: BenchModel, folder: Path, settings: Settings) -> Iterator[dict[
     images = write_images(folder / "images", settings.images)
     number = count()
 
-    def plan(tensors: tuple[str, ...]) -> Extraction:
+    def plan(case: Case) -> Extraction:
         return plan_extraction(
             model,
             folder / f"store-{next(number)}",
             folder / "images",
             images,
-            prompts=1,
+            prompts=case.prompts,
             images_per_part=settings.images_per_part,
             batch_size=settings.batch_size,
-            tensors=tensors,
+            tensors=case.tensors,
         )
 
-    batches = collated_batches(plan(("pooled",)))
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    batches = collated_batches(plan(CASES["pooled"]))
+    bare_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
 
     def forward() -> None:
         with torch.inference_mode():
@@ -124,12 +144,12 @@ def _rows(model: BenchModel, folder: Path, settings: Settings) -> Iterator[dict[
 
     forward()  # kernels are chosen in the first pass
     bare = measure(forward)
-    yield _show({"case": "no capture", "tokens": tokens, "model": _rate(tokens, bare), **_memory(bare)})
-    for case, tensors in CASES.items():
+    yield _show({"case": "no capture", "tokens": bare_tokens, "model": _rate(bare_tokens, bare), **_memory(bare)})
+    for name, case in CASES.items():
         kept: list[PartContent] = []
 
-        def capture(tensors: tuple[str, ...] = tensors, kept: list[PartContent] = kept) -> None:
-            extraction = plan(tensors)
+        def capture(case: Case = case, kept: list[PartContent] = kept) -> None:
+            extraction = plan(case)
             for part in extraction.plan.parts:
                 content = extract_part(extraction, part, Silence())
                 kept[:] = [content]
@@ -138,16 +158,17 @@ def _rows(model: BenchModel, folder: Path, settings: Settings) -> Iterator[dict[
         captured = measure(capture)
         raw = sum(_captured_bytes(array) for array in kept[0].arrays)
         sink = measure(lambda kept=kept: _write(folder / "alone", kept.pop()))
+        extraction = plan(case)
+        tokens = count_positions(extraction)
         part_tokens = tokens * settings.images_per_part // settings.images
         shutil.rmtree(folder / "alone")
-        extraction = plan(tensors)
         whole = measure(lambda extraction=extraction: extract_all(extraction))
         on_disk = sum(file.stat().st_size for file in (extraction.store / "parts").rglob("*") if file.is_file())
         shutil.rmtree(extraction.store)
-        model_rate, sink_rate = _rate(tokens, bare), part_tokens / sink.seconds
+        model_rate, sink_rate = _rate(bare_tokens, bare), part_tokens / sink.seconds
         yield _show(
             {
-                "case": case,
+                "case": name,
                 "tokens": tokens,
                 "captured": _rate(tokens, captured),
                 "extraction": _rate(tokens, whole),

@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from engine.capture import Extraction
 from engine.capture.batch import collate, whole_runs
 from engine.capture.extraction import extract_parts
+from engine.capture.lens import Lens
 from engine.capture.part import SampleSource, batch_item
 from engine.capture.prefix_reuse import ONCE
 from engine.capture.queries import DEFAULT_QUERIES
@@ -32,12 +33,14 @@ __all__ = [
     "Silence",
     "build_llava",
     "collated_batches",
+    "count_positions",
     "extract_all",
     "plan_extraction",
     "write_images",
 ]
 
 IMAGE_SIZE, PATCH_SIZE = 140, 14
+LENS_TOPK = 10
 PROMPTS = (
     "Briefly describe the content of the image.",
     "Provide a quick summary of what the image depicts.",
@@ -147,6 +150,7 @@ def plan_extraction(
             False,
             queries=DEFAULT_QUERIES if "attention" in tensors else (),
             blocks=tuple(range(1, checkpoint.block_count + 1)) if "attention" in tensors else (),
+            lens_topk=LENS_TOPK if "lens" in tensors else None,
         ),
         limit=None,
         seed=0,
@@ -157,13 +161,27 @@ def plan_extraction(
     preparer = Preparer(checkpoint, asked, share_prefix=True)
     prefix_pass = ONCE if prompts > 1 else Extraction.prefix_pass
     return Extraction(
-        store, plan, ImageFolder(root), checkpoint, model.loaded, preparer, batch_size, prefix_pass=prefix_pass
+        store,
+        plan,
+        ImageFolder(root),
+        checkpoint,
+        model.loaded,
+        preparer,
+        batch_size,
+        lens=Lens.of(checkpoint, model.loaded, LENS_TOPK) if "lens" in tensors else None,
+        prefix_pass=prefix_pass,
     )
 
 
 def extract_all(extraction: Extraction) -> None:
     """Extract every part of a plan."""
     extract_parts(extraction, extraction.plan.parts, Silence())
+
+
+def count_positions(extraction: Extraction) -> int:
+    """Positions of the language model in all samples, each in full."""
+    images = (load_image(record, extraction.images) for record in extraction.plan.images)
+    return sum(len(layout) for image in images for layout in extraction.preparer.prepare(image.pixels).layouts)
 
 
 def collated_batches(extraction: Extraction) -> list[dict[str, torch.Tensor]]:
