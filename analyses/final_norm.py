@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.token_blocks import widened
+from analyses.token_blocks import as_float32
 from engine.errors import StrataError
 from engine.store import LARGEST_NORM, Store
 
@@ -42,7 +42,7 @@ class FinalNorm(NamedTuple):
         What is not finite stays so, and a state whose norm exceeds `LARGEST_NORM` becomes NaN: the sum of its squares
         overflows, which would make it zeros.
         """
-        values = widened(states)
+        values = as_float32(states)
         with np.errstate(over="ignore", invalid="ignore"):
             values[np.sqrt(np.vecdot(values, values)) > LARGEST_NORM] = np.nan
             if self.kind == "layer":

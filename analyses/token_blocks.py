@@ -16,6 +16,7 @@ __all__ = [
     "SCRATCH_ELEMENTS",
     "Piece",
     "VectorError",
+    "as_float32",
     "block_rows",
     "cut_blocks",
     "make_scratch",
@@ -23,7 +24,6 @@ __all__ = [
     "refuse_unknown",
     "scratch_bytes",
     "widen",
-    "widened",
 ]
 
 SCRATCH_ELEMENTS = 1 << 20
@@ -102,8 +102,8 @@ def widen(halves: NDArray[np.float16], scratch: NDArray[np.int32]) -> NDArray[np
     return np.multiply(block, _REBIAS, out=block)
 
 
-def widened(states: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Copy states as float32; NaN and infinity stay what they are."""
+def as_float32(states: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Copy states (...) as float32; NaN and infinity stay what they are, unlike in `widen`."""
     if states.dtype != np.float16:
         return states.astype(np.float32)
     block = widen(states, np.empty(states.shape, np.int32))

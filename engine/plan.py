@@ -46,7 +46,7 @@ TOKEN_CAPTURES = ("residual", *BLOCK_CAPTURES, "lens")
 """Those that are of tokens, whose roles can be chosen; of attention the norms of values are."""
 
 PART_BYTES = 2 * 2**30
-"""Raw bytes of a part, unless told: few enough to hold two in memory, enough that committing one costs nothing."""
+"""Raw bytes of a part, unless told: few enough to hold two in memory, enough that committing one costs little."""
 
 _LAYERS = "this model has {0} blocks, so layers 0 (embeddings) to {0}"
 _BLOCKS = "this model has blocks 1 to {0}"

@@ -163,7 +163,7 @@ def _logits_at(model: Any, positions: np.ndarray) -> Iterator[list[np.ndarray]]:
     kept: list[np.ndarray] = []
 
     def ask(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        # A stored position that this sequence does not have is a mismatch, which others report. Numbers, because of
+        # A stored position that this sequence does not have is a mismatch, which others report. Numbers, because with
         # several GPUs a tensor would not be on the one that has the last layer.
         last = keywords["input_ids"].shape[1] - 1
         return arguments, {**keywords, "logits_to_keep": positions.clip(max=last).tolist()}

@@ -14,8 +14,8 @@ from engine.models.checkpoint import first_line
 
 __all__ = ["HostCopies"]
 
-_BLOCK_BYTES = 2**28
-_PER_BLOCK = 4  # of the largest rows at least, so that what is left of a block is a fifth of it at most
+_FIRST_BYTES, _BLOCK_BYTES = 2**25, 2**28  # blocks double: those of a small part take little of the writer's queue
+_PER_BLOCK = 4  # of rows of one size, which then leave a fifth of a block at most
 _ALIGNMENT = 512
 
 
@@ -32,6 +32,7 @@ class HostCopies:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._block = torch.empty(0, dtype=torch.uint8)
         self._used = 0
+        self._next = _FIRST_BYTES
         self.nbytes = 0
 
     def bring(self, rows: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,8 @@ class HostCopies:
         """Take room of the size of ``rows`` in pinned memory."""
         size = rows.nbytes
         if self._used + size > len(self._block):
-            self._block = _pinned(max(_BLOCK_BYTES, 1 << (_PER_BLOCK * size - 1).bit_length()))
+            self._block = _pinned(max(self._next, 1 << (_PER_BLOCK * size - 1).bit_length()))
+            self._next = min(2 * self._next, _BLOCK_BYTES)
             self._used = 0
             self.nbytes += self._block.nbytes
         room = self._block[self._used : self._used + size]
@@ -80,8 +82,10 @@ def _pinned(size: int) -> torch.Tensor:
     try:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
     except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise  # of work that the GPU was given before
         raise StrataError(
-            f"the host has no {size:,} bytes of pinned memory for what a GPU brings ({first_line(error)}): run the "
-            "same command again with a smaller --part-bytes or --batch-size, or give the process more memory; "
-            "finished parts are kept."
+            f"the host has no {size:,} bytes of pinned memory for what a GPU brings ({first_line(error)}): give the "
+            "process more memory, or run strata extract with a smaller --part-bytes or --batch-size; finished parts "
+            "are kept."
         ) from error

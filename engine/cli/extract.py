@@ -123,7 +123,7 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, 
     with naming_overflow(
         "a check of the model on the first image",
         loaded.device,
-        "free its memory, or leave --device out to take all GPUs; nothing has been captured yet.",
+        "free its memory, choose a 16-bit --dtype or another --device; finished parts are kept.",
     ):
         extraction = _checked(extraction, planned)
     if not complete:

@@ -179,10 +179,11 @@ def _keep_float32() -> None:
 
 
 def _leave_out_cudnn_attention() -> None:
-    """Let SDPA choose among its other kernels; on some GPUs cuDNN's would be the first.
+    """Let SDPA choose among its other kernels, which give zeros where a position sees no key, as padding does not.
 
-    Of several releases it is reported that a position that sees no key, as padding does, becomes NaN there; the next
-    block multiplies it by 0 and every position of the sample is NaN.
+    cuDNN's is the first choice on GPUs of compute capability 9.0 and above. Reported of it are NaN at such positions,
+    which reach all others as 0 · NaN (unslothai/unsloth, pull request 9848), and wrong finite values (pytorch/pytorch,
+    issue 193893).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

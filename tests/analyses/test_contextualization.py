@@ -8,6 +8,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+from analyses import state_sums
 from analyses.contextualization import Contextualization, analyze_store
 from analyses.resources import Resources
 from engine.errors import StrataError, UsageError
@@ -88,6 +89,13 @@ def test_small_chunks_change_nothing_but_rounding(
         np.testing.assert_allclose(got.cosine, expected.cosine, atol=1e-6)
         assert got.normed is not None
         np.testing.assert_allclose(got.normed, expected.normed, atol=1e-6)
+
+
+def test_the_final_norm_takes_a_chunk_in_pieces(written_store: WrittenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = written_store()
+    monkeypatch.setattr(state_sums, "NORMED_AT_ONCE", 3)
+    result = analyze_store(open_store(tiny.path), source="hidden_states", self_pairs=True)
+    check_against_oracle(tiny, result, ["instruction", "template"])
 
 
 def test_the_normed_row_needs_the_last_layer(written_store: WrittenStore) -> None:

@@ -34,9 +34,13 @@ def test_the_weight_offset_is_added() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-def test_what_is_not_finite_stays_so_without_a_warning(kind: Literal["rms", "layer"]) -> None:
-    states = np.random.default_rng(3).standard_normal((3, 8)).astype(np.float32)
-    states[1, 2] = np.inf
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_so_without_a_warning(
+    kind: Literal["rms", "layer"], dtype: type, value: float
+) -> None:
+    states = np.random.default_rng(3).standard_normal((3, 8)).astype(dtype)
+    states[1, 2] = value
     normed = FinalNorm(kind, np.ones(8, np.float32), None, 1e-6, 0.0)(states)
     assert np.isfinite(normed).all(axis=1).tolist() == [True, False, True]
 

@@ -48,6 +48,14 @@ def test_every_finite_float16_is_widened_exactly() -> None:
     widened = module.widen(halves, np.empty(halves.shape, np.int32))
     expected = halves.astype(np.float32)
     np.testing.assert_array_equal(widened.view(np.uint32), expected.view(np.uint32))
+    np.testing.assert_array_equal(module.as_float32(halves).view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_as_float32_keeps_what_is_not_finite(value: float) -> None:
+    halves = np.array([1.5, value, -65504.0], np.float16)
+    np.testing.assert_array_equal(module.as_float32(halves), np.array([1.5, value, -65504.0], np.float32))
+    assert module.as_float32(np.empty((0, 4), np.float16)).shape == (0, 4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -1,7 +1,10 @@
 """What the benchmark reports: ratios, goals and the shape of the table and of bench.json. Nothing here is timed."""
 
 import json
+from collections import Counter
+from functools import partial
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,9 +74,28 @@ def test_ratios_are_medians_of_rounds() -> None:
 
 def test_contestants_take_turns_after_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: 10.0 ** len(calls))
-    take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4)
-    assert calls == [*"abc", *"abc", *"cba", *"bca", *"acb"]
+    clock = iter(range(1000))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 10 * next(clock))
+
+    def clear() -> None:
+        calls.append("-")
+        next(clock)
+
+    times = take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, clear=clear)
+    assert "".join(calls) == "a-b-" + "a-b-" + "b-a-" + "a-b-"
+    assert times.best("a") == times.best("b") == "10.00 s", "without the clearing"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_each_contestant_follows_every_other_equally_often(count: int) -> None:
+    rounds = count * (1 + count % 2)
+    calls: list[int] = []
+    take_turns({str(number): partial(calls.append, number) for number in range(count)}, rounds=rounds)
+    orders = [calls[start : start + count] for start in range(count, len(calls), count)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    follows = Counter(pair for order in orders for pair in pairwise(order))
+    assert set(follows.values()) == {rounds // count}
+    assert len(follows) == count * (count - 1)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -1,8 +1,8 @@
 """Times of several ways of doing the same thing, taken in turns so that a busy machine slows all of them alike.
 
 Every contestant runs once unmeasured before the first round: libraries are imported and files lie in the page cache.
-Rounds go through them forwards and backwards, because what one leaves behind, freed memory above all, the next one pays
-for.
+Rounds go through them in the orders of a Williams square, because what one leaves behind, freed memory above all, the
+next one pays for: there each one follows every other equally often (E. J. Williams 1949).
 """
 
 import statistics
@@ -39,7 +39,7 @@ class Times:
 def take_turns(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int, clear: Callable[[], object] | None = None
 ) -> Times:
-    """Run all contestants once to warm up, then ``rounds`` times in turns, each pair of rounds starting with another.
+    """Run all contestants once to warm up, then ``rounds`` times in turns, each time in another order.
 
     Parameters
     ----------
@@ -57,11 +57,18 @@ def take_turns(
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
-        first = turn // 2 % len(names)
-        order = names[first:] + names[:first]
-        for name in reversed(order) if turn % 2 else order:
+        for name in (names[place] for place in _order(len(names), turn)):
             began = time.perf_counter()
             contestants[name]()
             seconds[name].append(time.perf_counter() - began)
             clear()
     return Times(seconds)
+
+
+def _order(count: int, turn: int) -> list[int]:
+    """Return the row of a Williams square; of an odd number of contestants two squares, rows of both in turn."""
+    places = [0]
+    for step in range(1, count):
+        places.append((places[-1] + (step if step % 2 else -step)) % count)
+    row = [(place + turn) % count for place in places]
+    return row[::-1] if count % 2 and turn % 2 else row

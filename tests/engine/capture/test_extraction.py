@@ -11,7 +11,9 @@ import xarray as xr
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from engine.store import Store
+from engine.capture.host_copies import HostCopies
+from engine.capture.sink import BackgroundSink
+from engine.store import Store, summarise
 from engine.vocabulary import ROLES
 from tests.engine.capture.conftest import PROMPTS, SIZES, Extract, sequences
 
@@ -244,3 +246,28 @@ def test_either_capture_alone_stores_what_both_together_store(extract: Extract, 
     np.testing.assert_array_equal(residual.hidden_states, both.hidden_states)
     assert not any(path.endswith("hidden_states") for path in pooled.parts[0].manifest["arrays"])
     assert not any(path.startswith("sample/") for path in residual.parts[0].manifest["arrays"])
+
+
+@pytest.mark.parametrize("pinned", [0, 2**40])
+def test_pinned_blocks_count_whole_in_the_writers_queue(
+    extract: Extract, monkeypatch: pytest.MonkeyPatch, pinned: int
+) -> None:
+    """A part holds the blocks that its rows were brought to, however little of them it fills."""
+    asked: list[int] = []
+    put = BackgroundSink.put
+
+    def record(sink: BackgroundSink[object], item: object, nbytes: int) -> None:
+        asked.append(nbytes)
+        put(sink, item, nbytes)
+
+    class Copies(HostCopies):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nbytes = pinned
+
+    monkeypatch.setattr(BackgroundSink, "put", record)
+    monkeypatch.setattr("engine.capture.extraction.HostCopies", Copies)
+    run = extract("--limit", "2", "--samples-per-part", "1")
+    assert run.exit_code == 0, run.output
+    states = [summary.raw_bytes for summary in summarise(run.store).arrays if summary.path == "token/hidden_states"]
+    assert asked == [pinned, pinned] if pinned else sum(asked) >= sum(states) > 0

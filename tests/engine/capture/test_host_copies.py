@@ -17,12 +17,13 @@ def test_a_tensor_of_the_host_is_not_copied() -> None:
 
 @pytest.fixture
 def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small blocks of memory that is not pinned, which no CPU has."""
+    """Small blocks, of memory that is not pinned, which no CPU has."""
     make = torch.empty
 
     def empty(size: int, *, dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
         return make(size, dtype=dtype)
 
+    monkeypatch.setattr(host_copies, "_FIRST_BYTES", 2**13)
     monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 2**16)
     monkeypatch.setattr(torch, "empty", empty)
 
@@ -57,7 +58,17 @@ def test_a_host_without_memory_to_pin_says_what_to_change(monkeypatch: pytest.Mo
 
     copies, rows = HostCopies(), torch.zeros(3)
     monkeypatch.setattr(torch, "empty", refuse)
-    with pytest.raises(StrataError, match=r"no 268,435,456 bytes of pinned .*\(CUDA error: out of memory\): .*--part-"):
+    with pytest.raises(StrataError, match=r"no 33,554,432 bytes of pinned .*\(CUDA error: out of memory\): .*--part-"):
+        copies._place(rows)
+
+
+def test_what_else_a_gpu_reports_is_not_blamed_on_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    copies, rows = HostCopies(), torch.zeros(3)
+    monkeypatch.setattr(torch, "empty", fault)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         copies._place(rows)
 
 
@@ -67,6 +78,7 @@ def test_a_host_without_memory_to_pin_says_what_to_change(monkeypatch: pytest.Mo
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_copies_are_packed_and_equal(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(host_copies, "_FIRST_BYTES", 2**13)
     monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 2**16)
     copies = HostCopies()
     expected, brought = [], []
