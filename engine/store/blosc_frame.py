@@ -37,7 +37,7 @@ _NEAR, _FAR = (
         target_length=0,
         strategy=STRATEGY_FAST,
     )
-    for hash_log in (9, 14)
+    for hash_log in (6, 14)
 )
 _ROWS_LOOKED_AT, _ROW_HEAD_BYTES = 512, 8
 _REPEATS = 0.02  # share of rows
