@@ -179,7 +179,7 @@ def _keep_float32() -> None:
 
 
 def _leave_out_cudnn_attention() -> None:
-    """Let SDPA choose among its other kernels, which give zeros where a position sees no key, as padding does not.
+    """Let SDPA choose among its other kernels, which give zeros for a position that sees no key: padding is such a one.
 
     cuDNN's is the first choice on GPUs of compute capability 9.0 and above. Reported of it are NaN at such positions,
     which reach all others as 0 · NaN (unslothai/unsloth, pull request 9848), and wrong finite values (pytorch/pytorch,

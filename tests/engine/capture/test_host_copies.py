@@ -1,5 +1,9 @@
 """Copies on the host equal the rows they were made of, also when the rows are gone before they are copied."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
 import pytest
 import torch
 
@@ -72,9 +76,99 @@ def test_what_else_a_gpu_reports_is_not_blamed_on_the_hosts_memory(monkeypatch: 
         copies._place(rows)
 
 
+class Stream:
+    """Does nothing before it is waited for; to wait for another is to wait for what that had been given by then."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], object]] = []
+        self._done = 0
+
+    def wait_stream(self, other: "Stream") -> None:
+        given = len(other.work)
+        self.work.append(lambda: other._run(given))
+
+    def synchronize(self) -> None:
+        self._run(len(self.work))
+
+    def _run(self, stop: int) -> None:
+        while self._done < stop:
+            self._done += 1
+            self.work[self._done - 1]()
+
+
+class Rows:
+    """Stands for rows on a GPU: computed late, on the model's stream, and overwritten as soon as nobody holds them."""
+
+    def __init__(self, device: "Device", values: torch.Tensor) -> None:
+        self.device = device.kind
+        self.nbytes, self.dtype, self.shape = values.nbytes, values.dtype, values.shape
+        self.memory = torch.full_like(values, -1)
+        self.users: list[Stream] = []
+        device.model.work.append(lambda: self.memory.copy_(values))
+
+    def record_stream(self, stream: Stream) -> None:
+        self.users.append(stream)
+
+    def let_go(self, device: "Device") -> None:
+        """Give the memory to the next tensor, which waits only for streams that were recorded."""
+        for stream in self.users:
+            device.model.wait_stream(stream)
+        device.model.work.append(lambda: self.memory.fill_(-2))
+
+
+class Device:
+    """A GPU's streams: the model's, and the one that copies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kind = torch.device("cuda", 0)
+        self.model, self.chosen = Stream(), None
+        self.made: list[Stream] = []
+        monkeypatch.setattr(torch.cuda, "Stream", self._make)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self.model)
+        monkeypatch.setattr(torch.cuda, "stream", self._choose)
+        copy = torch.Tensor.copy_
+
+        def copy_(target: torch.Tensor, source: object, non_blocking: bool = False) -> torch.Tensor:
+            if not isinstance(source, Rows):
+                return copy(target, source)
+            assert non_blocking, "the host would wait for the GPU"
+            (self.chosen or self.model).work.append(lambda: copy(target, source.memory))
+            return target
+
+        monkeypatch.setattr(torch.Tensor, "copy_", copy_)
+
+    def _make(self, _: torch.device) -> Stream:
+        self.made.append(Stream())
+        return self.made[-1]
+
+    @contextmanager
+    def _choose(self, stream: Stream) -> Iterator[None]:
+        self.chosen = stream
+        yield
+        self.chosen = None
+
+
+@pytest.mark.usefixtures("unpinned")
+@pytest.mark.parametrize("first", ["copies", "model"])
+def test_copies_go_on_their_own_stream_beside_the_model(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    """Which streams wait for which, on stand-ins that do all work as late as they may; no hardware takes part."""
+    device, copies = Device(monkeypatch), HostCopies()
+    values = [torch.randn(size, 3) for size in (1, 50, 400)]
+    brought = []
+    for own in values:
+        rows = Rows(device, own)
+        brought.append(copies.bring(cast("torch.Tensor", rows)))
+        rows.let_go(device)
+    assert not any(torch.equal(mine, own) for mine, own in zip(brought, values, strict=True)), "nothing has run yet"
+    if first == "model":
+        device.model.synchronize()
+    copies.wait()
+    assert all(torch.equal(mine, own) for mine, own in zip(brought, values, strict=True))
+
+
 @pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="needs a CUDA device to copy from; where rows are packed is tested without one",
+    reason="needs a CUDA device to copy from; packing and the order of streams are tested without one",
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_copies_are_packed_and_equal(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
