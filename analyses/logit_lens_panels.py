@@ -161,7 +161,8 @@ def draw_curve(
     """
     mean, std, low, high = statistics
     places = axis.at(curve.item.result.layers, curve.item.result.block_count)
-    ax.plot(places, mean, color=curve.colour, marker="o" if len(places) <= _MOST_MARKED else "", **curve.look)
+    marker = "o" if len(places) <= _MOST_MARKED else ""
+    ax.plot(places, mean, color=curve.colour, marker=marker, clip_on=False, **curve.look)  # marks at 0 and 1 are whole
     style: Any = {"color": curve.colour, "linewidth": 0}
     if alone and np.isfinite(std).all():
         ax.fill_between(places, np.maximum(mean - std, 0), np.minimum(mean + std, most), alpha=0.18, **style)
