@@ -45,7 +45,7 @@ def read_pieces(arrays: Sequence[PartArray]) -> FreshPieces | None:
     if LENS_ID not in found:
         return None
     ids, logits = (
-        np.stack([np.array(found[path].slab(layer)) for layer in range(found[path].shape[0])])
+        np.stack([found[path].slab(layer)[...] for layer in range(found[path].shape[0])])
         for path in (LENS_ID, _LENS_LOGIT)
     )
     return FreshPieces(ids, logits)

@@ -147,7 +147,7 @@ def _wrong_shape(stored: StoredSample, array: PartArray, unequal: set[str]) -> s
 
 def _integer_mismatches(stored: StoredSample, array: PartArray) -> Iterator[str]:
     for index in range(array.shape[0]):
-        one, two = stored.slab(array.path, index), array.slab(index)
+        one, two = stored.slab(array.path, index), array.slab(index)[...]
         if not np.array_equal(one, two):
             yield f"{array.path} at {index}: stored {one.tolist()}, fresh {two.tolist()}"
 

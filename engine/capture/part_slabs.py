@@ -1,6 +1,9 @@
-"""Captured pieces, one per forward pass, laid out slab by slab as the store wants them."""
+"""Captured pieces, one per forward pass, laid out as the store wants them, as much at a time as is asked for."""
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -23,10 +26,10 @@ def slabs(
     *,
     places: Sequence[int] | None = None,
     rows: np.ndarray | None = None,
-) -> Callable[[int], np.ndarray]:
-    """Give one leading index after the other in the captured dtype, of bfloat16 its bit patterns.
+) -> Callable[[int], "LaidOut"]:
+    """Give leading indices, each once, in the captured dtype, of bfloat16 its bit patterns.
 
-    The pieces are freed once they are laid out.
+    The pieces of one are freed with what is given for it.
 
     Parameters
     ----------
@@ -43,26 +46,79 @@ def slabs(
     rows
         (row,) places along the part's axis that the pieces are for, ascending; all where None. Others are NaN or -1.
     """
-    # One is compressed while the other is filled.
-    buffers = np.empty((2, *shape), dtype=held_dtype(dtype))
     kept = range(len(pieces)) if places is None else places
 
-    def laid_out(index: int) -> np.ndarray:
-        slab = buffers[index % 2]
-        by_row = slab if axes is None else slab.transpose(axes)
-        if places is not None or rows is not None:
-            slab.fill(_NOTHING.get(dtype, np.nan))
-        if index not in kept:
-            return slab
-        number, row = kept.index(index), 0
-        for captured in pieces[number]:
-            # Not torch.cat: on this thread torch would start a second team of threads, which fights the model's team
-            # for the cores.
-            run = slice(row, row + len(captured))
-            held = captured.view(torch.uint16) if dtype == "bfloat16" else captured
-            by_row[run if rows is None else rows[run]] = held.numpy()
-            row += len(captured)
-        pieces[number] = []
-        return slab
+    def laid_out(index: int) -> LaidOut:
+        own: list[torch.Tensor] = []
+        if index in kept:
+            number = kept.index(index)
+            own, pieces[number] = pieces[number], own
+        nowhere = np.empty(0, np.intp)
+        return LaidOut(own, shape, dtype, axes or tuple(range(len(shape))), rows if index in kept else nowhere)
 
     return laid_out
+
+
+class LaidOut:
+    """One leading index of an array, copied from its pieces when some of it is asked for.
+
+    Parameters
+    ----------
+    pieces, shape, dtype, axes, rows
+        As of `slabs`, of this leading index.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    """
+
+    def __init__(
+        self,
+        pieces: list[torch.Tensor],
+        shape: tuple[int, ...],
+        dtype: str,
+        axes: tuple[int, ...],
+        rows: np.ndarray | None,
+    ) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(held_dtype(dtype))
+        self._nothing = _NOTHING.get(dtype, np.nan)
+        # Views: neither torch's threads nor its dispatch are wanted where many threads copy.
+        self._pieces = [(piece.view(torch.uint16) if dtype == "bfloat16" else piece).numpy() for piece in pieces]
+        self._starts = list(accumulate(map(len, self._pieces), initial=0))
+        self._axes = axes
+        self._rows = rows
+
+    def __getitem__(self, selection: tuple[slice, ...] | EllipsisType) -> np.ndarray:
+        """Lay out everything, or a run along the part's axis; other axes are whole.
+
+        Parameters
+        ----------
+        selection
+            An ellipsis, or a slice for each axis up to the part's, all but that ``slice(None)``.
+        """
+        axis = self._axes[0]
+        run = slice(None) if selection is ... or len(selection) <= axis else selection[axis]
+        start, stop, _ = run.indices(self.shape[axis])
+        values = np.empty((*self.shape[:axis], stop - start, *self.shape[axis + 1 :]), self.dtype)
+        by_row = values.transpose(self._axes)
+        if self._rows is None:
+            for place, piece in self._runs(start, stop):
+                by_row[place] = piece
+            return values
+        values.fill(self._nothing)
+        first, last = np.searchsorted(self._rows, (start, stop)).tolist()
+        places = self._rows[first:last] - start
+        for place, piece in self._runs(first, last):
+            by_row[places[place]] = piece
+        return values
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield rows ``start:stop`` of the pieces, taken as one, and where each run of them is among these."""
+        number, done = bisect_right(self._starts, start) - 1, start
+        while done < stop:
+            first = self._starts[number]
+            piece = self._pieces[number][done - first : stop - first]
+            yield slice(done - start, done - start + len(piece)), piece
+            number, done = number + 1, done + len(piece)

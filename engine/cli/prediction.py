@@ -14,7 +14,7 @@ from engine.capture.prefix_cache import cache_bytes
 from engine.capture.sink import QUEUE_BYTES
 from engine.cli.planning import Planned
 from engine.plan import PlannedPart
-from engine.store import TENSOR_ARRAYS, ArrayShape, compression_bytes, model_arrays, predict_size
+from engine.store import ArrayShape, compression_bytes, model_arrays, predict_size
 
 __all__ = [
     "CAPTURED_ITEMSIZE",
@@ -37,9 +37,6 @@ _KEPT_OF_POOLED = 0.5
 
 # Peak of a process over the sum of its captured states, measured with states small enough to share heaps.
 _ALLOCATED = 1.5
-
-# Widening, rounding to another dtype, rounding the mantissa.
-_ROUNDINGS = 3
 
 # plan.parquet, vocab.parquet, store.json
 _COMMON_FILES = 3
@@ -228,11 +225,6 @@ def _captured_bytes(planned: Planned, array: ArrayShape) -> int:
     return math.prod(array.kept_shape) * _captured_itemsize(planned, array)
 
 
-def _is_rounded(planned: Planned, array: ArrayShape) -> bool:
-    chosen = (path for tensor in planned.capture.dtypes for path in TENSOR_ARRAYS[tensor])
-    return (planned.capture.mantissa_bits is not None and _is_state(array)) or array.path in chosen
-
-
 def _bytes_per_position(planned: Planned, array: ArrayShape) -> int:
     assert array.part_axis is not None
     return _captured_bytes(planned, array) // max(array.kept_shape[array.part_axis], 1)
@@ -252,20 +244,16 @@ def _prefix_cache(planned: Planned, batch_size: int) -> int:
 
 
 def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: int) -> int:
-    """Two parts in the captured dtype, or several small ones; layers of a part laid out for writing, and one batch.
+    """Two parts in the captured dtype, or several small ones, one batch, and what the threads that write hold.
 
-    Of each array one layer is laid out while another is compressed, whole, with NaN where it is not kept; captured is
-    only what is kept. Where values are rounded, a layer is there in the stored dtype too, as often as it is rounded and
-    once more where it is widened. A batch has the rows of the longest sequence for each sample; where prefixes run
-    once, those of as many prefixes and of the text behind them.
+    A batch has the rows of the longest sequence for each sample; where prefixes run once, those of as many prefixes and
+    of the text behind them.
 
     Blocks that are freed here and asked for there leave holes, for which the allocator keeps half as much again.
     """
     part = sum(_captured_bytes(planned, array) for array in arrays)
     written = max(part, min(QUEUE_BYTES, part * (len(planned.plan.parts) - 1)))
     along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
-    slab = 2 * sum(math.prod(array.shape[1:]) * _captured_itemsize(planned, array) for array in along)
-    slab += _ROUNDINGS * max((array.slab_bytes for array in along if _is_rounded(planned, array)), default=0)
     position = sum(_bytes_per_position(planned, array) for array in along) + _decoded_bytes(planned)
     batch = batch_size * planned.sequence * position + _prefix_cache(planned, batch_size)
-    return int(_ALLOCATED * (part + written + slab + batch)) + compression_bytes()
+    return int(_ALLOCATED * (part + written + batch)) + compression_bytes()

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import EllipsisType
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ __all__ = [
     "Coordinate",
     "PartArray",
     "PartContent",
+    "Slab",
     "block_coordinate",
     "in_dtypes",
     "layer_coordinate",
@@ -23,6 +25,21 @@ __all__ = [
     "role_coordinate",
     "source_role_coordinate",
 ]
+
+
+class Slab(Protocol):
+    """One leading index of an array: a NumPy array, or what makes it when some of it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of every axis but the leading one."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As held; of bfloat16 that of its bit patterns, uint16."""
+
+    def __getitem__(self, selection: tuple[slice, ...] | EllipsisType, /) -> np.ndarray:
+        """Return everything, or a run along the part's axis: a slice for each axis up to it, the others whole."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +55,8 @@ class PartArray:
     dtype
         Stored dtype: ``float16``, ``float32`` or ``int32``.
     slab
-        ``slab(i)`` is the array at leading index ``i``: shape ``shape[1:]``, in ``slab_dtype``, C-contiguous. Called
-        once per index, in order; its result is still in use during the next call, and no longer, so two buffers may
-        take turns.
+        ``slab(i)`` is the array at leading index ``i``, called once for each, from several threads, which begin in
+        order. Of what it returns, runs along the part's axis are asked for in order.
     attributes
         JSON values: units, long_name, captured_dtype, …; ``roles``, ``layers`` and ``blocks`` where only tokens of
         some roles, or some of the layers or blocks, are kept and all others are NaN (integers: -1).
@@ -58,7 +74,7 @@ class PartArray:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
-    slab: Callable[[int], np.ndarray]
+    slab: Callable[[int], Slab]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     mantissa_bits: int | None = None
     slab_dtype: str | None = None
@@ -71,7 +87,7 @@ class PartArray:
 
     def values(self, index: int) -> np.ndarray:
         """Return ``slab(index)`` as numbers: bit patterns of bfloat16 as float32."""
-        slab = self.slab(index)
+        slab = self.slab(index)[...]
         return widen_bfloat16(slab) if slab.dtype == BFLOAT16_BITS else slab
 
 

@@ -1,44 +1,45 @@
-"""Writing shards front to back: each inner chunk is compressed on a thread, appended and hashed once on another.
+"""Writing shards front to back: each layer or block is compressed, hashed and written by one thread, several at once.
 
-zarr's own sharding codec would join all compressed chunks in memory before it writes, and the file would have to be
-read again for its hash; measured on two cores, that takes 2.5 times as long. The files are plain ``sharding_indexed``
-shards, index at the end.
+A chunk is hashed and copied to the page cache while what compressed it is still in this core's, and no thread waits for
+another's result; measured on two cores, handing every chunk from thread to thread took a sixth longer. zarr's own
+sharding codec would join all compressed chunks in memory before it writes, and the file would have to be read again
+for its hash. The files are plain ``sharding_indexed`` shards, index at the end.
 """
 
 import hashlib
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import islice
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO
 
 import numpy as np
 
 from engine.cores import usable_cores
 from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk
-from engine.store.layout import INNER_CHUNK_BYTES, ChunkPlan
+from engine.store.content import Slab
+from engine.store.layout import INNER_CHUNK_BYTES, SHARD_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
 
-__all__ = ["compression_bytes", "write_shards"]
+__all__ = ["Written", "compression_bytes", "compression_threads", "write_shards"]
 
-_OPEN_SHARDS = 3
-_WAITING_CHUNKS = 16  # of each
+Written = tuple[Path, FileHash]
+
 _SYNC_BYTES = 64 * 2**20
+_COPIES = 6  # of a piece, three of them where it is rounded
 
 
 def write_shards(
     folder: Path,
     plan: ChunkPlan,
     dtype: str,
-    slab: Callable[[int], np.ndarray],
+    slab: Callable[[int], Slab],
     pool: Executor,
     *,
     sync: Callable[[Path], object],
-) -> Iterator[tuple[Path, FileHash]]:
-    """Write all shards of one array.
+) -> list[Future[Written | None]]:
+    """Have threads write all shards of one array.
 
     Parameters
     ----------
@@ -51,136 +52,116 @@ def write_shards(
     slab
         ``slab(i)`` is the array at leading index ``i``, shape ``plan.shape[1:]``; see ``PartArray.slab``.
     pool
-        Threads that compress.
+        The threads. They must begin their work in the order in which they are given it.
     sync
         Called with a file that is to be made durable, from any thread: some times while it grows, so that the disk is
         busy from the start, and when it is written. It must not wait for the disk.
 
-    Yields
-    ------
-    tuple of Path and FileHash
-        Each file once it is written.
-
-    Raises
-    ------
-    OSError
-        When the disk is full or fails.
+    Returns
+    -------
+    list of Future
+        In order; the last one of each file results in the file and its hash, the others in None. The first that fails
+        has the reason, ``OSError`` when the disk is full or fails; some after it may be cancelled for it.
     """
     if plan.files == 0:
-        return
+        return []
     assert plan.shard is not None
-    per_shard = tuple(long // step for long, step in zip(plan.shard, plan.inner, strict=True))
-    chunks = _encoded(plan, dtype, slab, pool)
-    unfinished: deque[_Shard] = deque()
-    with ExitStack() as stack:
-        for index in range(plan.files):
-            path = folder.joinpath("c", str(index), *["0"] * (len(plan.shape) - 1))
-            path.parent.mkdir(parents=True)
-            shard = stack.enter_context(_Shard(path, per_shard, sync))
-            for chunk in islice(chunks, math.prod(per_shard)):
-                shard.append(chunk)
-            unfinished.append(shard)
-            if len(unfinished) == _OPEN_SHARDS:
-                yield unfinished.popleft().finish()
-        while unfinished:
-            yield unfinished.popleft().finish()
+    chunks = math.prod(long // step for long, step in zip(plan.shard, plan.inner, strict=True))
+    blocks = plan.shard[0] if plan.inner[0] == 1 else 1
+    writing = []
+    for number in range(plan.files):
+        path = folder.joinpath("c", str(number), *["0"] * (len(plan.shape) - 1))
+        shard = _Shard(path, chunks, blocks, sync)
+        for turn in range(blocks):
+            encoded = _encoded(plan, dtype, slab, number * blocks + turn)
+            writing.append(pool.submit(shard.put, turn, encoded))
+    return writing
 
 
-def _blocks(plan: ChunkPlan, slab: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
-    """Blocks as long as the inner chunk along the leading axis: one slab, or the whole array."""
+def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], Slab], index: int) -> Iterator[np.ndarray]:
+    """Encode the chunks of a leading index, or of the whole array where it is not cut along that axis."""
     if plan.inner[0] == 1:
-        for index in range(plan.shape[0]):
-            yield slab(index)[np.newaxis]
+        one = slab(index)
+        for cut in _cuts(plan):
+            yield encode_chunk(one[cut][np.newaxis], plan.inner, dtype)
     else:
-        yield np.stack([slab(index) for index in range(plan.shape[0])])
+        whole = np.stack([slab(each)[...] for each in range(plan.shape[0])])
+        for cut in _cuts(plan):
+            yield encode_chunk(whole[(slice(None), *cut)], plan.inner, dtype)
 
 
-def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], np.ndarray], pool: Executor) -> Iterator[np.ndarray]:
-    """Encode the chunks of all blocks, in order.
-
-    The next block is made while the last pieces of this one are compressed; the one before it is done by then, because
-    its memory may become the next one's. Few pieces are under way at a time, because fresh memory costs as much as
-    compressing into memory just freed.
-    """
-    pending: deque[tuple[int, Future[np.ndarray]]] = deque()
-    for number, block in enumerate(_blocks(plan, slab)):
-        for piece in _pieces(block, plan):
-            if len(pending) >= 2 * compression_threads():
-                yield pending.popleft()[1].result()
-            pending.append((number, pool.submit(encode_chunk, piece, plan.inner, dtype)))
-        while pending and pending[0][0] < number:
-            yield pending.popleft()[1].result()
-    while pending:
-        yield pending.popleft()[1].result()
-
-
-def _pieces(block: np.ndarray, plan: ChunkPlan) -> Iterator[np.ndarray]:
-    """Cut a block along the part's axis."""
-    cut = [axis for axis in range(block.ndim) if axis > 0 and plan.inner[axis] < block.shape[axis]]
-    axis = cut[0] if cut else block.ndim - 1
-    step = plan.inner[axis]
-    for start in range(0, block.shape[axis], step):
-        yield block[(slice(None),) * axis + (slice(start, start + step),)]
+def _cuts(plan: ChunkPlan) -> Iterator[tuple[slice, ...]]:
+    """Select each chunk of a leading index; only the part's axis is cut."""
+    lengths, steps = plan.shape[1:], plan.inner[1:]
+    axis = next((axis for axis, step in enumerate(steps) if step < lengths[axis]), len(lengths) - 1)
+    for start in range(0, lengths[axis], steps[axis]):
+        yield (*(slice(None),) * axis, slice(start, start + steps[axis]))
 
 
 class _Shard:
     """One file: chunks in C order, then the index of (offset, length) pairs; a checksum follows each of them.
 
-    Hashing and writing take as long as compressing does, so each open shard has a thread for them.
-
     Parameters
     ----------
     path
         The file, which must not exist.
-    per_shard
-        Number of chunks along each axis.
+    chunks, blocks
+        How many chunks it has, and how many times some of them are put.
     sync
         As of `write_shards`.
     """
 
-    def __init__(self, path: Path, per_shard: tuple[int, ...], sync: Callable[[Path], object]) -> None:
+    def __init__(self, path: Path, chunks: int, blocks: int, sync: Callable[[Path], object]) -> None:
         self._path = path
+        self._chunks = chunks
+        self._blocks = blocks
         self._sync = sync
         self._unsynced = 0
-        self._chunks = math.prod(per_shard)
-        self._file = path.open("xb")
         self._digest = hashlib.sha256()
         self._lengths: list[int] = []
-        self._thread = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
+        self._turn = 0
+        self._failed = blocks  # the first block that did
+        self._turns = threading.Condition()
 
-    def __enter__(self) -> Self:
-        return self
+    def put(self, turn: int, encoded: Iterable[np.ndarray]) -> Written | None:
+        """Write the chunks of a block behind those of smaller numbers; after the last, tell what the file holds."""
+        last = turn == self._blocks - 1
+        try:
+            if self._blocks > 1:
+                encoded = list(encoded)  # compressed while other threads have their turns
+            with self._turns:
+                self._turns.wait_for(lambda: self._turn == turn or self._failed < turn)
+                if self._failed < turn:
+                    raise CancelledError
+                self._append(encoded, last=last)
+                self._turn += 1
+                self._turns.notify_all()
+        except BaseException:
+            with self._turns:
+                self._failed = min(self._failed, turn)
+                self._turns.notify_all()
+            raise
+        return (self._path, {"sha256": self._digest.hexdigest(), "bytes": self._path.stat().st_size}) if last else None
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        self._file.close()
+    def _append(self, encoded: Iterable[np.ndarray], *, last: bool) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab" if self._turn else "xb") as file:
+            for chunk in encoded:
+                self._write(file, chunk)
+                self._lengths.append(len(chunk) + CHECKSUM_BYTES)
+            if last:
+                if len(self._lengths) != self._chunks:
+                    raise ValueError(f"shard {self._path} got {len(self._lengths)} of its {self._chunks} chunks")
+                starts = np.cumsum([0, *self._lengths[:-1]])
+                index = np.stack([starts, self._lengths], axis=1).astype("<u8")
+                self._write(file, index.reshape(-1).view(np.uint8))
+        if last:
+            self._sync(self._path)
 
-    def append(self, chunk: np.ndarray) -> None:
-        """Write a chunk behind the others, soon; raises what writing one of them raised."""
-        if len(self._waiting) >= _WAITING_CHUNKS:
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._write, chunk))
-        self._lengths.append(len(chunk) + CHECKSUM_BYTES)
-
-    def finish(self) -> tuple[Path, FileHash]:
-        """Wait for the chunks, write the index, and tell what the file holds."""
-        while self._waiting:
-            self._waiting.popleft().result()
-        self._thread.shutdown()
-        if len(self._lengths) != self._chunks:
-            raise ValueError(f"shard {self._path} got {len(self._lengths)} of its {self._chunks} chunks")
-        starts = np.cumsum([0, *self._lengths[:-1]])
-        self._write(np.stack([starts, self._lengths], axis=1).astype("<u8").reshape(-1).view(np.uint8))
-        size = self._file.tell()
-        self._file.close()
-        self._sync(self._path)
-        return self._path, {"sha256": self._digest.hexdigest(), "bytes": size}
-
-    def _write(self, encoded: np.ndarray) -> None:
+    def _write(self, file: BinaryIO, encoded: np.ndarray) -> None:
         encoded.flags.writeable = False  # a checksum is only taken of what cannot change
         for piece in (encoded.data, checksum(encoded)):
-            self._file.write(piece)
+            file.write(piece)
             self._digest.update(piece)
         self._unsynced += len(encoded)
         if self._unsynced >= _SYNC_BYTES:
@@ -189,10 +170,10 @@ class _Shard:
 
 
 def compression_bytes() -> int:
-    """Bytes under way while a part is compressed: pieces as cut, padded, encoded, and those that wait for the disk."""
-    return (2 * compression_threads() * 3 + _OPEN_SHARDS * _WAITING_CHUNKS) * INNER_CHUNK_BYTES
+    """Bytes that threads hold while they write a part: a piece as cut, rounded, padded and encoded, encoded blocks."""
+    return compression_threads() * (_COPIES * INNER_CHUNK_BYTES + SHARD_BYTES)
 
 
 def compression_threads() -> int:
-    """Return how many threads compress one part: as many as this process has cores, at most eight."""
+    """Return how many threads write one part: as many as this process has cores, at most eight."""
     return min(8, usable_cores())

@@ -4,9 +4,13 @@ Each shard is written once, front to back. While more is being compressed, helpe
 so that the disk is not waited for at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -26,7 +30,7 @@ from engine.store.commit import (
     sync_folders,
 )
 from engine.store.consolidate import consolidate
-from engine.store.content import Coordinate, PartArray, PartContent
+from engine.store.content import Coordinate, PartArray, PartContent, Slab
 from engine.store.disk import describe_failure
 from engine.store.dtypes import BFLOAT16_BITS, Rounding, held_dtype, round_mantissa, round_to_dtype, widen_bfloat16
 from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
@@ -95,12 +99,16 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
     root = staged / folder
     part = zarr.create_group(LocalStore(root), zarr_format=3)
     hashes: dict[Path, FileHash] = {}
-    with ThreadPoolExecutor(compression_threads()) as compress, ThreadPoolExecutor(SYNC_THREADS) as syncing:
+    with ExitStack() as stack:
+        syncing = stack.enter_context(ThreadPoolExecutor(SYNC_THREADS))
+        threads = stack.enter_context(ThreadPoolExecutor(compression_threads()))
+        stack.callback(threads.shutdown, cancel_futures=True)  # where one fails, what is not begun never is
         synced: list[Future[None]] = []
 
         def sync(path: Path) -> None:
             synced.append(syncing.submit(sync_file, path))
 
+        writing = []
         for array in content.arrays:
             layout = array.layout
             create_array(
@@ -112,10 +120,13 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
                 attributes=array.attributes,
             )
             source = _Slabs(array)
-            hashes |= write_shards(root / array.path, layout.chunk_plan, array.dtype, source, compress, sync=sync)
-            if source.rounds:
-                part[array.path].update_attributes(source.rounding())
+            shards = write_shards(root / array.path, layout.chunk_plan, array.dtype, source, threads, sync=sync)
+            writing.append((array.path, source, shards))
         _write_coordinates(part, content.coordinates)
+        for path, source, shards in writing:
+            hashes |= filter(None, [shard.result() for shard in shards])
+            if source.rounds:
+                part[path].update_attributes(source.rounding())
         consolidate(root)
         rest = [path for path in files_below(root) if path not in hashes]
         hashes |= zip(rest, syncing.map(_seal, rest), strict=True)
@@ -154,8 +165,9 @@ class _Slabs:
         self._array = array
         self._absolute = 0.0
         self._relative = 0.0
+        self._lock = Lock()
 
-    def __call__(self, index: int) -> np.ndarray:
+    def __call__(self, index: int) -> Slab:
         array = self._array
         slab = array.slab(index)
         dtype = array.slab_dtype or array.dtype
@@ -163,13 +175,7 @@ class _Slabs:
             raise ValueError(
                 f"{array.path}[{index}] is {slab.dtype}{slab.shape}, announced was {dtype}{array.shape[1:]}"
             )
-        absolute = relative = 0.0
-        for rounding in self._roundings(slab):
-            # What two roundings add up to is a bound of their joint error.
-            absolute, relative = absolute + rounding.max_absolute_error, relative + rounding.max_relative_error
-            slab = rounding.values
-        self._absolute, self._relative = max(self._absolute, absolute), max(self._relative, relative)
-        return slab
+        return _Rounded(slab, self._round) if self.rounds else slab
 
     @property
     def rounds(self) -> bool:
@@ -178,18 +184,26 @@ class _Slabs:
         exact = array.slab_dtype in (None, array.dtype) or (array.slab_dtype, array.dtype) == ("bfloat16", "float32")
         return array.mantissa_bits is not None or not exact
 
-    def _roundings(self, slab: np.ndarray) -> Iterator[Rounding]:
+    def _round(self, values: np.ndarray) -> np.ndarray:
+        absolute = relative = 0.0
+        for rounding in self._roundings(values):
+            # What two roundings add up to is a bound of their joint error.
+            absolute, relative = absolute + rounding.max_absolute_error, relative + rounding.max_relative_error
+            values = rounding.values
+        with self._lock:
+            self._absolute, self._relative = max(self._absolute, absolute), max(self._relative, relative)
+        return values
+
+    def _roundings(self, values: np.ndarray) -> Iterator[Rounding]:
         array = self._array
-        if not self.rounds:
-            return
-        if slab.dtype == BFLOAT16_BITS:
-            slab = widen_bfloat16(slab)
-        if slab.dtype != np.dtype(array.dtype):
-            rounding = round_to_dtype(slab, array.dtype, array.path)
+        if values.dtype == BFLOAT16_BITS:
+            values = widen_bfloat16(values)
+        if values.dtype != np.dtype(array.dtype):
+            rounding = round_to_dtype(values, array.dtype, array.path)
             yield rounding
-            slab = rounding.values
+            values = rounding.values
         if array.mantissa_bits is not None:
-            yield round_mantissa(slab, array.mantissa_bits)
+            yield round_mantissa(values, array.mantissa_bits)
 
     def rounding(self) -> dict[str, Any]:
         """Attributes that say how far the stored values are from the captured ones."""
@@ -199,6 +213,25 @@ class _Slabs:
             "rounding_max_absolute_error": self._absolute,
             "rounding_max_relative_error": self._relative,
         }
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """A slab whose values are rounded when they are asked for."""
+
+    slab: Slab
+    round: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.slab.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.slab.dtype
+
+    def __getitem__(self, selection: tuple[slice, ...] | EllipsisType) -> np.ndarray:
+        return self.round(self.slab[selection])
 
 
 def _seal(path: Path) -> FileHash:

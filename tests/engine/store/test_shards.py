@@ -1,8 +1,9 @@
 """Shards are read back by zarr, and by hand from the bytes as the specification has them."""
 
 import struct
+import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
@@ -22,13 +23,17 @@ from engine.store.shards import write_shards
 HIDDEN = ("layer", "token", "dim")
 
 
-def write(folder: Path, plan: ChunkPlan, dims: Sequence[str], values: np.ndarray) -> dict[Path, dict]:
+def write(folder: Path, plan: ChunkPlan, dims: Sequence[str], values: np.ndarray, threads: int = 2) -> dict[Path, dict]:
     group = zarr.create_group(folder)
     create_array(group, "x", plan=plan, dtype=values.dtype.name, dims=dims, attributes={})
-    with ThreadPoolExecutor(2) as pool:
-        return dict(
-            write_shards(folder / "x", plan, values.dtype.name, lambda index: values[index], pool, sync=lambda _: None)
+    with ThreadPoolExecutor(threads) as pool:
+        return written(
+            write_shards(folder / "x", plan, values.dtype.name, values.__getitem__, pool, sync=lambda _: None)
         )
+
+
+def written(writing: Sequence[Future]) -> dict[Path, dict]:
+    return dict(filter(None, [each.result() for each in writing]))
 
 
 @settings(max_examples=25)
@@ -53,37 +58,68 @@ def test_zarr_reads_what_was_written(tmp_path_factory, shape: tuple[int, int, in
     assert all(hash_file(path) == entry for path, entry in files.items())
 
 
-class _Late(Executor):
-    """Does nothing until it is asked for the result, as threads may that have much else to do."""
-
-    class _Task(Future):
-        def result(self, timeout: float | None = None) -> object:
-            if not self.done():
-                function, arguments = self.work
-                self.set_result(function(*arguments))
-            return super().result(timeout)
-
-    def submit(self, function, /, *arguments):
-        task = self._Task()
-        task.work = function, arguments
-        return task
-
-
-@pytest.mark.parametrize("tokens", [3, 40])
 @pytest.mark.parametrize("one", [True, False])
-def test_two_buffers_of_slabs_may_take_turns(tmp_path: Path, tokens: int, one: bool) -> None:
-    values = np.random.default_rng(1).standard_normal((5, tokens, 4)).astype(np.float32)
-    buffers = np.empty((2, tokens, 4), np.float32)
+def test_bytes_are_the_same_whichever_thread_is_first(tmp_path: Path, one: bool) -> None:
+    """Earlier layers take longer, so that of several threads the later ones are done before."""
+    values = np.random.default_rng(1).standard_normal((5, 40, 4)).astype(np.float32)
+    plan = ChunkPlan(values.shape, (1, 3, 4), (5 if one else 1, 42, 4))
+
+    def slow(index: int) -> np.ndarray:
+        time.sleep(0.02 * (5 - index))
+        return values[index]
+
+    files = []
+    for threads, slab in ((1, values.__getitem__), (5, slow)):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        with ThreadPoolExecutor(threads) as pool:
+            writing = write_shards(folder, plan, "float32", slab, pool, sync=lambda _: None)
+            files.append({path.relative_to(folder): entry for path, entry in written(writing).items()})
+        assert all(hash_file(folder / path) == entry for path, entry in files[-1].items())
+    assert files[0] == files[1]
+    assert len(files[0]) == (1 if one else 5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("one", [True, False])
+def test_a_layer_that_fails_is_named_and_nothing_waits_for_it(tmp_path: Path, one: bool, threads: int) -> None:
+    values = np.zeros((6, 4, 3), np.float32)
 
     def slab(index: int) -> np.ndarray:
-        buffers[index % 2] = values[index]
-        return buffers[index % 2]
+        if index == 2:
+            raise ValueError("layer 2")
+        return values[index]
 
-    plan = ChunkPlan(values.shape, (1, 3, 4), (5 if one else 1, -(-tokens // 3) * 3, 4))
-    group = zarr.create_group(tmp_path)
-    create_array(group, "x", plan=plan, dtype="float32", dims=HIDDEN, attributes={})
-    for _ in write_shards(tmp_path / "x", plan, "float32", slab, _Late(), sync=lambda _: None):
-        pass
+    plan = ChunkPlan(values.shape, (1, 4, 3), (6 if one else 1, 4, 3))
+    with ThreadPoolExecutor(threads) as pool:
+        writing = write_shards(tmp_path, plan, "float32", slab, pool, sync=lambda _: None)
+        failures = [each.exception(timeout=60) for each in writing]
+    assert failures[:2] == [None, None]
+    assert str(failures[2]) == "layer 2"
+    assert all(isinstance(each, CancelledError) if one else each is None for each in failures[3:])
+
+
+@pytest.mark.parametrize("one", [True, False])
+def test_layers_are_asked_for_chunk_by_chunk_in_order(tmp_path: Path, one: bool) -> None:
+    values = np.arange(4 * 10 * 3, dtype=np.int32).reshape(4, 10, 3)
+    asked: list[tuple[int, int, int]] = []
+
+    class Layer:
+        shape, dtype = values.shape[1:], values.dtype
+
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __getitem__(self, selection: tuple[slice, ...]) -> np.ndarray:
+            (run,) = selection
+            asked.append((self.index, *run.indices(10)[:2]))
+            return values[self.index][selection]
+
+    plan = ChunkPlan(values.shape, (1, 4, 3), (4 if one else 1, 12, 3))
+    create_array(zarr.create_group(tmp_path), "x", plan=plan, dtype="int32", dims=HIDDEN, attributes={})
+    with ThreadPoolExecutor(1) as pool:
+        written(write_shards(tmp_path / "x", plan, "int32", Layer, pool, sync=lambda _: None))
+    assert asked == [(index, start, min(start + 4, 10)) for index in range(4) for start in (0, 4, 8)]
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "x", mode="r")[...], values)
 
 
@@ -154,7 +190,8 @@ def test_a_file_goes_to_the_disk_while_it_grows_and_when_it_is_whole(
         synced.append((path, path.stat().st_size))
 
     with ThreadPoolExecutor(2) as pool:
-        ((path, entry),) = write_shards(tmp_path / "x", plan, "int32", values.__getitem__, pool, sync=sync)
+        writing = write_shards(tmp_path / "x", plan, "int32", values.__getitem__, pool, sync=sync)
+        ((path, entry),) = written(writing).items()
     assert {name for name, _ in synced} == {path}
     assert len(synced) == 4
     assert [size for _, size in synced] == sorted(size for _, size in synced)

@@ -131,13 +131,13 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1234))
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
     samples = [sample for sample in tiny.samples.values() if sample.part == 1]
     content = tiny_part(1, samples, layers=tiny.layers, dim=16)
     with monkeypatch.context() as patch:
-        patch.setattr(shards_module._Shard, "finish", fail)
+        patch.setattr(shards_module._Shard, "_append", fail)
         with pytest.raises(
             StrataError, match=r"00000001 .*No space left.* needs at most [\d,]+ bytes and 1,234 are free"
         ):
