@@ -7,7 +7,7 @@ slower than one. torchrun says how many processes a machine has, Slurm how many 
 import os
 from collections.abc import Mapping
 
-__all__ = ["usable_cores"]
+__all__ = ["part_threads", "usable_cores"]
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
@@ -25,6 +25,11 @@ def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
         return max(1, allowed // processes)
     share = _number(environment.get("SLURM_CPUS_PER_TASK")) if "SLURM_STEP_ID" in environment else None
     return allowed if share is None else min(allowed, share)
+
+
+def part_threads() -> int:
+    """Return how many threads write or check one part: as many as this process has cores, at most eight."""
+    return min(8, usable_cores())
 
 
 def _number(text: str | None) -> int | None:

@@ -14,7 +14,7 @@ from engine.capture.prefix_cache import cache_bytes
 from engine.capture.sink import QUEUE_BYTES
 from engine.cli.planning import Planned
 from engine.plan import PlannedPart
-from engine.store import ArrayShape, compression_bytes, model_arrays, predict_size
+from engine.store import ArrayShape, model_arrays, predict_size, writing_bytes
 
 __all__ = [
     "CAPTURED_ITEMSIZE",
@@ -68,9 +68,9 @@ class Prediction(NamedTuple):
     parts, images_per_part, files
         Number of parts, images in the largest, files of the whole store.
     host_memory
-        Bytes that a run takes beside the model: the part that fills and what the writer may hold, as captured, layers
-        that are laid out for writing, one batch, the writer's pieces, and what the allocator cannot give back. With
-        the prefix cache, as if the host ran the model.
+        Bytes that a run takes beside the model: the part that fills and what the writer may hold, as captured, one
+        batch, what the writer's threads hold, and what the allocator cannot give back. With the prefix cache, as if the
+        host ran the model.
     prefix_cache
         Bytes of keys and values of the prefixes that run once, on the device that runs the model; 0 without such.
     captured_bytes
@@ -256,4 +256,4 @@ def _host_memory(planned: Planned, arrays: tuple[ArrayShape, ...], batch_size: i
     along = [array for array in arrays if len(array.shape) > 1 and not array.path.startswith("sample/")]
     position = sum(_bytes_per_position(planned, array) for array in along) + _decoded_bytes(planned)
     batch = batch_size * planned.sequence * position + _prefix_cache(planned, batch_size)
-    return int(_ALLOCATED * (part + written + batch)) + compression_bytes()
+    return int(_ALLOCATED * (part + written + batch)) + writing_bytes()

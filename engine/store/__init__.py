@@ -47,7 +47,7 @@ from engine.store.reader import Store, open_store
 from engine.store.record import committed_parts, create_store, is_same_store, missing_files
 from engine.store.repair import Removal, Repair, repair
 from engine.store.schemas import PART_SAMPLES_SCHEMA, PLAN_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA, VOCABULARY_SCHEMA
-from engine.store.shards import compression_bytes
+from engine.store.shards import writing_bytes
 from engine.store.stream import Chunk, stream_bytes, stream_chunks
 from engine.store.summary import ArraySummary, StoreSummary, summarise
 from engine.store.tokens import TokenBatch
@@ -90,7 +90,6 @@ __all__ = [
     "block_coordinate",
     "canonical_json",
     "committed_parts",
-    "compression_bytes",
     "create_store",
     "held_dtype",
     "in_dtypes",
@@ -120,4 +119,5 @@ __all__ = [
     "verify",
     "widen_bfloat16",
     "write_part",
+    "writing_bytes",
 ]

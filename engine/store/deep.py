@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from engine.cores import part_threads
 from engine.errors import StrataError
 from engine.store.deep_axes import Axes, check_axes, read_axes
 from engine.store.deep_nodes import check_nodes, check_numbers
@@ -23,7 +24,6 @@ from engine.store.inventory import Problem
 from engine.store.layout import PARTS_FOLDER, TOKEN_COORDINATES
 from engine.store.part import Part
 from engine.store.reader import Store, open_store
-from engine.store.shards import compression_threads
 
 __all__ = ["check_deeply"]
 
@@ -53,7 +53,7 @@ def check_deeply(path: Path, progress: Callable[[int, int], None] | None = None)
     norm = read_final_norm(store)
     total = sum(_bytes(part, name) for part in store.parts for name in part.manifest["files"] if _is_data(part, name))
     done = 0
-    with ThreadPoolExecutor(compression_threads()) as pool:
+    with ThreadPoolExecutor(part_threads()) as pool:
         for listed in store.parts:
             part = Part(listed.location, listed.name, listed.manifest)  # whose table goes when it is done
             found, axes = _check_part(store, part, plan[plan["part"] == part.number])

@@ -180,11 +180,6 @@ class ArrayShape(NamedTuple):
         return math.prod(self.kept_shape) * np.dtype(self.dtype).itemsize
 
     @property
-    def slab_bytes(self) -> int:
-        """Bytes of one leading index as it is stored, NaN included."""
-        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
-
-    @property
     def part_axis(self) -> int | None:
         """The axis along which parts differ; None where they share it."""
         return next((axis for axis, dim in enumerate(self.dims) if dim in PART_DIMS), None)

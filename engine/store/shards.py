@@ -16,13 +16,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engine.cores import usable_cores
+from engine.cores import part_threads
 from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk
 from engine.store.content import Slab
 from engine.store.layout import INNER_CHUNK_BYTES, SHARD_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
 
-__all__ = ["Written", "compression_bytes", "compression_threads", "write_shards"]
+__all__ = ["Written", "write_shards", "writing_bytes"]
 
 Written = tuple[Path, FileHash]
 
@@ -169,11 +169,6 @@ class _Shard:
             self._sync(self._path)
 
 
-def compression_bytes() -> int:
+def writing_bytes() -> int:
     """Bytes that threads hold while they write a part: a piece as cut, rounded, padded and encoded, encoded blocks."""
-    return compression_threads() * (_COPIES * INNER_CHUNK_BYTES + SHARD_BYTES)
-
-
-def compression_threads() -> int:
-    """Return how many threads write one part: as many as this process has cores, at most eight."""
-    return min(8, usable_cores())
+    return part_threads() * (_COPIES * INNER_CHUNK_BYTES + SHARD_BYTES)

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from engine.cores import part_threads
 from engine.store.deep import check_deeply
 from engine.store.inventory import Inventory, Problem, check_file, is_ours, read_planned, take_inventory
 from engine.store.layout import PARTS_FOLDER, PLAN_FILE, STAGING_FOLDER, STORE_FILE, part_name
 from engine.store.manifest import FileHash
-from engine.store.shards import compression_threads
 
 __all__ = ["Problem", "Verification", "verify"]
 
@@ -118,7 +118,7 @@ def _check_files(
 ) -> Iterator[Problem]:
     """Compare each listed file with its size and hash, several at a time."""
     total, done = sum(int(entry["bytes"]) for entry in listed.values()), 0
-    with ThreadPoolExecutor(compression_threads()) as pool:
+    with ThreadPoolExecutor(part_threads()) as pool:
         results = pool.map(lambda name: check_file(store, name, listed[name]), listed)
         for (name, entry), message in zip(listed.items(), results, strict=True):
             done += int(entry["bytes"])

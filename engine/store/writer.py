@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from types import EllipsisType
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.storage import LocalStore
 
+from engine.cores import part_threads
 from engine.errors import StrataError
 from engine.store.codecs import create_array
 from engine.store.commit import (
@@ -37,7 +37,7 @@ from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_s
 from engine.store.manifest import FileHash, hash_file, parse_json, seal_json
 from engine.store.memory import keep_freed_chunks
 from engine.store.schemas import PART_SAMPLES_SCHEMA, THUMBNAIL_SAMPLES_SCHEMA
-from engine.store.shards import compression_threads, write_shards
+from engine.store.shards import write_shards
 
 __all__ = ["write_part"]
 
@@ -101,7 +101,7 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
     hashes: dict[Path, FileHash] = {}
     with ExitStack() as stack:
         syncing = stack.enter_context(ThreadPoolExecutor(SYNC_THREADS))
-        threads = stack.enter_context(ThreadPoolExecutor(compression_threads()))
+        threads = stack.enter_context(ThreadPoolExecutor(part_threads()))
         stack.callback(threads.shutdown, cancel_futures=True)  # where one fails, what is not begun never is
         synced: list[Future[None]] = []
 
@@ -163,9 +163,7 @@ class _Slabs:
 
     def __init__(self, array: PartArray) -> None:
         self._array = array
-        self._absolute = 0.0
-        self._relative = 0.0
-        self._lock = Lock()
+        self._errors: list[tuple[float, float]] = [(0.0, 0.0)]  # absolute, relative; appended to by several threads
 
     def __call__(self, index: int) -> Slab:
         array = self._array
@@ -190,8 +188,7 @@ class _Slabs:
             # What two roundings add up to is a bound of their joint error.
             absolute, relative = absolute + rounding.max_absolute_error, relative + rounding.max_relative_error
             values = rounding.values
-        with self._lock:
-            self._absolute, self._relative = max(self._absolute, absolute), max(self._relative, relative)
+        self._errors.append((absolute, relative))
         return values
 
     def _roundings(self, values: np.ndarray) -> Iterator[Rounding]:
@@ -206,12 +203,13 @@ class _Slabs:
             yield round_mantissa(values, array.mantissa_bits)
 
     def rounding(self) -> dict[str, Any]:
-        """Attributes that say how far the stored values are from the captured ones."""
+        """Attributes that say how far the stored values are from the captured ones; known once all are written."""
+        absolute, relative = zip(*self._errors, strict=True)
         bits = {} if self._array.mantissa_bits is None else {"mantissa_bits": self._array.mantissa_bits}
         return {
             **bits,
-            "rounding_max_absolute_error": self._absolute,
-            "rounding_max_relative_error": self._relative,
+            "rounding_max_absolute_error": max(absolute),
+            "rounding_max_relative_error": max(relative),
         }
 
 

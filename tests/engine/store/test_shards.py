@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import google_crc32c
 import numpy as np
@@ -97,6 +98,27 @@ def test_a_layer_that_fails_is_named_and_nothing_waits_for_it(tmp_path: Path, on
     assert failures[:2] == [None, None]
     assert str(failures[2]) == "layer 2"
     assert all(isinstance(each, CancelledError) if one else each is None for each in failures[3:])
+
+
+def test_layers_before_one_that_fails_are_written(tmp_path: Path) -> None:
+    """They are slower, so that it has failed long before their turns."""
+    failed = Event()
+
+    def slab(index: int) -> np.ndarray:
+        if index == 2:
+            failed.set()
+            raise ValueError("layer 2")
+        failed.wait(60)
+        time.sleep(0.05)
+        return np.zeros((4, 3), np.float32)
+
+    with ThreadPoolExecutor(3) as pool:
+        plan = ChunkPlan((4, 4, 3), (1, 4, 3), (4, 4, 3))
+        writing = write_shards(tmp_path, plan, "float32", slab, pool, sync=lambda _: None)
+        failures = [each.exception(timeout=60) for each in writing]
+    assert failures[:2] == [None, None]
+    assert str(failures[2]) == "layer 2"
+    assert isinstance(failures[3], CancelledError)
 
 
 @pytest.mark.parametrize("one", [True, False])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -147,6 +148,42 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [problem.file for problem in verify(tiny.path).problems] == ["parts/00000001.json"]
     write_part(tiny.path, content, plan_sha256=PLAN)
     assert not verify(tiny.path).problems
+
+
+def test_after_a_failure_no_further_layer_is_asked_for(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", written=[0])
+    content = tiny_part(1, [one for one in tiny.samples.values() if one.part == 1], layers=tiny.layers, dim=16)
+    states = next(array for array in content.arrays if array.path == "token/hidden_states")
+    asked = []
+
+    def slab(index: int) -> np.ndarray:
+        asked.append(index)
+        if index == 0:
+            raise OSError(errno.EIO, "Input/output error")
+        time.sleep(0.01)
+        return np.zeros(states.shape[1:], np.float16)
+
+    many = dataclasses.replace(states, shape=(500, *states.shape[1:]), slab=slab)
+    with pytest.raises(StrataError, match="Input/output error"):
+        write_part(tiny.path, dataclasses.replace(content, arrays=(many,)), plan_sha256=PLAN)
+    assert len(asked) < 500
+
+
+def test_errors_of_rounding_count_values_that_come_late(tmp_path: Path) -> None:
+    tiny = tiny_store(tmp_path / "store", written=[0])
+    content = tiny_part(1, [one for one in tiny.samples.values() if one.part == 1], layers=tiny.layers, dim=16)
+    states = next(array for array in content.arrays if array.path == "token/hidden_states")
+    values = np.zeros(states.shape, np.float32)
+    values[-1] = 1 + 2**-12
+
+    def slow(index: int) -> np.ndarray:
+        time.sleep(0.05)
+        return values[index]
+
+    rounded = dataclasses.replace(states, dtype="float16", slab=slow, slab_dtype="float32")
+    manifest = write_part(tiny.path, dataclasses.replace(content, arrays=(rounded,)), plan_sha256=PLAN)
+    attributes = manifest["arrays"]["token/hidden_states"]["attributes"]
+    assert attributes["rounding_max_absolute_error"] == 2**-12
 
 
 def test_what_is_not_as_announced(tmp_path: Path) -> None:
