@@ -118,3 +118,16 @@ def test_repeated_rows_are_found_however_far_apart() -> None:
     rows, _ = make("normal", "bfloat16", (32, 1024))
     once, again = (len(encode_frame(np.tile(rows, (times, 1)), 4)) for times in (1, 8))
     assert again < 1.5 * once
+
+
+@pytest.mark.parametrize("noise", [slice(0, 2**19), slice(2**19, 2**20)])
+def test_what_a_plane_gains_is_not_judged_by_one_end(noise: slice) -> None:
+    """Half of the values are noise in both bytes, the others in the low one alone."""
+    random = np.random.default_rng(0)
+    bits = random.integers(0, 2**16, 2**20, dtype=np.uint16)
+    plain = np.ones(len(bits), bool)
+    plain[noise] = False
+    bits[plain] = bits[plain] & 0x03FF | 0x3C00
+    frame = encode_frame(bits.reshape(-1, 4096), 2)
+    np.testing.assert_array_equal(np.frombuffer(Blosc().decode(frame), np.uint16), bits)
+    assert len(frame) < 0.85 * bits.nbytes, "of the high byte a quarter is left where it is not noise: 13/16"

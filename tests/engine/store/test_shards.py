@@ -220,6 +220,12 @@ def test_a_file_goes_to_the_disk_while_it_grows_and_when_it_is_whole(
     assert synced[-1][1] == entry["bytes"] == path.stat().st_size
 
 
+def test_a_file_with_a_hole_is_not_written(tmp_path: Path) -> None:
+    values = np.zeros((1, 4, 3), np.float32)
+    with pytest.raises(ValueError, match="1 of its 2 chunks"):
+        write(tmp_path, ChunkPlan(values.shape, (1, 4, 3), (1, 8, 3)), HIDDEN, values)
+
+
 def test_a_constant_chunk_is_still_written(tmp_path: Path) -> None:
     values = np.full((2, 3, 4), np.nan, np.float16)
     plan = plan_chunks(HIDDEN, values.shape, 2)
