@@ -3,12 +3,11 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from types import EllipsisType
 
 import numpy as np
 import torch
 
-from engine.store import BFLOAT16_NAN, held_dtype
+from engine.store import BFLOAT16_NAN, Selection, held_dtype
 
 __all__ = ["STORED_DTYPES", "slabs"]
 
@@ -82,15 +81,18 @@ class LaidOut:
         rows: np.ndarray | None,
     ) -> None:
         self.shape = shape
-        self.dtype = np.dtype(held_dtype(dtype))
+        self.dtype = held_dtype(dtype)
         self._nothing = _NOTHING.get(dtype, np.nan)
         # Views: neither torch's threads nor its dispatch are wanted where many threads copy.
         self._pieces = [(piece.view(torch.uint16) if dtype == "bfloat16" else piece).numpy() for piece in pieces]
         self._starts = list(accumulate(map(len, self._pieces), initial=0))
         self._axes = axes
         self._rows = rows
+        wanted = shape[axes[0]] if rows is None else len(rows)
+        if self._starts[-1] != wanted:
+            raise ValueError(f"{self._starts[-1]} rows were captured for {wanted} places")
 
-    def __getitem__(self, selection: tuple[slice, ...] | EllipsisType) -> np.ndarray:
+    def __getitem__(self, selection: Selection) -> np.ndarray:
         """Lay out everything, or a run along the part's axis; other axes are whole.
 
         Parameters

@@ -43,7 +43,7 @@ _ROWS_LOOKED_AT, _ROW_HEAD_BYTES = 512, 8
 _REPEATS = 0.02  # share of rows
 _RUNS, _RUN_VALUES = 32, 512  # that are tried before a frame is compressed
 
-_Compress = Callable[[memoryview, int], bytes | None]
+_Compress = Callable[[memoryview, range], bytes | None]
 
 
 def encode_frame(values: np.ndarray, itemsize: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def _put_stream(room: memoryview, block: np.ndarray, first: int, compress: _Comp
     first
         The first plane's number, 0 being the values' lowest bytes; negative ones are zero.
     compress
-        Compresses planes from that number on; None where it sees no gain.
+        Compresses planes of these numbers; None where it sees no gain.
     """
     planes = len(room) // len(block)
     if first + planes <= 0:
@@ -113,7 +113,7 @@ def _put_stream(room: memoryview, block: np.ndarray, first: int, compress: _Comp
     else:
         for plane, out in enumerate(np.frombuffer(room, np.uint8).reshape(planes, -1), first):
             _take_plane(block, plane, out)
-        stream = compress(room, first)
+        stream = compress(room, range(first, first + planes))
     if stream is None or len(stream) >= _WORTH * len(room):
         return len(room)
     room[: len(stream)] = stream
@@ -141,12 +141,16 @@ def _compress_near(bits: np.ndarray) -> _Compress:
         for number in range(bits.itemsize):
             _take_plane(sample, number, plane)
             gains[number] = len(compressor.compress(plane.data)) < _WORTH * plane.size
-    return lambda room, first: compressor.compress(room) if first < 0 or gains[first] else None
+
+    def compress(room: memoryview, planes: range) -> bytes | None:
+        return compressor.compress(room) if any(plane < 0 or gains[plane] for plane in planes) else None
+
+    return compress
 
 
 def _compress_far() -> _Compress:
     compressor = ZstdCompressor(compression_params=_FAR)
-    return lambda room, first: compressor.compress(room)
+    return lambda room, _planes: compressor.compress(room)
 
 
 @lru_cache(maxsize=64)

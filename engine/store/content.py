@@ -17,7 +17,9 @@ __all__ = [
     "Coordinate",
     "PartArray",
     "PartContent",
+    "Selection",
     "Slab",
+    "Values",
     "block_coordinate",
     "in_dtypes",
     "layer_coordinate",
@@ -27,7 +29,18 @@ __all__ = [
 ]
 
 
-class Slab(Protocol):
+Selection = tuple[slice, ...] | EllipsisType
+"""A slice for each axis up to the part's, all but that one whole; or everything."""
+
+
+class Values(Protocol):
+    """What is asked for its values run by run, as a NumPy array can be."""
+
+    def __getitem__(self, selection: Selection, /) -> np.ndarray:
+        """Return everything, or a run along the part's axis."""
+
+
+class Slab(Values, Protocol):
     """One leading index of an array: a NumPy array, or what makes it when some of it is asked for."""
 
     @property
@@ -37,9 +50,6 @@ class Slab(Protocol):
     @property
     def dtype(self) -> np.dtype:
         """As held; of bfloat16 that of its bit patterns, uint16."""
-
-    def __getitem__(self, selection: tuple[slice, ...] | EllipsisType, /) -> np.ndarray:
-        """Return everything, or a run along the part's axis: a slice for each axis up to it, the others whole."""
 
 
 @dataclass(frozen=True)

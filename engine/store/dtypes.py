@@ -154,6 +154,6 @@ def _measured(values: np.ndarray, rounded: np.ndarray) -> Rounding:
 
 
 def _pieces(size: int) -> Iterator[slice]:
-    """Cut so many values: whole layers in float64, or between two steps of rounding, take several times their size."""
+    """Cut so many values: whole pieces in float64, or between two steps of rounding, take several times their size."""
     for start in range(0, size, _VALUES_AT_ONCE):
         yield slice(start, start + _VALUES_AT_ONCE)

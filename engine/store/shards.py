@@ -1,9 +1,9 @@
 """Writing shards front to back: each layer or block is compressed, hashed and written by one thread, several at once.
 
-A chunk is hashed and copied to the page cache while what compressed it is still in this core's, and no thread waits for
-another's result; measured on two cores, handing every chunk from thread to thread took a sixth longer. zarr's own
-sharding codec would join all compressed chunks in memory before it writes, and the file would have to be read again
-for its hash. The files are plain ``sharding_indexed`` shards, index at the end.
+So a chunk is hashed and copied while it is still in the cache of the core that compressed it, and threads wait for each
+other only where they share a file; measured on two cores, handing every chunk from thread to thread took a sixth
+longer. zarr's own sharding codec would join all compressed chunks in memory before it writes, and the file would have
+to be read again for its hash. The files are plain ``sharding_indexed`` shards, index at the end.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 
 from engine.cores import part_threads
 from engine.store.codecs import CHECKSUM_BYTES, checksum, encode_chunk
-from engine.store.content import Slab
+from engine.store.content import Selection, Values
 from engine.store.layout import INNER_CHUNK_BYTES, SHARD_BYTES, ChunkPlan
 from engine.store.manifest import FileHash
 
@@ -34,7 +34,7 @@ def write_shards(
     folder: Path,
     plan: ChunkPlan,
     dtype: str,
-    slab: Callable[[int], Slab],
+    slab: Callable[[int], Values],
     pool: Executor,
     *,
     sync: Callable[[Path], object],
@@ -78,7 +78,7 @@ def write_shards(
     return writing
 
 
-def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], Slab], index: int) -> Iterator[np.ndarray]:
+def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], Values], index: int) -> Iterator[np.ndarray]:
     """Encode the chunks of a leading index, or of the whole array where it is not cut along that axis."""
     if plan.inner[0] == 1:
         one = slab(index)
@@ -87,13 +87,16 @@ def _encoded(plan: ChunkPlan, dtype: str, slab: Callable[[int], Slab], index: in
     else:
         whole = np.stack([slab(each)[...] for each in range(plan.shape[0])])
         for cut in _cuts(plan):
-            yield encode_chunk(whole[(slice(None), *cut)], plan.inner, dtype)
+            yield encode_chunk(whole if cut is ... else whole[(slice(None), *cut)], plan.inner, dtype)
 
 
-def _cuts(plan: ChunkPlan) -> Iterator[tuple[slice, ...]]:
-    """Select each chunk of a leading index; only the part's axis is cut."""
+def _cuts(plan: ChunkPlan) -> Iterator[Selection]:
+    """Select each chunk of a leading index: only the part's axis is cut, or none."""
     lengths, steps = plan.shape[1:], plan.inner[1:]
-    axis = next((axis for axis, step in enumerate(steps) if step < lengths[axis]), len(lengths) - 1)
+    axis = next((axis for axis, step in enumerate(steps) if step < lengths[axis]), None)
+    if axis is None:
+        yield ...
+        return
     for start in range(0, lengths[axis], steps[axis]):
         yield (*(slice(None),) * axis, slice(start, start + steps[axis]))
 

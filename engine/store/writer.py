@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from engine.store.commit import (
     sync_folders,
 )
 from engine.store.consolidate import consolidate
-from engine.store.content import Coordinate, PartArray, PartContent, Slab
+from engine.store.content import Coordinate, PartArray, PartContent, Selection, Slab, Values
 from engine.store.disk import describe_failure
 from engine.store.dtypes import BFLOAT16_BITS, Rounding, held_dtype, round_mantissa, round_to_dtype, widen_bfloat16
 from engine.store.layout import FORMAT_VERSION, ArrayShape, part_name, predict_size
@@ -102,7 +101,7 @@ def _write_zarr(staged: Path, folder: str, content: PartContent) -> dict[str, Fi
     with ExitStack() as stack:
         syncing = stack.enter_context(ThreadPoolExecutor(SYNC_THREADS))
         threads = stack.enter_context(ThreadPoolExecutor(part_threads()))
-        stack.callback(threads.shutdown, cancel_futures=True)  # where one fails, what is not begun never is
+        stack.callback(threads.shutdown, cancel_futures=True)  # begins no more once one is seen to have failed
         synced: list[Future[None]] = []
 
         def sync(path: Path) -> None:
@@ -165,7 +164,7 @@ class _Slabs:
         self._array = array
         self._errors: list[tuple[float, float]] = [(0.0, 0.0)]  # absolute, relative; appended to by several threads
 
-    def __call__(self, index: int) -> Slab:
+    def __call__(self, index: int) -> Values:
         array = self._array
         slab = array.slab(index)
         dtype = array.slab_dtype or array.dtype
@@ -220,15 +219,7 @@ class _Rounded:
     slab: Slab
     round: Callable[[np.ndarray], np.ndarray]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.slab.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.slab.dtype
-
-    def __getitem__(self, selection: tuple[slice, ...] | EllipsisType) -> np.ndarray:
+    def __getitem__(self, selection: Selection) -> np.ndarray:
         return self.round(self.slab[selection])
 
 

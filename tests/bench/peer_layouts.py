@@ -17,7 +17,8 @@ __all__ = ["load_layer", "query_layer", "save_rows", "select_layer"]
 
 def load_layer(paths: Sequence[Path], layer: int) -> list[torch.Tensor]:
     """States (token, dim) of a layer from files as ``usual_script.save_samples`` writes them."""
-    return [torch.load(path)["hidden_states"][layer] for path in paths]
+    # A copy, else every file stays in memory with its layer.
+    return [torch.load(path)["hidden_states"][layer].clone() for path in paths]
 
 
 def save_rows(paths: Sequence[Path], database: Path) -> None:

@@ -1,6 +1,7 @@
 """Times of several ways of doing the same thing, taken in turns so that a busy machine slows all of them alike.
 
-Every contestant runs once unmeasured before the first round: libraries are imported and files lie in the page cache.
+Every contestant runs once unmeasured before the first round: libraries are imported, and files lie in the page cache
+unless they are cleared from it.
 Rounds go through them in the orders of a Williams square, because what one leaves behind, freed memory above all, the
 next one pays for: there each one follows every other equally often (E. J. Williams 1949).
 """
@@ -48,7 +49,7 @@ def take_turns(
     rounds
         At least 1.
     clear
-        Called after each run, outside of its time: removes what it wrote.
+        Called after each run, outside of its time: removes what it wrote, or makes the machine forget what it read.
     """
     clear = clear or (lambda: None)
     for run in contestants.values():

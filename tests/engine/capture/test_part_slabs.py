@@ -75,3 +75,10 @@ def test_pieces_of_a_layer_are_freed_with_what_was_laid_out_of_it() -> None:
     gc.collect()
     assert first() is None
     assert held[1]
+
+
+@pytest.mark.parametrize(("places", "rows"), [(5, None), (5, np.array([0, 4])), (2, None)])
+def test_rows_that_do_not_fit_are_never_left_out(places: int, rows: np.ndarray | None) -> None:
+    laid_out = slabs([[torch.ones(3, 2)]], (places, 2), "float32", rows=rows)
+    with pytest.raises(ValueError, match="3 rows were captured for"):
+        laid_out(0)

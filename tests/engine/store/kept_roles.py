@@ -20,7 +20,7 @@ def keep_roles(content: PartContent, roles: Sequence[str]) -> PartContent:
         if "token" not in array.dims:
             return array
         axis = array.dims.index("token")
-        slabs = [np.compress(kept, np.array(array.slab(lead)), axis - 1) for lead in range(array.shape[0])]
+        slabs = [np.compress(kept, array.slab(lead)[...], axis - 1) for lead in range(array.shape[0])]
         shape = (*array.shape[:axis], int(kept.sum()), *array.shape[axis + 1 :])
         return replace(array, shape=shape, slab=lambda lead: slabs[lead])
 

@@ -116,7 +116,7 @@ def test_values_beyond_a_dtype_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_layer_is_rounded_and_compared_within_twice_its_size(dtype: str) -> None:
+def test_values_are_rounded_and_compared_within_twice_their_size(dtype: str) -> None:
     values = np.linspace(1, 2, 2**20).astype(dtype)
     tracemalloc.start()
     for round_values in (lambda: round_mantissa(values, 4), lambda: round_to_dtype(values, "float32", "it")):

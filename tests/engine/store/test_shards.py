@@ -2,6 +2,7 @@
 
 import struct
 import time
+import tracemalloc
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +18,11 @@ from numcodecs.blosc import Blosc
 
 from engine.store import layout, shards
 from engine.store.codecs import create_array, encode_chunk
-from engine.store.layout import ChunkPlan, plan_chunks
+from engine.store.content import PartArray
+from engine.store.layout import INNER_CHUNK_BYTES, ChunkPlan, plan_chunks
 from engine.store.manifest import hash_file
 from engine.store.shards import write_shards
+from engine.store.writer import _Slabs
 
 HIDDEN = ("layer", "token", "dim")
 
@@ -242,3 +245,29 @@ def test_no_tokens_no_files(tmp_path: Path) -> None:
 def test_what_is_not_kept_takes_a_thousandth_of_its_bytes_at_most(dtype: str) -> None:
     chunk = np.full(layout.INNER_CHUNK_BYTES // np.dtype(dtype).itemsize, np.nan, dtype)
     assert len(encode_chunk(chunk, chunk.shape, dtype)) < chunk.nbytes / 1000
+
+
+@pytest.mark.parametrize("tokens", [1000, 6000])
+def test_threads_hold_no_more_than_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Most where values are widened, rounded to another dtype and once more; in files of their own and in one."""
+    monkeypatch.setattr(shards, "part_threads", lambda: 1)
+    array = PartArray(
+        "token/x",
+        HIDDEN,
+        (3, tokens, 4096),
+        "float16",
+        lambda index: np.full((tokens, 4096), 0x3F81 + index, np.uint16),
+        slab_dtype="bfloat16",
+        mantissa_bits=4,
+    )
+    plan = array.layout.chunk_plan
+    one = array.slab(0)[...].nbytes
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            written(write_shards(tmp_path, plan, "float16", _Slabs(array), pool, sync=lambda _: None))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert plan.files == (3 if tokens == 6000 else 1)
+    assert 2 * INNER_CHUNK_BYTES < peak - one < shards.writing_bytes()
