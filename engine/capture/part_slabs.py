@@ -47,13 +47,14 @@ def slabs(
     """
     kept = range(len(pieces)) if places is None else places
 
+    order = axes or tuple(range(len(shape)))
+
     def laid_out(index: int) -> LaidOut:
-        own: list[torch.Tensor] = []
-        if index in kept:
-            number = kept.index(index)
-            own, pieces[number] = pieces[number], own
-        nowhere = np.empty(0, np.intp)
-        return LaidOut(own, shape, dtype, axes or tuple(range(len(shape))), rows if index in kept else nowhere)
+        if index not in kept:
+            return LaidOut([], shape, dtype, order, np.empty(0, np.intp))
+        number = kept.index(index)
+        own, pieces[number] = pieces[number], []
+        return LaidOut(own, shape, dtype, order, rows)
 
     return laid_out
 

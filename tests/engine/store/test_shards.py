@@ -27,10 +27,10 @@ from engine.store.writer import _Slabs
 HIDDEN = ("layer", "token", "dim")
 
 
-def write(folder: Path, plan: ChunkPlan, dims: Sequence[str], values: np.ndarray, threads: int = 2) -> dict[Path, dict]:
+def write(folder: Path, plan: ChunkPlan, dims: Sequence[str], values: np.ndarray) -> dict[Path, dict]:
     group = zarr.create_group(folder)
     create_array(group, "x", plan=plan, dtype=values.dtype.name, dims=dims, attributes={})
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(2) as pool:
         return written(
             write_shards(folder / "x", plan, values.dtype.name, values.__getitem__, pool, sync=lambda _: None)
         )
