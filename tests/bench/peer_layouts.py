@@ -12,13 +12,18 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["load_layer", "query_layer", "save_rows", "select_layer"]
+__all__ = ["load_layer", "map_layer", "query_layer", "save_rows", "select_layer"]
 
 
 def load_layer(paths: Sequence[Path], layer: int) -> list[torch.Tensor]:
     """States (token, dim) of a layer from files as ``usual_script.save_samples`` writes them."""
     # A copy, else every file stays in memory with its layer.
     return [torch.load(path)["hidden_states"][layer].clone() for path in paths]
+
+
+def map_layer(paths: Sequence[Path], layer: int) -> list[torch.Tensor]:
+    """States (token, dim) of a layer from the same files, of which only what is looked at is read."""
+    return [torch.load(path, mmap=True)["hidden_states"][layer].clone() for path in paths]
 
 
 def save_rows(paths: Sequence[Path], database: Path) -> None:
