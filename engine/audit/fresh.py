@@ -148,6 +148,7 @@ class FreshPasses:
             batch_size=layout.copies,
             padding=layout.padding,
             lens=self._lens,
+            when_full="free its memory, or audit on another --device.",
         )
 
     def _preparer(self, prompts: tuple[Prompt, ...]) -> Preparer:

@@ -30,6 +30,7 @@ from engine.vocabulary import ROLES
 __all__ = ["BlockCollector"]
 
 _HALVES = {"attention_output": "self_attn", "mlp_output": "mlp"}
+_MOST_MASKS = 4  # kept at a time: of a model's kinds of blocks, full and sliding, on two devices
 
 
 class BlockCollector:
@@ -138,10 +139,15 @@ class BlockCollector:
             self.rows["attention_norm"][call.block].masked_fill_(missing, torch.nan)
 
     def _visible_rows(self, call: AttentionCall) -> list[torch.Tensor]:
-        """Per query the rows whose weight is not 0 by the mask; found once per mask, because that stops the host."""
+        """Per query the rows whose weight is not 0 by the mask; found once per mask, because that stops the host.
+
+        Spread over several GPUs, each block off the first one gets a mask of its own.
+        """
         device = call.key.device
         case = (id(call.mask), device, call.causal, call.window)
         if case not in self._visible:
+            if len(self._visible) == _MOST_MASKS:
+                del self._visible[next(iter(self._visible))]
             visible = visible_keys(call, self._queries.at(device))
             rows = visible[self._key_run.at(device), :, self._key_place.at(device)] & ~self._missing.at(device)
             # The mask is kept with them, so that no other can get its identity.

@@ -21,7 +21,6 @@ from engine.capture.forward import capture_batch
 from engine.capture.grouping import batches_of
 from engine.capture.host_copies import HostCopies
 from engine.capture.lens import Lens
-from engine.capture.overflow import naming_overflow
 from engine.capture.part import PartCollector, SampleSource, batch_item
 from engine.capture.prefetch import prefetch
 from engine.capture.prefix_reuse import ONCE
@@ -32,6 +31,7 @@ from engine.capture.thumbnails import make_thumbnail
 from engine.cores import usable_cores
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import LoadedModel
+from engine.models.overflow import naming_overflow
 from engine.models.prepare import PreparedImage, Preparer
 from engine.plan import Plan, PlannedPart
 from engine.sources import ImageReader, ImageRecord, LoadedImage, UnreadableImage, load_image
@@ -80,6 +80,8 @@ class Extraction:
     prefix_pass
         How the prefix that prompts of an image share is run: once, if :data:`ONCE`; anything else says why it is run
         with every prompt.
+    when_full
+        Advice where a batch does not fit the device.
     """
 
     store: Path
@@ -94,6 +96,7 @@ class Extraction:
     rank: int = 0
     world_size: int = 1
     prefix_pass: str = "with every prompt"
+    when_full: str = "run the same command again with a smaller --batch-size; finished parts are kept."
 
     @property
     def probe(self) -> Probe:
@@ -265,8 +268,8 @@ class _Model:
         longest = max(len(item.layout) for item in items)
         return naming_overflow(
             f"{what} of up to {longest} tokens",
-            self._extraction.loaded.device,
-            "run the same command again with a smaller --batch-size; finished parts are kept.",
+            self._extraction.loaded.devices,
+            self._extraction.when_full,
         )
 
     @property

@@ -52,9 +52,12 @@ class HostCopies:
         if rows.device.type != "cuda":
             return rows.cpu()
         host = self._place(rows)
-        stream = self._streams.setdefault(rows.device, torch.cuda.Stream(rows.device))
+        if rows.device not in self._streams:
+            self._streams[rows.device] = torch.cuda.Stream(rows.device)
+        stream = self._streams[rows.device]
         stream.wait_stream(torch.cuda.current_stream(rows.device))
-        with torch.cuda.stream(stream):
+        # Without the device, leaving the stream would go back to GPU 0, and take memory there, for the context, too.
+        with torch.cuda.device(rows.device), torch.cuda.stream(stream):
             host.copy_(rows, non_blocking=True)
         # The caller lets go of the rows before they are copied; their memory must not be given away until then.
         rows.record_stream(stream)

@@ -14,7 +14,6 @@ from engine.capture.attention_checks import check_attention
 from engine.capture.checks import FURTHER_PROMPTS, check_image_rows, check_prompt_dependence
 from engine.capture.extraction import Extraction, extract_parts
 from engine.capture.lens import Lens
-from engine.capture.overflow import naming_overflow
 from engine.capture.prefix_reuse import ONCE, choose_prefix_pass
 from engine.capture.ranks import Rank, find_local_rank, find_rank, share_cores
 from engine.cli.console import printable
@@ -27,6 +26,7 @@ from engine.errors import StrataError
 from engine.inputs import name_few
 from engine.models.checkpoint import Checkpoint
 from engine.models.load import load_model
+from engine.models.overflow import naming_overflow
 from engine.models.prepare import PreparedImage, Preparer
 from engine.models.tables import model_tables
 from engine.sources import UnreadableImage, load_image
@@ -122,7 +122,7 @@ def _prepare(planned: Planned, options: RunOptions, store: Path, rank: Rank, *, 
     )
     with naming_overflow(
         "a check of the model on the first image",
-        loaded.device,
+        loaded.devices,
         "free its memory, choose a 16-bit --dtype or another --device; finished parts are kept.",
     ):
         extraction = _checked(extraction, planned)

@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from engine.errors import StrataError, UsageError
 from engine.models.checkpoint import Checkpoint, first_line
+from engine.models.overflow import naming_overflow
 
 __all__ = ["LanguageModel", "LoadedModel", "choose_device", "load_model"]
 
@@ -56,6 +57,11 @@ class LoadedModel:
     dtype: str
 
     @property
+    def devices(self) -> str:
+        """The devices that hold its weights, for messages."""
+        return ", ".join(sorted({str(parameter.device) for parameter in self.model.parameters()}))
+
+    @property
     def attention_kernel(self) -> str:
         """The attention implementation of the language model, for example ``sdpa``."""
         return str(self.language.config._attn_implementation)
@@ -92,20 +98,20 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None,
         placement = {"device_map": "auto" if spread else {"": target}}
     pinned = {"revision": checkpoint.commit} if checkpoint.commit else {}
     try:
-        reading: Any = AutoModelForImageTextToText.from_pretrained(
-            checkpoint.location,
-            dtype=torch_dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **pinned,
-            **placement,
-        )
-    except torch.OutOfMemoryError as error:
-        raise StrataError(
-            f"the weights of {checkpoint.model_id} in {dtype} do not fit {target}: choose a 16-bit --dtype, leave "
-            "--device out to spread them over all GPUs, or free the GPU."
-        ) from error
+        with naming_overflow(
+            f"{checkpoint.model_id} in {dtype}",
+            str(target),
+            "choose a 16-bit --dtype, leave --device out to spread it over all GPUs, or free the GPU.",
+        ):
+            reading: Any = AutoModelForImageTextToText.from_pretrained(
+                checkpoint.location,
+                dtype=torch_dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **pinned,
+                **placement,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise StrataError(
             f"cannot load the weights of {checkpoint.location}: {first_line(error)} "
@@ -195,5 +201,10 @@ def _weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 
 
 def _free_bytes(device: torch.device) -> float:
-    free, _ = torch.cuda.mem_get_info(device)
+    try:
+        free, _ = torch.cuda.mem_get_info(device)
+    except RuntimeError as error:  # the first that a full or reserved GPU is asked
+        raise StrataError(
+            f"{device} is not usable ({first_line(error)}): free it, or choose another with --device."
+        ) from error
     return _GPU_SHARE * free

@@ -1,5 +1,7 @@
 """Captured attention, norms and outputs against eager attention and brute force, alone, padded and in 16 bits."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -221,6 +223,34 @@ def test_blocks_are_listened_to_only_for_what_is_kept_of_them(monkeypatch: pytes
     probe = EVERYTHING._replace(tensor_blocks={"attention": (2,), "attention-mass": (2, 4)})
     assert capture_batch(loaded_model(), [make_item(0, 5)], probe, pad_id=0).problems == (None,)
     assert (attended, probe.attended_blocks) == ([2, 4], (2, 4))
+
+
+def test_a_mask_of_each_blocks_own_changes_nothing_and_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate gives one to every block that is not on the first GPU."""
+    blocks = tuple(range(1, 9))
+    probe = EVERYTHING._replace(layers=(), residual=False, block_count=len(blocks), blocks=blocks, mass=False)
+    loaded = loaded_model("float32", TinyShape(blocks=len(blocks)))
+    items = [make_item(seed, length) for seed, length in enumerate((3, 11, 6))]
+    shared = capture_batch(loaded, items, probe, pad_id=0).block_rows
+    masks: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def listen(self: BlockCollector, call: AttentionCall) -> None:
+        assert call.mask is not None
+        mask = call.mask.clone()
+        masks.append(weakref.ref(mask))
+        attend(self, call._replace(mask=mask))
+        del mask
+        alive.append(sum(mask() is not None for mask in masks))
+
+    attend = BlockCollector._attend
+    monkeypatch.setattr(BlockCollector, "_attend", listen)
+    own = capture_batch(loaded, items, probe, pad_id=0).block_rows
+    assert alive == [1, 2, 3, 4, 4, 4, 4, 4]
+    assert shared is not None
+    assert own is not None
+    for name, values in shared.key.items():
+        assert all(torch.equal(*pair) for pair in zip(values, own.key[name], strict=True)), name
 
 
 @pytest.mark.parametrize("where", ["attention", "attention_mass", "attention_output", "mlp_output"])

@@ -126,6 +126,8 @@ class Device:
         monkeypatch.setattr(torch.cuda, "Stream", self._make)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self.model)
         monkeypatch.setattr(torch.cuda, "stream", self._choose)
+        monkeypatch.setattr(torch.cuda, "device", self._enter)
+        self.current: torch.device | None = None
         copy = torch.Tensor.copy_
 
         def copy_(target: torch.Tensor, source: object, non_blocking: bool = False) -> torch.Tensor:
@@ -142,7 +144,14 @@ class Device:
         return self.made[-1]
 
     @contextmanager
+    def _enter(self, device: torch.device) -> Iterator[None]:
+        self.current = device
+        yield
+        self.current = None
+
+    @contextmanager
     def _choose(self, stream: Stream) -> Iterator[None]:
+        assert self.current == self.kind, "leaving a stream makes the device current that was so before"
         self.chosen = stream
         yield
         self.chosen = None
@@ -166,24 +175,56 @@ def test_copies_go_on_their_own_stream_beside_the_model(monkeypatch: pytest.Monk
     assert all(torch.equal(mine, own) for mine, own in zip(brought, values, strict=True))
 
 
-@pytest.mark.skipif(
+on_a_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="needs a CUDA device to copy from; packing and the order of streams are tested without one",
+    reason="needs a CUDA device, named by STRATA_TEST_GPU; packing and the order of streams are tested without one",
 )
+
+_CYCLES = 200_000_000  # of a GPU's clock: a tenth of a second, in which all that does not wait is long over
+
+
+@on_a_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+@torch.inference_mode()
 def test_copies_are_packed_and_equal(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(host_copies, "_FIRST_BYTES", 2**13)
     monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 2**16)
     copies = HostCopies()
     expected, brought = [], []
-    # Rows are given up at once; the sizes fit a block together, alone, and not at all.
+    # The sizes fit a block together, alone, and not at all.
     for size in (0, 1, 1000, 3000, 5, 40_000, 7) * 20:
         rows = torch.randn(size, 3, device="cuda").to(dtype)
         expected.append(rows.clone())
         brought.append(copies.bring(rows))
-        del rows
-        torch.randn(1000, 3, device="cuda")
     copies.wait()
     for mine, theirs in zip(brought, expected, strict=True):
         assert mine.is_pinned() or not mine.numel()
         assert torch.equal(mine, theirs.cpu())
+
+
+@on_a_gpu
+@torch.inference_mode()
+def test_a_copy_waits_for_the_rows_to_be_computed() -> None:
+    values, copies = torch.randn(1000, 3, device="cuda"), HostCopies()
+    rows = torch.zeros_like(values)
+    torch.cuda._sleep(_CYCLES)
+    rows.copy_(values)
+    brought = copies.bring(rows)
+    copies.wait()
+    assert torch.equal(brought, values.cpu())
+
+
+@on_a_gpu
+@torch.inference_mode()
+def test_rows_that_are_let_go_stay_until_they_are_copied() -> None:
+    values, copies = torch.randn(1000, 3, device="cuda"), HostCopies()
+    copies.bring(values)
+    with torch.cuda.stream(copies._streams[values.device]):
+        torch.cuda._sleep(_CYCLES)
+    rows = values.clone()
+    brought = copies.bring(rows)
+    del rows
+    overwriting = [torch.full_like(values, -1) for _ in range(10)]  # one of them gets what is free
+    copies.wait()
+    assert torch.equal(brought, values.cpu())
+    assert len(overwriting) == 10

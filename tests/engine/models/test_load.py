@@ -26,6 +26,13 @@ def test_a_model_has_the_weights_of_the_file_in_the_dtype_asked_for(checkpoint: 
     assert (loaded.device, loaded.dtype) == (torch.device("cpu"), dtype)
 
 
+def test_all_devices_of_a_model_are_named(checkpoint: Checkpoint) -> None:
+    loaded = load_model(checkpoint, dtype="float32", device="cpu")
+    assert loaded.devices == "cpu"
+    loaded.language.blocks[1].to("meta")
+    assert loaded.devices == "cpu, meta"
+
+
 def test_numbers_do_not_depend_on_what_a_gpu_would_choose(checkpoint: Checkpoint) -> None:
     """float32 is not rounded to TF32, and SDPA never takes the kernel in which padding becomes NaN."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
@@ -128,8 +135,18 @@ def test_a_model_larger_than_one_gpu_is_spread_over_all(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
     monkeypatch.setattr("engine.models.load.AutoModelForImageTextToText.from_pretrained", remember)
-    with pytest.raises(StrataError, match=r"do not fit cuda:1: choose a 16-bit --dtype"):
+    with pytest.raises(StrataError, match=r"in float16 does not fit cuda:1: choose a 16-bit --dtype"):
         load_model(checkpoint, dtype="float16", local_rank=1)
     assert asked["device_map"] == expected
     assert asked["use_safetensors"] is True
     assert asked["trust_remote_code"] is False
+
+
+def test_a_gpu_that_cannot_be_asked_is_named(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_device: torch.device) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    with pytest.raises(StrataError, match=r"cuda:0 is not usable \(CUDA error: out of memory\): free it, or choose"):
+        load_model(checkpoint, dtype="float16")

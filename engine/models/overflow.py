@@ -9,17 +9,20 @@ from engine.errors import StrataError
 
 __all__ = ["naming_overflow"]
 
+# What a full GPU says where it is not torch's allocator that asks it, but CUDA itself, cuBLAS or cuSOLVER.
+_SIGNS = ("out of memory", "ALLOC_FAILED")
+
 
 @contextmanager
-def naming_overflow(what: str, device: torch.device, advice: str) -> Iterator[None]:
+def naming_overflow(what: str, where: str, advice: str) -> Iterator[None]:
     """Turn the error of a full device into a message.
 
     Parameters
     ----------
     what
         Begins the message: what is tried.
-    device
-        Where.
+    where
+        The device, or several.
     advice
         Ends it: the next step.
 
@@ -30,5 +33,7 @@ def naming_overflow(what: str, device: torch.device, advice: str) -> Iterator[No
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise StrataError(f"{what} does not fit {device}: {advice}") from error
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)):
+            raise
+        raise StrataError(f"{what} does not fit {where}: {advice}") from error
