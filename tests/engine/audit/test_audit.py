@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import zarr
 from click.testing import CliRunner
 
@@ -386,17 +385,3 @@ def test_other_libraries_are_noted(spoilt: Extracted) -> None:
     audit = spoilt.audit("--samples", 2)
     assert audit.exit_code == 0, audit.text
     assert audit.text.count("note: extracted with torch 1.0, audited with ") == 1
-
-
-def test_what_does_not_fit_the_device_says_what_helps_an_audit(
-    extract: ExtractOnce, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_arguments: object, **_keywords: object) -> None:
-        raise torch.OutOfMemoryError
-
-    store = extract()
-    monkeypatch.setattr("engine.capture.extraction.capture_batch", full)
-    audit = store.audit()
-    assert audit.exit_code == 1
-    assert re.search(r"does not fit cpu: free its memory, or audit on another --device\.", audit.text), audit.text
-    assert "--batch-size" not in audit.text
