@@ -92,17 +92,19 @@ def load_model(checkpoint: Checkpoint, *, dtype: str, device: str | None = None,
     _leave_out_cudnn_attention()
     torch_dtype = getattr(torch, dtype)
     placement: dict[str, Any] = {}
+    where, advice = (
+        str(target),
+        "choose a 16-bit --dtype, leave --device out to spread it over all GPUs, or free the GPU.",
+    )
     if target.type == "cuda":
         # Weights go straight to the GPU: through host memory, each process of a node would need room for all of them.
         spread = device is None and _weight_bytes(checkpoint, torch_dtype) > _free_bytes(target)
         placement = {"device_map": "auto" if spread else {"": target}}
+        if spread:
+            where, advice = "the GPUs seen here", "choose a 16-bit --dtype, make more visible, or free them."
     pinned = {"revision": checkpoint.commit} if checkpoint.commit else {}
     try:
-        with naming_overflow(
-            f"{checkpoint.model_id} in {dtype}",
-            str(target),
-            "choose a 16-bit --dtype, leave --device out to spread it over all GPUs, or free the GPU.",
-        ):
+        with naming_overflow(f"{checkpoint.model_id} in {dtype}", where, advice):
             reading: Any = AutoModelForImageTextToText.from_pretrained(
                 checkpoint.location,
                 dtype=torch_dtype,

@@ -1,7 +1,8 @@
 """Hidden states in the layouts that people use without a store, and how each gives one layer of all samples.
 
-One ``torch.save`` per sample holds all layers together, so a layer costs the whole file. One SQLite row per sample and
-layer holds a ``torch.save`` blob: VLM-Lens writes its activations so, and its loaders take every row of the table.
+One ``torch.save`` per sample holds all layers together, so a layer costs the whole file, unless that is mapped. One
+SQLite row per sample and layer holds a ``torch.save`` blob: VLM-Lens writes its activations so, and its loaders take
+every row of the table.
 """
 
 import io
@@ -23,7 +24,7 @@ def load_layer(paths: Sequence[Path], layer: int) -> list[torch.Tensor]:
 
 def map_layer(paths: Sequence[Path], layer: int) -> list[torch.Tensor]:
     """States (token, dim) of a layer from the same files, of which only what is looked at is read."""
-    return [torch.load(path, mmap=True)["hidden_states"][layer].clone() for path in paths]
+    return [torch.load(path, mmap=True)["hidden_states"][layer] for path in paths]
 
 
 def save_rows(paths: Sequence[Path], database: Path) -> None:

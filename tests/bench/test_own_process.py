@@ -9,7 +9,7 @@ import torch
 
 from tests.bench.own_process import own_processes
 
-THREADS = 3  # other than any default of a machine with one or two cores
+THREADS = 3  # other than the tests' own
 
 
 def _note(path: Path) -> bytearray:

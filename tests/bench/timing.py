@@ -1,7 +1,7 @@
 """Times of several ways of doing the same thing, taken in turns so that a busy machine slows all of them alike.
 
-Every contestant runs once unmeasured before the first round: libraries are imported, and files lie in the page cache
-unless they are cleared from it.
+Every contestant runs once before the first round: libraries are imported, and files lie in the page cache unless they
+are cleared from it.
 Rounds go through them in the orders of a Williams square, because what one leaves behind, freed memory above all, the
 next one pays for: there each one follows every other equally often (E. J. Williams 1949).
 """
@@ -55,8 +55,8 @@ def take_turns(
     clear
         Called after each run, outside of its time: removes what it wrote, or makes the machine forget what it read.
     unmeasured
-        Runs of a contestant before the measured one of each turn: these pay for what the one before left behind, where
-        that is so much that no order is fair to one that takes a fraction of the time.
+        Runs of a contestant before the measured one of each turn. What is measured then is how long it takes again and
+        again: what others have left behind is paid for, and memory that it let go a moment ago is at hand.
     """
     clear = clear or (lambda: None)
     for run in contestants.values():

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from engine.models.load import LoadedModel
 from tests.engine.audit.conftest import ExtractOnce
 
 
@@ -16,7 +17,10 @@ def test_what_does_not_fit_the_device_says_what_helps_an_audit(
 
     store = extract()
     monkeypatch.setattr("engine.capture.extraction.capture_batch", full)
+    monkeypatch.setattr(LoadedModel, "devices", "cuda:0, cuda:1")
     audit = store.audit()
     assert audit.exit_code == 1
-    assert re.search(r"does not fit cpu: free its memory, or audit on another --device\.", audit.text), audit.text
+    assert re.search(r"does not fit cuda:0, cuda:1: free its memory, or audit on another --device\.", audit.text), (
+        audit.text
+    )
     assert "--batch-size" not in audit.text

@@ -168,6 +168,7 @@ def test_copies_go_on_their_own_stream_beside_the_model(monkeypatch: pytest.Monk
         rows = Rows(device, own)
         brought.append(copies.bring(cast("torch.Tensor", rows)))
         rows.let_go(device)
+    assert len(device.made) == 1
     assert not any(torch.equal(mine, own) for mine, own in zip(brought, values, strict=True)), "nothing has run yet"
     if first == "model":
         device.model.synchronize()
@@ -206,6 +207,7 @@ def test_copies_are_packed_and_equal(monkeypatch: pytest.MonkeyPatch, dtype: tor
 @torch.inference_mode()
 def test_a_copy_waits_for_the_rows_to_be_computed() -> None:
     values, copies = torch.randn(1000, 3, device="cuda"), HostCopies()
+    copies.bring(values)  # to pin memory waits for the device
     rows = torch.zeros_like(values)
     torch.cuda._sleep(_CYCLES)
     rows.copy_(values)

@@ -122,9 +122,15 @@ def test_processes_of_a_node_take_its_gpus_in_turn(monkeypatch: pytest.MonkeyPat
     assert [choose_device(None, rank) for rank in range(4)] == [torch.device("cuda", n) for n in (0, 1, 2, 0)]
 
 
-@pytest.mark.parametrize(("free", "expected"), [(10**9, {"": torch.device("cuda", 1)}), (1000, "auto")])
+@pytest.mark.parametrize(
+    ("free", "expected", "where"),
+    [
+        (10**9, {"": torch.device("cuda", 1)}, "cuda:1: choose a 16-bit --dtype, leave --device out"),
+        (1000, "auto", "the GPUs seen here: choose a 16-bit --dtype, make more visible"),
+    ],
+)
 def test_a_model_larger_than_one_gpu_is_spread_over_all(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, free: int, expected: object
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, free: int, expected: object, where: str
 ) -> None:
     asked: dict[str, object] = {}
 
@@ -135,7 +141,7 @@ def test_a_model_larger_than_one_gpu_is_spread_over_all(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
     monkeypatch.setattr("engine.models.load.AutoModelForImageTextToText.from_pretrained", remember)
-    with pytest.raises(StrataError, match=r"in float16 does not fit cuda:1: choose a 16-bit --dtype"):
+    with pytest.raises(StrataError, match=f"in float16 does not fit {where}"):
         load_model(checkpoint, dtype="float16", local_rank=1)
     assert asked["device_map"] == expected
     assert asked["use_safetensors"] is True
