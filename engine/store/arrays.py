@@ -5,6 +5,8 @@ from typing import Any
 import xarray as xr
 
 from engine.errors import StrataError
+from engine.store.choices import layer_indices, state_layers
+from engine.store.in_memory import read_layer
 from engine.store.joined import join_parts
 from engine.store.part import Part
 
@@ -36,6 +38,33 @@ class JoinedArrays:
         those that it keeps (and ``layers`` or ``blocks`` those).
         """
         return self._joined("token", "hidden_states")
+
+    def load_layer(self, layer: int) -> xr.DataArray:
+        """Hidden states of one layer in memory: ``hidden_states.sel(layer=layer).load()`` in half the memory.
+
+        Parameters
+        ----------
+        layer
+            A stored layer number.
+
+        Returns
+        -------
+        xr.DataArray
+            (token, dim), float16 or float32 as stored, over all parts, with all coordinates of tokens. Read on all
+            cores.
+
+        Raises
+        ------
+        UsageError
+            There is no such layer.
+        StrataError
+            No part holds hidden states, or one is damaged.
+        """
+        states = self.hidden_states
+        [place] = layer_indices(state_layers(self.record["capture"]), int(layer))
+        path = "token/hidden_states"
+        values = read_layer([part for part in self.parts if path in part.manifest["arrays"]], place)
+        return states[place].copy(data=values)
 
     @property
     def unit_mean(self) -> xr.DataArray:

@@ -15,7 +15,7 @@ import zarr
 from engine.store.location import Location
 from engine.store.shard_file import ShardFile, most_encoded_bytes
 
-__all__ = ["Piece", "plan_pieces", "read_box"]
+__all__ = ["Piece", "fill_box", "plan_pieces", "read_box"]
 
 
 class Piece(NamedTuple):
@@ -91,19 +91,39 @@ def read_box(
     StrataError
         When a file is missing or damaged. A hole never reads as a value.
     """
-    assert array.shards is not None
     if any(start >= stop for start, stop in zip(starts, stops, strict=True)):
         return np.empty([max(0, stop - start) for start, stop in zip(starts, stops, strict=True)], array.dtype)
-    grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
     # Where the array ends within a chunk, that chunk is decoded whole: there is room for it behind the box.
     ends = [
         -(-stop // step) * step if stop == length else stop
         for stop, length, step in zip(stops, array.shape, array.chunks, strict=True)
     ]
     values = np.empty([end - start for start, end in zip(starts, ends, strict=True)], array.dtype)
+    fill_box(location, folder, array, starts, values)
+    return values[tuple(slice(stop - start) for start, stop in zip(starts, stops, strict=True))]
+
+
+def fill_box(location: Location, folder: str, array: zarr.Array, starts: Sequence[int], values: np.ndarray) -> None:
+    """Read the box that begins at ``starts`` and is as large as ``values`` into these.
+
+    Parameters
+    ----------
+    location, folder, array, starts
+        As of `read_box`.
+    values
+        Of the array's dtype; overwritten. They may reach beyond the array to the end of its last chunk.
+
+    Raises
+    ------
+    StrataError
+        When a file is missing or damaged. A hole never reads as a value.
+    """
+    assert array.shards is not None
+    grid = tuple(long // step for long, step in zip(array.shards, array.chunks, strict=True))
+    stops = [start + length for start, length in zip(starts, values.shape, strict=True)]
     chunk = np.empty(array.chunks, array.dtype)
     encoded = np.empty(most_encoded_bytes(chunk.nbytes), np.uint8)
-    for shard, pieces in groupby(plan_pieces(starts, ends, array.chunks, grid), key=lambda piece: piece.shard):
+    for shard, pieces in groupby(plan_pieces(starts, stops, array.chunks, grid), key=lambda piece: piece.shard):
         name = f"{folder}/c/{'/'.join(map(str, shard))}"
         with location.opened(name) as opened:
             file = ShardFile(opened, f"{location.url}/{name}", math.prod(grid))
@@ -114,4 +134,3 @@ def read_box(
                 else:
                     file.decode(piece.number, encoded, chunk)
                     target[...] = chunk[piece.source]
-    return values[tuple(slice(stop - start) for start, stop in zip(starts, stops, strict=True))]

@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 
 from engine.store.array_metadata import StoredLayout
-from engine.store.box import read_box
+from engine.store.box import fill_box, read_box
 from engine.store.checked_array import open_checked_array
 from engine.store.location import Location
 
@@ -93,6 +93,21 @@ class StoredArray:
             return box[tuple(slice(None) if isinstance(index, slice) else 0 for index in indices)]
         moved = zip(indices, origin, self.shape, strict=True)
         return np.asarray(array[tuple(_move(index, start, length) for index, start, length in moved)])
+
+    def fill(self, starts: Sequence[int], values: np.ndarray) -> None:
+        """Read the box that begins at ``starts`` and is as large as ``values`` into these.
+
+        Raises
+        ------
+        StrataError
+            When a file is missing or damaged.
+        """
+        array = _open(self.location, self.folder, self.path, self.version, self.expected)
+        if array.shards is not None and self.location.is_local:
+            fill_box(self.location, f"{self.folder}/{self.path}", array, starts, values)
+        else:
+            lengths = zip(starts, values.shape, strict=True)
+            values[...] = array[tuple(slice(start, start + length) for start, length in lengths)]
 
     def dask(self, chunks: Sequence[int]) -> da.Array:
         """Make a Dask array with these chunk lengths, clipped to the array."""

@@ -86,14 +86,6 @@ def test_contestants_take_turns_after_warming_up(monkeypatch: pytest.MonkeyPatch
     assert times.best("a") == times.best("b") == "10.00 s", "without the clearing"
 
 
-def test_unmeasured_runs_come_before_each_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(calls.append("|") or len(calls) ** 2))
-    contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
-    take_turns(contestants, rounds=2, clear=lambda: calls.append("-"), unmeasured=1)
-    assert "".join(calls) == "a-b-" + "a-|a|-b-|b|-" + "b-|b|-a-|a|-"
-
-
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
 def test_each_contestant_follows_every_other_equally_often(count: int) -> None:
     rounds = count * (1 + count % 2)

@@ -38,11 +38,7 @@ class Times:
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    clear: Callable[[], object] | None = None,
-    unmeasured: int = 0,
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int, clear: Callable[[], object] | None = None
 ) -> Times:
     """Run all contestants once to warm up, then ``rounds`` times in turns, each time in another order.
 
@@ -54,9 +50,6 @@ def take_turns(
         At least 1.
     clear
         Called after each run, outside of its time: removes what it wrote, or makes the machine forget what it read.
-    unmeasured
-        Runs of a contestant before the measured one of each turn. What is measured then is how long it takes again and
-        again: what others have left behind is paid for, and memory that it let go a moment ago is at hand.
     """
     clear = clear or (lambda: None)
     for run in contestants.values():
@@ -66,9 +59,6 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in (names[place] for place in _order(len(names), turn)):
-            for _ in range(unmeasured):
-                contestants[name]()
-                clear()
             began = time.perf_counter()
             contestants[name]()
             seconds[name].append(time.perf_counter() - began)
