@@ -61,7 +61,7 @@ class JoinedArrays:
             No part holds hidden states, or one is damaged.
         """
         states = self.hidden_states
-        [place] = layer_indices(state_layers(self.record["capture"]), int(layer))
+        [place] = layer_indices(state_layers(self.record["capture"]), [layer])
         path = "token/hidden_states"
         values = read_layer([part for part in self.parts if path in part.manifest["arrays"]], place)
         return states[place].copy(data=values)

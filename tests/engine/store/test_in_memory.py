@@ -56,7 +56,7 @@ def test_stores_of_other_machines_are_read_through_zarr(tmp_path: Path) -> None:
         memory.rm("/layers", recursive=True)
 
 
-@pytest.mark.parametrize("layer", [1, -1, 6])
+@pytest.mark.parametrize("layer", [1, -1, 6, 2.5])
 def test_a_layer_that_is_not_stored_is_wrong_usage(tmp_path: Path, layer: int) -> None:
     store = open_store(tiny_store(tmp_path / "store", layers=LAYERS, images=2).path)
     with pytest.raises(UsageError, match=rf"layer {layer} is not stored: stored are 0, 2, 5"):
