@@ -9,8 +9,8 @@ from engine.errors import StrataError
 
 __all__ = ["naming_overflow"]
 
-# What is said where it is not torch's allocator of a GPU that asks: by CUDA itself, by cuBLAS or cuSOLVER, by the host.
-_SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+# What a full GPU says where it is not torch's allocator that asks it, but CUDA itself, cuBLAS or cuSOLVER.
+_SIGNS = ("out of memory", "ALLOC_FAILED")
 
 
 @contextmanager

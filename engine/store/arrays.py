@@ -6,7 +6,7 @@ import xarray as xr
 
 from engine.errors import StrataError
 from engine.store.choices import layer_indices, state_layers
-from engine.store.in_memory import read_layer
+from engine.store.in_memory import read_leading
 from engine.store.joined import join_parts
 from engine.store.part import Part
 
@@ -42,6 +42,8 @@ class JoinedArrays:
     def load_layer(self, layer: int) -> xr.DataArray:
         """Hidden states of one layer in memory: ``hidden_states.sel(layer=layer).load()`` in half the memory.
 
+        Of a store on another machine, each thread also holds a few chunks of 4 MiB.
+
         Parameters
         ----------
         layer
@@ -50,8 +52,8 @@ class JoinedArrays:
         Returns
         -------
         xr.DataArray
-            (token, dim), float16 or float32 as stored, over all parts, with all coordinates of tokens. Read on all
-            cores.
+            (token, dim), float16 or float32 as stored, over all parts, with all coordinates of tokens. Read by as
+            many threads as there are cores.
 
         Raises
         ------
@@ -62,9 +64,7 @@ class JoinedArrays:
         """
         states = self.hidden_states
         [place] = layer_indices(state_layers(self.record["capture"]), [layer])
-        path = "token/hidden_states"
-        values = read_layer([part for part in self.parts if path in part.manifest["arrays"]], place)
-        return states[place].copy(data=values)
+        return states[place].copy(data=read_leading(self.parts, "token/hidden_states", place))
 
     @property
     def unit_mean(self) -> xr.DataArray:

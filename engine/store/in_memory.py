@@ -11,48 +11,55 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from engine.cores import usable_cores
+from engine.errors import StrataError
 from engine.store.layout import ArrayShape
 from engine.store.part import Part
 
-__all__ = ["read_layer"]
+__all__ = ["read_leading"]
 
 _WINDOW_BYTES = 2**25
-"""Of what one thread reads at a time: more than a chunk, because each window opens its file anew."""
+"""Most that one thread reads at a time: more than a chunk, because each window opens its file anew."""
 
 
-def read_layer(parts: Sequence[Part], place: int) -> np.ndarray:
-    """Read one layer of hidden states.
+def read_leading(parts: Sequence[Part], path: str, place: int) -> np.ndarray:
+    """Read one layer of an array of tokens, or one block.
 
     Parameters
     ----------
     parts
-        At least one, all of which hold hidden states.
+        Those that hold the array are read; there is one.
+    path
+        Group and name: ``token/hidden_states``.
     place
-        Of the layer among those that are stored.
+        Of the layer along the leading axis.
 
     Returns
     -------
     np.ndarray
-        (token, dim), float16 or float32 as stored, the parts' tokens one after the other.
+        (token, dim), of the stored dtype, the parts' tokens one after the other.
 
     Raises
     ------
     StrataError
-        When a file is missing or damaged.
+        When a file is missing or damaged, or parts differ in dtype.
     """
-    path = "token/hidden_states"
-    stored = [part.stored(path) for part in parts]
+    holding = [part for part in parts if path in part.manifest["arrays"]]
+    stored = [part.stored(path) for part in holding]
+    if len({array.dtype for array in stored}) > 1:
+        raise StrataError(f"parts of {parts[0].url} hold {path} in several dtypes: strata verify says which are wrong")
     ends = np.cumsum([array.shape[1] for array in stored]).tolist()
     values = np.empty((ends[-1], stored[0].shape[2]), stored[0].dtype)
+    local = all(array.location.is_local for array in stored)
+    # Of files far away zarr makes copies of what it reads, and many are waited for at once: hence single chunks.
+    most = min(_WINDOW_BYTES, values.nbytes // (2 * usable_cores())) if local else 1
     windows = []
-    for part, array, end in zip(parts, stored, ends, strict=True):
-        tokens = array.shape[1]
-        entry = part.manifest["arrays"][path]
+    for part, array, end in zip(holding, stored, ends, strict=True):
+        tokens, entry = array.shape[1], part.manifest["arrays"][path]
         chunk = ArrayShape(path, tuple(entry["dims"]), array.shape, entry["dtype"]).chunk_plan.inner
-        step = chunk[1] * max(1, _WINDOW_BYTES // (math.prod(chunk) * array.dtype.itemsize))
+        step = chunk[1] * max(1, most // (math.prod(chunk) * array.dtype.itemsize))
         own = values[end - tokens : end]
         windows += [(array, start, own[None, start : start + step]) for start in range(0, tokens, step)]
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores() if local else None) as pool:
         for _ in pool.map(lambda window: window[0].fill((place, window[1], 0), window[2]), windows):
             pass
     return values

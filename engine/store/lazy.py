@@ -95,7 +95,14 @@ class StoredArray:
         return np.asarray(array[tuple(_move(index, start, length) for index, start, length in moved)])
 
     def fill(self, starts: Sequence[int], values: np.ndarray) -> None:
-        """Read the box that begins at ``starts`` and is as large as ``values`` into these.
+        """Read a box into memory that is there already.
+
+        Parameters
+        ----------
+        starts
+            Where it begins, along each axis.
+        values
+            As large as the box, of the array's dtype; overwritten.
 
         Raises
         ------
@@ -103,10 +110,11 @@ class StoredArray:
             When a file is missing or damaged.
         """
         array = _open(self.location, self.folder, self.path, self.version, self.expected)
+        places = [start + first for start, first in zip(starts, self.origin or (0,) * self.ndim, strict=True)]
         if array.shards is not None and self.location.is_local:
-            fill_box(self.location, f"{self.folder}/{self.path}", array, starts, values)
+            fill_box(self.location, f"{self.folder}/{self.path}", array, places, values)
         else:
-            lengths = zip(starts, values.shape, strict=True)
+            lengths = zip(places, values.shape, strict=True)
             values[...] = array[tuple(slice(start, start + length) for start, length in lengths)]
 
     def dask(self, chunks: Sequence[int]) -> da.Array:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.cores import usable_cores
 from engine.store import open_store
 from tests.bench.own_process import own_processes
 from tests.bench.peer_layouts import load_layer, map_layer, query_layer, save_rows, select_layer
@@ -90,7 +91,7 @@ def _rows_of_table(what: str, times: Times) -> Iterator[Row]:
 
 
 def _here(times: Times) -> str:
-    return f"here {times.best('store')} with opening the store, on all cores"
+    return f"here {times.best('store')} with opening the store, on {usable_cores()} cores"
 
 
 def _forget(files: Sequence[Path]) -> None:

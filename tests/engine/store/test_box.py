@@ -40,6 +40,9 @@ def test_boxes_are_what_zarr_reads(part: Part, monkeypatch: pytest.MonkeyPatch) 
     window = stored.window(1, 2, tokens - 1)
     np.testing.assert_array_equal(window[...], expected[:, 2 : tokens - 1])
     np.testing.assert_array_equal(window[3:4, 1:3, :], expected[3:4, 3:5])
+    filled = np.empty((1, 2, dim), expected.dtype)
+    window.fill((3, 1, 0), filled)
+    np.testing.assert_array_equal(filled, expected[3:4, 3:5])
 
 
 def test_single_layers_are_boxes_too(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,17 +12,18 @@ import xarray as xr
 
 from engine.errors import StrataError, UsageError
 from engine.store import Store, in_memory, layout, open_store
+from engine.store.in_memory import read_leading
 from tests.engine.store.builders import tiny_store
 
 LAYERS = [0, 2, 5]
 
 
-@pytest.fixture(params=["a window is a chunk", "several chunks", "all of a part"])
+@pytest.fixture(params=["a window is a chunk", "several chunks", "as many as may be"])
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of several chunks and files, read in windows of this size."""
     monkeypatch.setattr(layout, "INNER_CHUNK_BYTES", 5 * 128 * 2)
     monkeypatch.setattr(layout, "SHARD_BYTES", 3000)
-    sizes = {"a window is a chunk": 1, "several chunks": 3000, "all of a part": 2**25}
+    sizes = {"a window is a chunk": 1, "several chunks": 3000, "as many as may be": 2**25}
     monkeypatch.setattr(in_memory, "_WINDOW_BYTES", sizes[request.param])
 
 
@@ -94,3 +95,12 @@ def test_no_second_copy_of_the_layer_is_held(tmp_path: Path, monkeypatch: pytest
 
     assert peak(lambda store: store.load_layer(0)) < 1.3
     assert peak(lambda store: store.hidden_states.sel(layer=0).load()) > 1.8, "which is why there is another way"
+
+
+def test_parts_of_several_dtypes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tiny_store(tmp_path / "store", layers=LAYERS, images=4, parts=2).path)
+    entry = store.parts[1].manifest["arrays"]["token/hidden_states"]
+    other = {"float16": "float32", "float32": "float16"}[entry["dtype"]]
+    monkeypatch.setitem(entry, "dtype", other)
+    with pytest.raises(StrataError, match=r"parts of .* hold token/hidden_states in several dtypes: strata verify"):
+        read_leading(store.parts, "token/hidden_states", 0)
