@@ -45,8 +45,11 @@ def read_leading(parts: Sequence[Part], path: str, place: int) -> np.ndarray:
     """
     holding = [part for part in parts if path in part.manifest["arrays"]]
     stored = [part.stored(path) for part in holding]
-    if len({array.dtype for array in stored}) > 1:
-        raise StrataError(f"parts of {parts[0].url} hold {path} in several dtypes: strata verify says which are wrong")
+    if len(dtypes := {str(array.dtype) for array in stored}) > 1:
+        raise StrataError(
+            f"parts of {parts[0].url} hold {path} as {' and '.join(sorted(dtypes))}, but a store has one dtype: a manifest "
+            "was changed; delete that part's manifest, and strata extract does it again"
+        )
     ends = np.cumsum([array.shape[1] for array in stored]).tolist()
     values = np.empty((ends[-1], stored[0].shape[2]), stored[0].dtype)
     local = all(array.location.is_local for array in stored)

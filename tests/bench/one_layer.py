@@ -20,7 +20,7 @@ from tests.bench.usual_script import save_samples
 
 __all__ = ["run"]
 
-WORKERS = 2
+TORCH_THREADS = 2
 
 
 def run(folder: Path, *, quick: bool) -> Iterator[Row]:
@@ -52,13 +52,13 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
     }
     _check_same_states([*files_ways.values(), *table_ways.values()])
     what = f"one layer of {layers} over {samples} samples"
-    with own_processes(files_ways, WORKERS) as processes:
+    with own_processes(files_ways, TORCH_THREADS) as processes:
         read = [*files, *(file for file in path.rglob("*") if file.is_file())]
         os.sync()  # what waits to be written stays in memory
         uncached = take_turns(processes, rounds=rounds, clear=lambda: _forget(read))
         yield from _rows_of_files(f"{what}, from the disk", uncached)
         yield from _rows_of_files(f"{what}, in the page cache", take_turns(processes, rounds=rounds))
-    with own_processes(table_ways, WORKERS) as processes:
+    with own_processes(table_ways, TORCH_THREADS) as processes:
         yield from _rows_of_table(what, take_turns(processes, rounds=rounds))
 
 

@@ -102,5 +102,5 @@ def test_parts_of_several_dtypes_are_refused(tmp_path: Path, monkeypatch: pytest
     entry = store.parts[1].manifest["arrays"]["token/hidden_states"]
     other = {"float16": "float32", "float32": "float16"}[entry["dtype"]]
     monkeypatch.setitem(entry, "dtype", other)
-    with pytest.raises(StrataError, match=r"parts of .* hold token/hidden_states in several dtypes: strata verify"):
+    with pytest.raises(StrataError, match=r"parts of .* hold token/hidden_states as float16 and float32, but a store"):
         read_leading(store.parts, "token/hidden_states", 0)
