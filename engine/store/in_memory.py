@@ -47,8 +47,8 @@ def read_leading(parts: Sequence[Part], path: str, place: int) -> np.ndarray:
     stored = [part.stored(path) for part in holding]
     if len(dtypes := {str(array.dtype) for array in stored}) > 1:
         raise StrataError(
-            f"parts of {parts[0].url} hold {path} as {' and '.join(sorted(dtypes))}, but a store has one dtype: a manifest "
-            "was changed; delete that part's manifest, and strata extract does it again"
+            f"parts of {parts[0].url} hold {path} as {' and '.join(sorted(dtypes))}, but a store has one dtype: a "
+            "manifest was changed; delete that part's manifest, and strata extract does it again"
         )
     ends = np.cumsum([array.shape[1] for array in stored]).tolist()
     values = np.empty((ends[-1], stored[0].shape[2]), stored[0].dtype)
